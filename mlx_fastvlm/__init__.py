@@ -1,0 +1,74 @@
+"""FastVLM (Apple, CVPR 2025, arXiv 2412.13303) on MLX.
+
+The public names are imported on first use, so ``import mlx_fastvlm`` costs next to nothing.
+"""
+
+import ctypes
+import importlib
+import os
+import sys
+import types
+
+__version__ = "0.1.0"
+
+
+def _prefer_openblas():
+    """Let MLX's CPU backend on Linux find OpenBLAS, where it is installed, before its own slow BLAS.
+
+    The symbols must be global before ``mlx.core`` is first imported, so this runs on import of the package.
+    ``MLX_FASTVLM_OPENBLAS=0`` turns it off. A Mac never needs it: MLX uses Metal and Accelerate there.
+    """
+    if sys.platform != "linux" or os.environ.get("MLX_FASTVLM_OPENBLAS") == "0" or "mlx.core" in sys.modules:
+        return
+    try:
+        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        pass  # not installed: MLX falls back on the BLAS in its wheel
+
+
+_prefer_openblas()
+
+_HOME = {
+    "FastVlmConfig": "config",
+    "VisionConfig": "config",
+    "TextConfig": "config",
+    "FastViTHD": "vision",
+    "FastVlmMultiModalProjector": "projector",
+    "Qwen2Model": "language",
+    "FastVlmModel": "model",
+    "FastVlmForConditionalGeneration": "model",
+    "FastVlmModelOutputWithPast": "model",
+    "FastVlmCausalLMOutputWithPast": "model",
+    "load_image": "images",
+    "FastVlmProcessor": "processing",
+    "load": "checkpoint",
+    "make_cache": "cache",
+    "generate": "generate",
+    "stream_generate": "generate",
+    "GenerationResponse": "generate",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+class _Package(types.ModuleType):
+    """Keeps ``mlx_fastvlm.generate`` the function, though importing the submodule of that name would rebind it."""
+
+    def __setattr__(self, name, value):
+        if not (name in _HOME and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f"module 'mlx_fastvlm' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted(__all__)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,243 @@
+"""Finds a checkpoint (a folder, a hub id or "demo"), reads any layout and builds the model from it."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from . import layouts, quantization
+from .config import FastVlmConfig
+from .fusion import fuse_tower
+from .model import FastVlmForConditionalGeneration
+from .processing import FastVlmProcessor
+
+DEMO = Path(__file__).parent / "demo"
+DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
+
+# All that is ever needed of a repository: no PyTorch pickles, no code, no Core ML packages.
+_NEEDED = ("*.json", "*.safetensors", "merges.txt", "*.jinja")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def load(
+    path_or_repo: str | Path, *, dtype: str | mx.Dtype | None = None, revision: str | None = None, lazy: bool = False
+) -> tuple[FastVlmForConditionalGeneration, FastVlmProcessor]:
+    """Load a FastVLM and its processor.
+
+    Args:
+        path_or_repo: a folder, a hub id such as "apple/FastVLM-0.5B", or "demo" for the small embedded one. Apple's,
+            transformers', mlx-vlm's and this package's layouts load as they are. A folder never touches the network.
+        dtype: "float32", "bfloat16" or "float16". By default the checkpoint's own on a GPU, and float32 on a CPU,
+            where that is the fast one. The vision side never runs in float16, which overflows there: it takes
+            bfloat16 instead.
+        revision: branch, tag or commit of a hub repository.
+        lazy: leave the weights on disk until they are first used.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        OSError: a download failed.
+        ValueError: it is no FastVLM, or its files are broken.
+    """
+    folder = find_checkpoint(path_or_repo, revision)
+    config = FastVlmConfig.from_file(folder / "config.json")
+    processor = FastVlmProcessor.from_folder(folder, config)
+    model = load_model(folder, config, dtype=dtype)
+    if not lazy:
+        mx.eval(model.parameters())
+    return model, processor
+
+
+def find_checkpoint(path_or_repo: str | Path, revision: str | None = None) -> Path:
+    """The folder of a checkpoint, downloaded first if it is a hub id."""
+    name = str(path_or_repo)
+    folder = DEMO if name == "demo" else Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"{name} has no config.json; give the folder of a FastVLM checkpoint.")
+        return folder
+    if folder.exists():
+        raise FileNotFoundError(f"{name} is a file; give the folder of a FastVLM checkpoint.")
+    if not _HUB_ID.fullmatch(name):
+        raise FileNotFoundError(
+            f"{name!r} is no folder here and no hub id; give a folder, a hub id such as apple/FastVLM-0.5B, or demo."
+        )
+    return _download(name, revision)
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(_NEEDED)))
+    except GatedRepoError:
+        raise OSError(f"{repo} is gated; accept its terms on the hub and log in with `hf auth login`.") from None
+    except RepositoryNotFoundError:
+        raise FileNotFoundError(f"{repo} is no folder here, and the hub has no such model; check the name.") from None
+    except RevisionNotFoundError:
+        raise FileNotFoundError(f"{repo} has no revision {revision!r}; check the branch, tag or commit.") from None
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OSError(
+            f"{repo} could not be downloaded ({reason}); check the connection, or give a folder with its files."
+        ) from error
+
+
+def read_tensors(folder: Path) -> dict[str, mx.array]:
+    """Every tensor of a checkpoint's safetensors files, single or sharded, not yet read from disk."""
+    tensors: dict[str, mx.array] = {}
+    for path in _weight_files(folder):
+        tensors.update(_read_file(path))
+    return tensors
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise FileNotFoundError(
+                f"{folder} has no safetensors file; only that format is read, so save the model in it first."
+            )
+        return files
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{index} is not a valid index; download it again.") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise ValueError(f"{index} names {name!r}, a file outside its folder; don't trust this checkpoint.")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} lacks {len(missing)} of {len(names)} shards, first {missing[0]}; download them again."
+        )
+    return [folder / name for name in names]
+
+
+def _read_file(path: Path) -> dict[str, mx.array]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):  # checks that header and file agree, which mx.load leaves to chance
+            pass
+        return mx.load(str(path))
+    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"{path} is broken or cut off ({error}); download it again.") from None
+
+
+def load_model(
+    folder: Path, config: FastVlmConfig, *, dtype: str | mx.Dtype | None = None
+) -> FastVlmForConditionalGeneration:
+    """Build the model from a folder's tensors, folding and renaming them on the way. Nothing is computed yet."""
+    tensors, sources = _canonical(folder, config)
+    tied = _is_tied(tensors, config, folder)
+    if tied:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
+    modules = quantization.quantized_modules(tensors, config.quantization, sources)
+    missing, unexpected, misshapen = [], [], []
+    if not layouts.detect(sources.values()).folded:
+        # Folding needs plain weights. The released mlx-vlm files leave the tower alone, but it may be quantized too.
+        packed = {module: how for module, how in modules.items() if module.startswith("vision_tower.")}
+        tensors = quantization.dequantized(tensors, packed)
+        modules = {module: how for module, how in modules.items() if module not in packed}
+        prefix = "vision_tower."
+        tower = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        fused = fuse_tower(tower, config.vision_config)
+        missing = [prefix + name for name in fused.missing]
+        unexpected = [sources[prefix + name] for name in fused.unexpected]
+        misshapen = [prefix + name for name in fused.misshapen]
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+        tensors.update({prefix + name: tensor for name, tensor in fused.tensors.items()})
+    model = FastVlmForConditionalGeneration(replace(config, tie_word_embeddings=tied))
+    quantization.quantize_modules(model, modules)
+    expected = dict(tree_flatten(model.parameters()))
+    if not (missing or misshapen):
+        missing = [name for name in expected if name not in tensors]
+    else:  # what folding could not make is the consequence, not the fault
+        missing += [n for n in expected if n not in tensors and not n.startswith("vision_tower.")]
+    unexpected += [sources.get(name, name) for name in tensors if name not in expected]
+    misshapen += [
+        f"{name} {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in expected and tensor.shape != expected[name].shape
+    ]
+    _report(folder, missing=missing, unexpected=unexpected, misshapen=misshapen)
+    model.load_weights(list(_cast(tensors, _choose_dtype(dtype, tensors)).items()))
+    model.eval()
+    return model
+
+
+def _canonical(folder: Path, config: FastVlmConfig) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """A checkpoint's tensors by canonical name, channels last, and the names they had."""
+    tensors = read_tensors(folder)
+    layout = layouts.detect(tensors)
+    names = layouts.canonical_names(layout, tensors, config.vision_config)
+    if not layout.channels_last:
+        tensors = {
+            name: tensor.transpose(0, 2, 3, 1) if tensor.ndim == 4 else tensor for name, tensor in tensors.items()
+        }
+    return {new: tensors[old] for old, new in names.items()}, {new: old for old, new in names.items()}
+
+
+def _is_tied(tensors: dict[str, mx.array], config: FastVlmConfig, folder: Path) -> bool:
+    """Whether the head is the embedding. The weights decide: configs in the wild say both things of both kinds."""
+    parts = [name.removeprefix("lm_head.") for name in tensors if name.startswith("lm_head.")]
+    tied = all(_same(tensors[f"lm_head.{part}"], tensors.get(f"language_model.embed_tokens.{part}")) for part in parts)
+    if tied != config.tie_word_embeddings:
+        found = "has no lm_head of its own" if tied else "has an lm_head that differs from its embedding"
+        warnings.warn(
+            f"config.json in {folder} says tie_word_embeddings: {str(config.tie_word_embeddings).lower()}, but the "
+            f"checkpoint {found}; going by the weights.",
+            stacklevel=2,
+        )
+    return tied
+
+
+def _same(a: mx.array, b: mx.array | None) -> bool:
+    if b is None or a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    # Untied heads differ in their first rows already, which saves reading gigabytes.
+    return mx.array_equal(a[:8], b[:8]).item() and mx.array_equal(a, b).item()
+
+
+def _report(folder: Path, **problems: list[str]):
+    """One error for all that is wrong with a checkpoint's tensors: the first few of each kind, and how many."""
+    parts = [
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in problems.items()
+        if names
+    ]
+    if parts:
+        raise ValueError(
+            f"The tensors in {folder} do not fit its config.json: {'; '.join(parts)}. Download the checkpoint again, "
+            "or correct its config."
+        )
+
+
+def _choose_dtype(dtype: str | mx.Dtype | None, tensors: dict[str, mx.array]) -> mx.Dtype:
+    if dtype is None:
+        on_gpu = mx.default_device().type == mx.DeviceType.gpu
+        return tensors["language_model.norm.weight"].dtype if on_gpu else mx.float32
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen not in DTYPES.values():
+        raise ValueError(f"dtype {dtype!r} is not supported; use one of {', '.join(DTYPES)}.")
+    return chosen
+
+
+def _cast(tensors: dict[str, mx.array], dtype: mx.Dtype) -> dict[str, mx.array]:
+    """The tensors in ``dtype``, packed integers as they are, the vision side never in float16."""
+    vision_dtype = mx.bfloat16 if dtype == mx.float16 else dtype
+    vision = ("vision_tower.", "multi_modal_projector.")
+    return {
+        name: tensor.astype(vision_dtype if name.startswith(vision) else dtype)
+        if mx.issubdtype(tensor.dtype, mx.floating)
+        else tensor
+        for name, tensor in tensors.items()
+    }

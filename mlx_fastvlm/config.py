@@ -1,0 +1,265 @@
+"""What a checkpoint's ``config.json`` says, read from any layout into one form.
+
+Apple's files (``model_type: llava_qwen2``) keep the decoder's fields at the top level and name the vision tower;
+transformers' (``fast_vlm``) nest a ``text_config`` and a timm ``vision_config``. Both become :class:`FastVlmConfig`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+LLAVA_IMAGE_TOKEN = -200  # LLaVA's placeholder (IMAGE_TOKEN_INDEX): no real token, so it can clash with none
+
+
+@dataclass
+class VisionConfig:
+    """Shape of a FastViTHD tower (FastVLM paper, section 3.2; timm's ``fastvit_mci3``).
+
+    Widths and depths are listed stem side first. The tower maps a picture of (height, width) pixels, multiples of
+    :attr:`patch_size`, to (height / patch_size) x (width / patch_size) tokens of :attr:`hidden_size` channels.
+    """
+
+    layers: list[int] = field(default_factory=lambda: [2, 12, 24, 4, 2])
+    embed_dims: list[int] = field(default_factory=lambda: [96, 192, 384, 768, 1536])
+    mlp_ratios: list[float] = field(default_factory=lambda: [4, 4, 4, 4, 4])
+    token_mixers: list[str] = field(
+        default_factory=lambda: ["repmixer", "repmixer", "repmixer", "attention", "attention"]
+    )
+    pos_embs_shapes: list[list[int] | None] = field(default_factory=lambda: [None, None, None, [7, 7], [7, 7]])
+    repmixer_kernel_size: int = 3
+    down_patch_size: int = 7
+    down_stride: int = 2
+    cls_ratio: float = 2.0
+    image_size: int = 1024
+
+    def __post_init__(self):
+        stages = len(self.layers)
+        for name in ("embed_dims", "mlp_ratios", "token_mixers", "pos_embs_shapes"):
+            if len(getattr(self, name)) != stages:
+                raise ValueError(f"vision_config: {name} has {len(getattr(self, name))} entries for {stages} stages.")
+        for mixer in self.token_mixers:
+            if mixer not in ("repmixer", "attention"):
+                raise ValueError(f"vision_config: unknown token mixer {mixer!r}; use 'repmixer' or 'attention'.")
+        for before, after in zip(self.embed_dims, self.embed_dims[1:]):
+            if after not in (before, 2 * before):
+                raise ValueError(
+                    f"vision_config: embed_dims must double or stay from stage to stage, got {self.embed_dims}."
+                )
+        for width, mixer in zip(self.embed_dims, self.token_mixers):
+            if mixer == "attention" and width % self.head_dim:
+                raise ValueError(f"vision_config: an attention stage's width must be a multiple of 32, got {width}.")
+        if self.down_stride != 2 or self.cls_ratio not in (1, 2):
+            raise ValueError("vision_config: only down_stride 2 and cls_ratio 1 or 2 are supported.")
+        if self.image_size % self.patch_size:
+            raise ValueError(f"image_size must be a multiple of {self.patch_size}, got {self.image_size}.")
+
+    head_dim = 32  # FastViT's attention heads, at every width
+
+    @property
+    def downsamples(self) -> list[bool]:
+        """Per stage, whether it halves the picture first: where the width changes (the first never does)."""
+        return [before != after for before, after in zip(self.embed_dims[:1] + self.embed_dims, self.embed_dims)]
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of the image features (3072 in the released models)."""
+        return int(self.embed_dims[-1] * self.cls_ratio)
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels per token along one side (64): the stem's stride 4 times 2 for each downsampling."""
+        return 4 * 2 ** sum(self.downsamples)
+
+
+@dataclass
+class TextConfig:
+    """Shape of the Qwen2 decoder; names and defaults are transformers' ``Qwen2Config`` as FastVLM-7B sets it."""
+
+    hidden_size: int = 3584
+    intermediate_size: int = 18944
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 28
+    num_key_value_heads: int = 4
+    vocab_size: int = 152128
+    head_dim: int | None = None
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    max_position_embeddings: int = 32768
+    hidden_act: str = "silu"
+
+    def __post_init__(self):
+        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"text_config: {self.num_attention_heads} attention heads can't share "
+                f"{self.num_key_value_heads} key/value heads."
+            )
+        if self.hidden_act != "silu":
+            raise ValueError(f"text_config: hidden_act {self.hidden_act!r} is not supported; Qwen2 uses 'silu'.")
+
+
+@dataclass
+class FastVlmConfig:
+    """Configuration of a FastVLM; fields as in transformers' ``FastVlmConfig``, read from any layout.
+
+    Raises ``ValueError`` for a value that FastVLM does not support. Keys that this class does not know are kept in
+    :attr:`extra`, so that a converted checkpoint loses none.
+    """
+
+    vision_config: VisionConfig = field(default_factory=VisionConfig)
+    text_config: TextConfig = field(default_factory=TextConfig)
+    image_token_id: int = 151646
+    projector_hidden_act: str = "gelu"
+    vision_feature_select_strategy: str = "full"
+    vision_feature_layer: int = -1
+    multimodal_projector_bias: bool = True
+    tie_word_embeddings: bool = False
+    eos_token_id: list[int] = field(default_factory=list)
+    image_aspect_ratio: str = "crop"
+    dtype: str | None = None
+    quantization: dict[str, Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        if isinstance(self.vision_config, dict):
+            self.vision_config = read_vision_config(self.vision_config)
+        if isinstance(self.text_config, dict):
+            self.text_config = _pick(TextConfig, _flat_rope(self.text_config))
+        if self.vision_feature_select_strategy != "full":
+            raise ValueError(
+                f"vision_feature_select_strategy {self.vision_feature_select_strategy!r} is not supported; "
+                "FastVLM uses 'full'."
+            )
+        if self.vision_feature_layer != -1:
+            raise ValueError(f"vision_feature_layer {self.vision_feature_layer} is not supported; FastVLM uses -1.")
+        if self.image_aspect_ratio not in ("pad", "crop"):
+            raise ValueError(
+                f"image_aspect_ratio {self.image_aspect_ratio!r} is not supported; use 'pad' (Apple's files: black "
+                "bars to a square) or 'crop' (transformers' files: shortest edge, then the centre)."
+            )
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> FastVlmConfig:
+        """Read a parsed ``config.json`` of any layout; ``ValueError`` where it is not a FastVLM's."""
+        read = _READERS.get(config.get("model_type"))
+        if read is None:
+            raise ValueError(
+                f"config.json has model_type {config.get('model_type')!r}, which is not a FastVLM; "
+                f"expected one of {', '.join(map(repr, _READERS))}."
+            )
+        return read(config)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> FastVlmConfig:
+        """Read a ``config.json``; ``ValueError`` where it is not JSON or not a FastVLM's."""
+        try:
+            config = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+            raise ValueError(f"{path} is not valid JSON ({error}); download the checkpoint again.") from None
+        if not isinstance(config, dict):
+            raise ValueError(f"{path} holds no JSON object; download the checkpoint again.")
+        return cls.from_dict(config)
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Tokens of one picture at the checkpoint's own size: 256 at 1024 pixels."""
+        return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+
+
+def _pick(cls, values: dict[str, Any]):
+    """``cls`` from those of ``values`` that it has a field for; null means the default."""
+    known = {f.name for f in fields(cls)}
+    try:
+        return cls(**{k: v for k, v in values.items() if k in known and v is not None})
+    except TypeError as error:
+        raise ValueError(f"config.json does not describe a {cls.__name__} ({error}).") from None
+
+
+def _flat_rope(text: dict[str, Any]) -> dict[str, Any]:
+    """The text config with transformers 5's nested ``rope_parameters`` spread into ``rope_theta``."""
+    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise ValueError(f"rope_type {kind!r} is not supported; FastVLM's decoders use the default one.")
+    return {"rope_theta": rope.get("rope_theta"), **{k: v for k, v in text.items() if v is not None}}
+
+
+def _as_list(value) -> list[int]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def read_vision_config(vision: dict[str, Any]) -> VisionConfig:
+    """A tower's shape from Apple's ``vision_config`` or from transformers' timm wrapper (``model_args``)."""
+    architecture = vision.get("architecture", "fastvit_mci3")
+    if architecture != "fastvit_mci3":
+        raise ValueError(f"vision tower {architecture!r} is not supported; FastVLM's is 'fastvit_mci3' (FastViTHD).")
+    config = _pick(VisionConfig, {**vision, **(vision.get("model_args") or {})})
+    stated = vision.get("hidden_size")
+    if "architecture" in vision and stated is not None and stated != config.hidden_size:
+        raise ValueError(
+            f"vision_config says hidden_size {stated}, but embed_dims {config.embed_dims} give {config.hidden_size}."
+        )
+    return config
+
+
+def _read_apple(config: dict[str, Any]) -> FastVlmConfig:
+    """Apple's llava_qwen2: decoder fields on top; also mlx-vlm's, and Apple's MLX export, of the same type."""
+    tower = config.get("mm_vision_tower") or "mobileclip_l_1024"
+    size = re.search(r"_(\d+)$", tower)
+    vision = read_vision_config({"image_size": int(size[1]) if size else 1024, **(config.get("vision_config") or {})})
+    if config.get("mm_hidden_size", vision.hidden_size) != vision.hidden_size:
+        raise ValueError(
+            f"mm_hidden_size is {config['mm_hidden_size']}, but the vision tower {tower!r} gives {vision.hidden_size}."
+        )
+    projector = config.get("mm_projector_type", "mlp2x_gelu")
+    if projector != "mlp2x_gelu":
+        raise ValueError(f"mm_projector_type {projector!r} is not supported; FastVLM's is 'mlp2x_gelu'.")
+    text = config.get("text_config") or config  # mlx-vlm may nest a copy
+    return FastVlmConfig(
+        vision_config=vision,
+        text_config=_pick(TextConfig, _flat_rope({**config, **text})),
+        image_token_id=_first(config, "image_token_id", "image_token_index", default=LLAVA_IMAGE_TOKEN),
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        eos_token_id=_as_list(config.get("eos_token_id")),
+        image_aspect_ratio=config.get("image_aspect_ratio") or "pad",
+        dtype=_first(config, "dtype", "torch_dtype"),
+        quantization=config.get("quantization"),
+        extra=config,
+    )
+
+
+def _read_transformers(config: dict[str, Any]) -> FastVlmConfig:
+    """transformers' fast_vlm, and ours, which adds ``image_aspect_ratio`` and ``quantization``."""
+    text = config.get("text_config") or {}
+    tied = config.get("tie_word_embeddings") or text.get("tie_word_embeddings") or False
+    eos = config.get("eos_token_id")
+    base = FastVlmConfig(
+        vision_config=config.get("vision_config") or {},
+        text_config=text,
+        image_token_id=_first(config, "image_token_id", "image_token_index", default=151646),
+        tie_word_embeddings=bool(tied),
+        eos_token_id=_as_list(text.get("eos_token_id") if eos is None else eos),
+        dtype=_first(config, "dtype", "torch_dtype"),
+        quantization=config.get("quantization"),
+        extra=config,
+    )
+    plain = (
+        "projector_hidden_act",
+        "vision_feature_select_strategy",
+        "vision_feature_layer",
+        "multimodal_projector_bias",
+        "image_aspect_ratio",
+    )
+    return replace(base, **{name: config[name] for name in plain if config.get(name) is not None})
+
+
+def _first(config: dict[str, Any], *names: str, default=None):
+    """The first of ``names`` that the config sets."""
+    return next((config[name] for name in names if config.get(name) is not None), default)
+
+
+_READERS = {"llava_qwen2": _read_apple, "fast_vlm": _read_transformers}

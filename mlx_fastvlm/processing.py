@@ -1,0 +1,486 @@
+"""Pictures -> ``pixel_values``, messages -> token ids: what transformers' processor does, without transformers."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from PIL import Image
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.decoders import DecodeStream
+
+from .config import FastVlmConfig
+from .images import ImageSource, load_image
+
+IMAGE_MARK = "<image>"
+
+# ChatML with Qwen2's default system prompt, which FastVLM was trained with (conv_mode "qwen_2" of Apple's predict.py).
+# Used where a checkpoint brings no template of its own.
+DEFAULT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+# Qwen2's way of cutting text into words before byte-pair encoding (tokenization_qwen2, PRETOKENIZE_REGEX).
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+Messages = list[dict[str, Any]]
+
+
+@dataclass
+class ImageSettings:
+    """How pictures become ``pixel_values``.
+
+    Attributes:
+        size: side of the square, in pixels.
+        patch_size: pixels per image token along one side (64).
+        aspect_ratio: "pad" (Apple: black bars to a square) or "crop" (transformers: shortest edge, then the centre).
+        mean, std: subtracted from and divided into the values in [0, 1]; FastVLM leaves them alone with 0 and 1.
+    """
+
+    size: int = 1024
+    patch_size: int = 64
+    aspect_ratio: str = "pad"
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+
+def square(image: Image.Image, size: int, aspect_ratio: str) -> Image.Image:
+    """An RGB picture as a ``size`` x ``size`` square, bit for bit as the reference makes it (bicubic, uint8).
+
+    "pad" is LLaVA's ``expand2square`` on black, then a resize; "crop" is CLIPImageProcessor's resize of the shortest
+    edge, then its centre crop.
+    """
+    width, height = image.size
+    if aspect_ratio == "pad":
+        side = max(width, height)
+        if width != height:
+            canvas = Image.new("RGB", (side, side))
+            canvas.paste(image, ((side - width) // 2, (side - height) // 2))
+            image = canvas
+        return image.resize((size, size), Image.Resampling.BICUBIC)
+    short, long = min(width, height), max(width, height)
+    long = int(size * long / short)
+    width, height = (size, long) if width <= height else (long, size)
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+@dataclass
+class FastVlmProcessor:
+    """Tokenizer, chat template and picture settings of a checkpoint.
+
+    Attributes:
+        tokenizer: a ``tokenizers.Tokenizer``.
+        image_token_id: the id that stands for one image token in ``input_ids``.
+        eos_token_ids: every id that ends an answer.
+        pad_token_id: fills short rows of a batch.
+        image_settings: see :class:`ImageSettings`.
+        chat_template: jinja source, rendered in jinja2's sandbox.
+    """
+
+    tokenizer: Tokenizer
+    image_token_id: int
+    eos_token_ids: frozenset[int]
+    pad_token_id: int = 0
+    image_settings: ImageSettings = field(default_factory=ImageSettings)
+    chat_template: str = DEFAULT_TEMPLATE
+
+    def __post_init__(self):
+        # Special tokens are recognised by _runs alone, in the template's text and never in a user's.
+        self.tokenizer.encode_special_tokens = True
+        self._special = {
+            token.content: id for id, token in self.tokenizer.get_added_tokens_decoder().items() if token.special
+        }
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, config: FastVlmConfig) -> FastVlmProcessor:
+        """Read tokenizer, template and picture settings from a checkpoint's folder."""
+        folder = Path(folder)
+        settings = _read_json(folder / "tokenizer_config.json")
+        tokenizer = read_tokenizer(folder, settings)
+        pictures = _read_json(folder / "preprocessor_config.json")
+        normalize = pictures.get("do_normalize", True)
+        return cls(
+            tokenizer,
+            config.image_token_id,
+            _eos_token_ids(tokenizer, config, settings, _read_json(folder / "generation_config.json")),
+            tokenizer.token_to_id(_content(settings.get("pad_token")) or "<|endoftext|>") or 0,
+            ImageSettings(
+                size=_side(pictures) or config.vision_config.image_size,
+                patch_size=config.vision_config.patch_size,
+                aspect_ratio=config.image_aspect_ratio,
+                mean=tuple(pictures.get("image_mean") or (0.0,) * 3) if normalize else (0.0,) * 3,
+                std=tuple(pictures.get("image_std") or (1.0,) * 3) if normalize else (1.0,) * 3,
+            ),
+            _template(folder, settings),
+        )
+
+    # Pictures
+
+    def preprocess(self, images: ImageSource | list[ImageSource], image_size: int | None = None) -> mx.array:
+        """Pictures -> (images, size, size, 3), float32, RGB in [0, 1].
+
+        Args:
+            images: one source or a list of them (see :func:`mlx_fastvlm.load_image`).
+            image_size: side in pixels instead of the checkpoint's, a multiple of 64: fewer pixels, fewer tokens.
+        """
+        settings = self.image_settings
+        size = self.check_image_size(image_size)
+        squares = [square(load_image(image), size, settings.aspect_ratio) for image in _as_list(images)]
+        # One byte a channel goes to the device; dividing there gives the same floats as the reference.
+        pixels = mx.array(np.stack([np.asarray(image) for image in squares])).astype(mx.float32) / 255
+        if settings.mean != (0.0, 0.0, 0.0) or settings.std != (1.0, 1.0, 1.0):
+            pixels = (pixels - mx.array(settings.mean)) / mx.array(settings.std)
+        return pixels
+
+    def check_image_size(self, image_size: int | None) -> int:
+        """``image_size``, or the checkpoint's own for None; ``ValueError`` where the tower can't take it."""
+        size = self.image_settings.size if image_size is None else image_size
+        patch = self.image_settings.patch_size
+        if size < patch or size % patch:
+            raise ValueError(f"image_size must be a multiple of {patch} pixels, got {size}.")
+        return size
+
+    def num_image_tokens(self, image_size: int | None = None) -> int:
+        """Tokens of one picture: 256 at 1024 pixels."""
+        return (self.check_image_size(image_size) // self.image_settings.patch_size) ** 2
+
+    # Text
+
+    def apply_chat_template(self, messages: Messages, add_generation_prompt: bool = True) -> str:
+        """Messages -> the prompt as text, one ``<image>`` for each picture.
+
+        Args:
+            messages: dicts of ``role`` and ``content``; the content is a string, which may hold ``<image>`` marks, or
+                a list of parts: ``{"type": "text", "text": ...}`` and ``{"type": "image"}``.
+        """
+        return "".join(text for text, _ in self._render(messages, add_generation_prompt))
+
+    def encode(self, text: str, image_size: int | None = None) -> list[int]:
+        """A prompt's token ids. Special tokens in it count as such; each ``<image>`` becomes a picture's tokens."""
+        return self._ids([(text, True)], image_size)
+
+    def encode_chat(
+        self, messages: Messages, add_generation_prompt: bool = True, image_size: int | None = None
+    ) -> list[int]:
+        """Messages -> token ids.
+
+        Unlike :meth:`encode` of :meth:`apply_chat_template`'s text, what the messages say is never taken for special
+        tokens: a user who types ``<|im_end|>`` ends no turn. ``<image>`` is still a mark.
+        """
+        return self._ids(self._render(messages, add_generation_prompt), image_size)
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
+        """Token ids -> text. Image placeholders are left out."""
+        ids = [id for id in ids if id != self.image_token_id]
+        return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def detokenizer(self) -> Detokenizer:
+        """For streaming: text piece by piece, never half a character."""
+        return Detokenizer(self.tokenizer)
+
+    def __call__(
+        self,
+        text: str | list[str] | None = None,
+        images: ImageSource | list[ImageSource] | None = None,
+        padding_side: str = "left",
+        image_size: int | None = None,
+    ) -> dict[str, mx.array]:
+        """Prompts and pictures -> the model's inputs.
+
+        Args:
+            text: one prompt or several, with an ``<image>`` for each picture.
+            images: the pictures of all prompts, in reading order.
+            padding_side: where short rows are filled: "left", so that all rows end together, or "right".
+            image_size: see :meth:`preprocess`.
+
+        Returns:
+            ``input_ids`` and ``attention_mask``, both (prompts, length), int32, and ``pixel_values``,
+            (images, size, size, 3), float32; without text or without pictures, only the other.
+
+        Raises:
+            ValueError: where marks and pictures differ in number.
+        """
+        if padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}.")
+        images = [] if images is None else _as_list(images)
+        inputs = {}
+        if text is not None:
+            rows = [self.encode(prompt, image_size) for prompt in ([text] if isinstance(text, str) else text)]
+            marks = sum(row.count(self.image_token_id) for row in rows) // self.num_image_tokens(image_size)
+            check_marks(marks, len(images))
+            inputs |= self.pad(rows, padding_side)
+        if images:
+            inputs["pixel_values"] = self.preprocess(images, image_size)
+        return inputs
+
+    def pad(self, rows: list[list[int]], padding_side: str = "left") -> dict[str, mx.array]:
+        """Rows of ids -> ``input_ids`` and ``attention_mask``, both (rows, longest), int32."""
+        longest = max(map(len, rows))
+        input_ids = np.full((len(rows), longest), self.pad_token_id, np.int32)
+        mask = np.zeros((len(rows), longest), np.int32)
+        for i, row in enumerate(rows):
+            where = slice(longest - len(row), longest) if padding_side == "left" else slice(len(row))
+            input_ids[i, where] = row
+            mask[i, where] = 1
+        return {"input_ids": mx.array(input_ids), "attention_mask": mx.array(mask)}
+
+    def _render(self, messages: Messages, add_generation_prompt: bool) -> list[tuple[str, bool]]:
+        """The template's output in pieces: (text, whether the template wrote it).
+
+        The template sees stand-ins for what the messages say, so its output tells the two apart.
+        """
+        render = _compile(self.chat_template)
+        nonce = secrets.token_hex(8)  # a message can't guess it
+        said: list[str] = []
+
+        def stand_in(text: str) -> str:
+            said.append(text)
+            return f"\ue000{nonce}:{len(said) - 1}\ue001"
+
+        wants_parts = nonce not in render(messages=[{"role": "user", "content": nonce}], add_generation_prompt=False)
+        prepared = []
+        for message in messages:
+            if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+                raise ValueError('A message must be a dict with "role" and "content".')
+            parts = _parts(message["content"])
+            if wants_parts:
+                content = [p if p["type"] == "image" else {**p, "text": stand_in(p["text"])} for p in parts]
+            else:
+                content = "\n".join(IMAGE_MARK if p["type"] == "image" else stand_in(p["text"]) for p in parts)
+            prepared.append({**message, "content": content})
+        rendered = render(messages=prepared, add_generation_prompt=add_generation_prompt)
+        pieces = re.split(f"\ue000{nonce}:(\\d+)\ue001", rendered)
+        return [(said[int(piece)], False) if i % 2 else (piece, True) for i, piece in enumerate(pieces)]
+
+    def _ids(self, pieces: list[tuple[str, bool]], image_size: int | None) -> list[int]:
+        placeholders = [self.image_token_id] * self.num_image_tokens(image_size)
+        ids: list[int] = []
+        for run in self._runs(pieces):
+            if run == IMAGE_MARK:
+                ids += placeholders
+            elif isinstance(run, int):
+                ids.append(run)
+            else:
+                ids += self.tokenizer.encode(run.text, add_special_tokens=False).ids
+        return ids
+
+    def _runs(self, pieces: list[tuple[str, bool]]) -> Iterable[str | int | _Plain]:
+        """Plain text, special token ids and image marks, in order.
+
+        Plain text is joined over the borders of pieces, since a tokenizer may merge across them.
+        """
+        special = "|".join(re.escape(token) for token in sorted([*self._special, IMAGE_MARK], key=len, reverse=True))
+        plain = ""
+        for text, trusted in pieces:
+            for i, part in enumerate(re.split(f"({special if trusted else re.escape(IMAGE_MARK)})", text)):
+                if i % 2 == 0:
+                    plain += part
+                    continue
+                if plain:
+                    yield _Plain(plain)
+                    plain = ""
+                yield part if part == IMAGE_MARK else self._special[part]
+        if plain:
+            yield _Plain(plain)
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """Text without any special meaning, even if it looks like an image mark or a special token."""
+
+    text: str
+
+
+class Detokenizer:
+    """Token by token -> text, in whole characters."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._held: list[int] = []  # tokens whose text has not come out yet
+
+    def add(self, token: int) -> str:
+        """The text that this token completes; "" while a character is incomplete."""
+        self._held.append(token)
+        text = self._stream.step(self._tokenizer, token)
+        if text is None:
+            return ""
+        self._held.clear()
+        return text
+
+    def finish(self) -> str:
+        """What is still held back, without a character that will never be completed."""
+        text = self._tokenizer.decode(self._held, skip_special_tokens=True)
+        self._held.clear()
+        return text.rstrip("\ufffd")
+
+
+def check_marks(marks: int, images: int):
+    """``ValueError`` unless there are as many ``<image>`` marks as pictures."""
+    if marks != images:
+        raise ValueError(
+            f"The prompt has {marks} {IMAGE_MARK} mark{'s' * (marks != 1)} for {images} "
+            f"picture{'s' * (images != 1)}; give one mark for each picture."
+        )
+
+
+def user_message(text: str, images: int, system: str | None = None) -> Messages:
+    """One question as messages: its pictures first, as in Apple's predict.py, unless it places them itself."""
+    if IMAGE_MARK not in text:
+        text = f"{IMAGE_MARK}\n" * images + text
+    messages = [{"role": "user", "content": text}]
+    return messages if system is None else [{"role": "system", "content": system}, *messages]
+
+
+def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A message's content as parts: pictures and texts.
+
+    Marks at the beginning of a string become picture parts; the template puts its own newline after them.
+    """
+    if isinstance(content, str):
+        parts = []
+        while content.startswith(IMAGE_MARK):
+            parts.append({"type": "image"})
+            content = content.removeprefix(IMAGE_MARK).removeprefix("\n")
+        return [*parts, {"type": "text", "text": content}] if content or not parts else parts
+    if not isinstance(content, list):
+        raise ValueError(f"A message's content must be a string or a list of parts, got {type(content).__name__}.")
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("image", "text") or (kind == "text" and not isinstance(part.get("text"), str)):
+            raise ValueError('A part of a message must be {"type": "text", "text": "..."} or {"type": "image"}.')
+    return content
+
+
+def _compile(template: str):
+    """A template's render function. The sandbox keeps a stranger's template from running code."""
+    from jinja2 import TemplateError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def complain(message: str):
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = complain
+
+    def render(**values) -> str:
+        try:
+            return environment.from_string(template).render(**values)
+        except Exception as error:  # a template may fail in any way
+            raise ValueError(f"The checkpoint's chat template failed ({error}).") from None
+
+    return render
+
+
+def read_tokenizer(folder: Path, settings: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of a folder: ``tokenizer.json``, or built from Qwen2's ``vocab.json`` and ``merges.txt``."""
+    whole, vocab, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    try:
+        if whole.is_file():
+            tokenizer = Tokenizer.from_file(str(whole))
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            return tokenizer
+        if vocab.is_file() and merges.is_file():
+            return _build_tokenizer(vocab, merges, _added_tokens(folder, settings))
+    except ValueError:
+        raise
+    except Exception as error:  # `tokenizers` raises plain Exception for anything it can't parse
+        raise ValueError(f"The tokenizer files in {folder} are broken ({error}); download them again.") from None
+    raise FileNotFoundError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json and merges.txt.")
+
+
+def _build_tokenizer(vocab: Path, merges: Path, added: dict[int, AddedToken]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    for id, token in sorted(added.items()):
+        tokenizer.add_tokens([token])
+        if tokenizer.token_to_id(token.content) != id:
+            raise ValueError(
+                f"{vocab.parent}: the added token {token.content!r} should have id {id}, but the vocabulary puts it "
+                f"at {tokenizer.token_to_id(token.content)}; download the tokenizer files again."
+            )
+    return tokenizer
+
+
+def _added_tokens(folder: Path, settings: dict[str, Any]) -> dict[int, AddedToken]:
+    """Tokens beside the vocabulary by id, from ``tokenizer_config.json`` or, without it, ``added_tokens.json``."""
+    described = settings.get("added_tokens_decoder") or {}
+    if described:
+        return {
+            int(id): AddedToken(token["content"], normalized=False, special=token.get("special", True))
+            for id, token in described.items()
+        }
+    plain = _read_json(folder / "added_tokens.json")
+    return {id: AddedToken(content, normalized=False, special=True) for content, id in plain.items()}
+
+
+def _eos_token_ids(tokenizer: Tokenizer, config: FastVlmConfig, *files: dict[str, Any]) -> frozenset[int]:
+    """Every id that any of the checkpoint's files, or ChatML itself, calls the end."""
+    ids = set(config.eos_token_id)
+    contents = {"<|im_end|>", "<|endoftext|>"}
+    for settings in files:
+        ids.update(_as_list(settings.get("eos_token_id") or []))
+        contents.add(_content(settings.get("eos_token")))
+    ids.update(tokenizer.token_to_id(content) for content in contents if content)
+    return frozenset(ids - {None})
+
+
+def _template(folder: Path, settings: dict[str, Any]) -> str:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = _read_json(folder / "chat_template.json").get("chat_template") or settings.get("chat_template")
+    return template if isinstance(template, str) else DEFAULT_TEMPLATE
+
+
+def _side(pictures: dict[str, Any]) -> int | None:
+    """The square's side that a ``preprocessor_config.json`` asks for."""
+    crop = pictures.get("crop_size")
+    return crop.get("height") if isinstance(crop, dict) else crop
+
+
+def _content(token: str | dict[str, Any] | None) -> str | None:
+    """A special token's text; configs write it plain or as a dict."""
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A side file's object; a missing file is an empty one."""
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); download it again.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object; download it again.")
+    return value
+
+
+def _as_list(value) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value]

@@ -1,0 +1,245 @@
+"""FastViTHD, FastVLM's vision tower, in its inference form (FastVLM paper, section 3.2).
+
+A hybrid of convolutions and attention: a stem at stride 4, three stages of RepMixer blocks and two of self-attention,
+each stage at half the resolution of the one before, then a wide depthwise convolution with squeeze-and-excitation.
+A 1024 x 1024 picture leaves as 16 x 16 = 256 tokens of 3072 channels.
+
+Everything is channels last, and everything that can fold has been folded (see ``fusion.py``): no branches, no
+BatchNorm, no layer scale. The 1x1 convolutions, 87% of the arithmetic, are ``nn.Linear``: that is MLX's fastest
+matrix product, and the only form that can be quantized.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .config import VisionConfig
+
+
+class DepthwiseConv2d(nn.Module):
+    """A convolution of each input channel on its own, with one or two output channels for each input channel.
+
+    Args:
+        in_channels, out_channels: ``out_channels`` is ``in_channels`` or twice that; outputs 2c and 2c + 1 then see
+            input c, as in a PyTorch convolution with ``groups=in_channels``.
+        kernel_size: side of the square kernel in pixels, odd; the padding keeps (stride 1) or halves (stride 2) sizes.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, bias: bool = True):
+        super().__init__()
+        self.weight = mx.zeros((out_channels, kernel_size, kernel_size, 1))
+        if bias:
+            self.bias = mx.zeros((out_channels,))
+        self._stride = stride
+        self._padding = kernel_size // 2
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(batch, height, width, in_channels) -> (batch, height / stride, width / stride, out_channels)."""
+        channels = x.shape[-1]
+        per_input = self.weight.shape[0] // channels
+        # Metal has a fast kernel for exactly one output per group: run one such convolution for each of the two.
+        outputs = [
+            mx.conv2d(x, self.weight[i::per_input], self._stride, self._padding, groups=channels)
+            for i in range(per_input)
+        ]
+        y = outputs[0] if per_input == 1 else mx.stack(outputs, axis=-1).flatten(-2)
+        return y + self.bias if "bias" in self else y
+
+
+class Stem(nn.Module):
+    """Picture -> first features, at stride 4: a dense 3x3, a depthwise 3x3 (stride 2 each) and a 1x1."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(3, channels, kernel_size=3, stride=2, padding=1)
+        self.depthwise = DepthwiseConv2d(channels, channels, kernel_size=3, stride=2)
+        self.pointwise = nn.Linear(channels, channels)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = nn.gelu(self.conv(x))
+        x = nn.gelu(self.depthwise(x))
+        return nn.gelu(self.pointwise(x))
+
+
+class Downsample(nn.Module):
+    """Half the resolution, double the width: a 7x7 convolution with two outputs per channel, then a 1x1."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
+        super().__init__()
+        self.depthwise = DepthwiseConv2d(in_channels, out_channels, kernel_size, stride=2)
+        self.pointwise = nn.Linear(out_channels, out_channels)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = nn.gelu(self.depthwise(x))
+        return nn.gelu(self.pointwise(x))
+
+
+class ConvMlp(nn.Module):
+    """A 7x7 depthwise convolution for spatial context, then a two-layer perceptron for each pixel."""
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.conv = DepthwiseConv2d(channels, channels, kernel_size=7, bias=False)  # its bias is in fc1's
+        self.fc1 = nn.Linear(channels, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.fc2(nn.gelu(self.fc1(self.conv(x))))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all pixels, heads of 32 channels."""
+
+    def __init__(self, channels: int, head_dim: int):
+        super().__init__()
+        self.qkv = nn.Linear(channels, 3 * channels, bias=False)
+        self.proj = nn.Linear(channels, channels)
+        self._head_dim = head_dim
+
+    def __call__(self, x: mx.array) -> mx.array:
+        batch, height, width, channels = x.shape
+        qkv = self.qkv(x).reshape(batch, height * width, 3, -1, self._head_dim)
+        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
+        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=self._head_dim**-0.5)
+        return self.proj(y.transpose(0, 2, 1, 3).reshape(batch, height, width, channels))
+
+
+class RepMixerBlock(nn.Module):
+    """FastViT's block for high resolutions: tokens are mixed by a depthwise convolution that holds its own skip."""
+
+    def __init__(self, channels: int, hidden: int, kernel_size: int):
+        super().__init__()
+        self.token_mixer = DepthwiseConv2d(channels, channels, kernel_size)
+        self.mlp = ConvMlp(channels, hidden)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = self.token_mixer(x)
+        return x + self.mlp(x)
+
+
+class AttentionBlock(nn.Module):
+    """FastViT's block for low resolutions: pre-norm self-attention, then the convolutional perceptron."""
+
+    def __init__(self, channels: int, hidden: int, head_dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=1e-5)
+        self.token_mixer = Attention(channels, head_dim)
+        self.mlp = ConvMlp(channels, hidden)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        x = x + self.token_mixer(self.norm(x))
+        return x + self.mlp(x)
+
+
+class Stage(nn.Module):
+    """One of the tower's stages: downsampling (all but the first), position convolution (attention ones), blocks."""
+
+    def __init__(self, config: VisionConfig, index: int):
+        super().__init__()
+        channels = config.embed_dims[index]
+        hidden = int(channels * config.mlp_ratios[index])
+        if config.downsamples[index]:
+            self.downsample = Downsample(config.embed_dims[index - 1], channels, config.down_patch_size)
+        if config.pos_embs_shapes[index]:
+            self.pos_emb = DepthwiseConv2d(channels, channels, config.pos_embs_shapes[index][0])
+        if config.token_mixers[index] == "attention":
+            self.blocks = [AttentionBlock(channels, hidden, config.head_dim) for _ in range(config.layers[index])]
+        else:
+            self.blocks = [
+                RepMixerBlock(channels, hidden, config.repmixer_kernel_size) for _ in range(config.layers[index])
+            ]
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if "downsample" in self:
+            x = self.downsample(x)
+        if "pos_emb" in self:
+            x = self.pos_emb(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each channel by a gate computed from the mean of all channels (a sixteenth as wide inside)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.fc1 = nn.Linear(channels, channels // 16)
+        self.fc2 = nn.Linear(channels // 16, channels)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        gate = nn.relu(self.fc1(x.mean(axis=(1, 2), keepdims=True)))
+        return x * mx.sigmoid(self.fc2(gate))
+
+
+class FinalConv(nn.Module):
+    """The tower's last layer: a 3x3 convolution to the feature width, squeeze-and-excitation, GELU."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.depthwise = DepthwiseConv2d(in_channels, out_channels, kernel_size=3)
+        self.se = SqueezeExcite(out_channels)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return nn.gelu(self.se(self.depthwise(x)))
+
+
+@dataclass
+class VisionOutput:
+    """What :class:`FastViTHD` returns. All channels last, in the tower's dtype.
+
+    Attributes:
+        last_hidden_state: (images, height / 64, width / 64, channels), the features that the projector takes.
+        pooler_output: (images, channels), their mean over the picture (timm's ``global_pool="avg"``).
+        hidden_states: the stages' outputs, stem side first, at strides 4, 8, 16, ...; None unless asked for.
+    """
+
+    last_hidden_state: mx.array
+    pooler_output: mx.array
+    hidden_states: tuple[mx.array, ...] | None = None
+
+
+class FastViTHD(nn.Module):
+    """The vision tower (timm's ``fastvit_mci3`` at inference; FastVLM paper, section 3.2 and figure 2)."""
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        self.stem = Stem(config.embed_dims[0])
+        self.stages = [Stage(config, index) for index in range(len(config.layers))]
+        self.final_conv = FinalConv(config.embed_dims[-1], config.hidden_size)
+        self._patch_size = config.patch_size
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """What the tower computes in. Taken from a layer that is never quantized."""
+        return self.stem.conv.weight.dtype
+
+    def __call__(self, pixel_values: mx.array, output_hidden_states: bool = False) -> VisionOutput:
+        """Encode pictures.
+
+        Args:
+            pixel_values: (images, height, width, 3), any float dtype, RGB in [0, 1]; sides multiples of 64.
+            output_hidden_states: also return each stage's feature map.
+
+        Raises:
+            ValueError: for any other shape.
+        """
+        if pixel_values.ndim != 4 or pixel_values.shape[-1] != 3:
+            raise ValueError(
+                f"pixel_values must have shape (images, height, width, 3), got {tuple(pixel_values.shape)}."
+            )
+        _, height, width, _ = pixel_values.shape
+        if not height or not width or height % self._patch_size or width % self._patch_size:
+            raise ValueError(
+                f"The sides of pixel_values must be multiples of {self._patch_size} pixels, got {height} x {width}."
+            )
+        x = self.stem(pixel_values.astype(self.dtype))
+        hidden_states = []
+        for stage in self.stages:
+            x = stage(x)
+            hidden_states.append(x)
+        x = self.final_conv(x)
+        return VisionOutput(x, x.mean(axis=(1, 2)), tuple(hidden_states) if output_hidden_states else None)

@@ -1,0 +1,149 @@
+"""Record what transformers and timm compute on the small weights, for tests that run without them.
+
+    pip install torch timm transformers torchvision
+    python tests/reference/record.py
+
+writes shapes.json and recorded.npz beside this file. Run it again only when what is recorded should change; the
+versions it ran with are kept in the file.
+"""
+
+import json
+import sys
+
+import numpy as np
+import torch
+
+# timm wants torchvision, of which only the Python part is needed; without its compiled part these two are missing.
+if not hasattr(torch.ops.torchvision, "nms"):
+    _library = torch.library.Library("torchvision", "DEF")
+    _library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+import timm
+import transformers
+from PIL import Image
+from PIL import __version__ as pillow_version
+from transformers import FastVlmConfig, FastVlmForConditionalGeneration
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+import small
+
+torch.manual_seed(0)
+
+
+def build(attention):
+    """transformers' model on the small weights, float32."""
+    config = FastVlmConfig(**{k: v for k, v in small.transformers_config().items() if k != "model_type"})
+    config.text_config._attn_implementation = attention
+    model = FastVlmForConditionalGeneration(config).eval()
+    return model
+
+
+def names_and_shapes(module, prefix=""):
+    return {prefix + name: list(value.shape) for name, value in module.state_dict().items()}
+
+
+def fill(module, prefix=""):
+    """Give a module the small weights of its names."""
+    state = {name: small.tensor(prefix + name, list(value.shape)) for name, value in module.state_dict().items()}
+    module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in state.items()}, strict=True)
+
+
+def stages(tower, pixels):
+    """Every stage's output and the features, channels last."""
+    outputs = []
+    hooks = [stage.register_forward_hook(lambda *a: outputs.append(a[2])) for stage in tower.stages]
+    features = tower.forward_features(pixels)
+    for hook in hooks:
+        hook.remove()
+    return [x.permute(0, 2, 3, 1).numpy() for x in (*outputs, features)]
+
+
+@torch.no_grad()
+def main():
+    recorded = {}
+    model = build("eager")
+    shapes = names_and_shapes(model)
+    shapes.pop("lm_head.weight")  # tied: files do not hold it
+    fill(model)
+    # The head is the embedding, whatever name it was filled under last.
+    name = "model.language_model.embed_tokens.weight"
+    embedding = small.tensor(name, shapes[name])
+    model.model.language_model.embed_tokens.weight.copy_(torch.from_numpy(embedding))
+    model.tie_weights()
+    assert torch.equal(model.lm_head.weight, model.model.language_model.embed_tokens.weight)
+
+    pixels = torch.from_numpy(small.pixels(3))
+    tower = model.model.vision_tower.timm_model
+    for i, x in enumerate(stages(tower, pixels[:1])):
+        recorded[f"inference.stage{i}"] = x
+    recorded["projected"] = model.get_image_features(pixels).pooler_output.numpy()
+
+    ids, mask, positions = (torch.from_numpy(x) for x in small.batch())
+    labels = torch.where(mask.bool() & (ids != small.IMAGE_TOKEN), ids, -100)
+    inputs = {"input_ids": ids, "pixel_values": pixels, "attention_mask": mask, "position_ids": positions}
+    out = model(**inputs, labels=labels, output_hidden_states=True, output_attentions=True)
+    recorded["batch.logits"], recorded["batch.loss"] = out.logits.numpy(), out.loss.numpy()
+    for i, x in enumerate(out.hidden_states):
+        recorded[f"batch.hidden{i}"] = x.numpy()
+    for i, x in enumerate(out.attentions):
+        recorded[f"batch.attention{i}"] = x.numpy()
+
+    # One row alone, no padding: logits and the greedy continuation. Its pictures are the first two.
+    row = ids[:1]
+    recorded["row.logits"] = model(input_ids=row, pixel_values=pixels[:2]).logits.numpy()
+    generated = model.generate(
+        input_ids=row,
+        pixel_values=pixels[:2],
+        attention_mask=torch.ones_like(row),
+        max_new_tokens=24,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=small.PADDING,
+    )
+    recorded["row.greedy"] = generated[0, row.shape[1] :].numpy().astype(np.int32)
+
+    # A head of its own, as in 7B.
+    head = torch.from_numpy(small.tensor("lm_head.weight", shapes[name]))
+    recorded["row.untied_logits"] = (
+        model.model(input_ids=row, pixel_values=pixels[:2]).last_hidden_state @ head.T
+    ).numpy()
+
+    # The tower as it is trained: branches, BatchNorm with its running statistics.
+    branched = timm.create_model("fastvit_mci3", **small.VISION, inference_mode=False, num_classes=0).eval()
+    prefix = "model.vision_tower.timm_model."
+    training_shapes = names_and_shapes(branched, prefix)
+    fill(branched, prefix)
+    for i, x in enumerate(stages(branched, pixels[:1])):
+        recorded[f"training.stage{i}"] = x
+    model.model.vision_tower.timm_model = branched
+    recorded["training.row.logits"] = model(input_ids=row, pixel_values=pixels[:2]).logits.numpy()
+
+    # Pictures: transformers' crop, and LLaVA's padding in front of the same resize.
+    clip = CLIPImageProcessorPil(
+        size={"shortest_edge": small.SQUARE},
+        crop_size={"height": small.SQUARE, "width": small.SQUARE},
+        image_mean=[0.0] * 3,
+        image_std=[1.0] * 3,
+    )
+    for width, height in small.ODD_SIZES:
+        picture = Image.fromarray(small.odd_picture(width, height))
+        side = max(picture.size)
+        padded = Image.new("RGB", (side, side), (0, 0, 0))
+        padded.paste(picture, ((side - width) // 2, (side - height) // 2))
+        for kind, image in (("crop", picture), ("pad", padded)):
+            values = clip(images=image, return_tensors="np")["pixel_values"][0]
+            recorded[f"{kind}.{width}x{height}"] = values.transpose(1, 2, 0)
+
+    recorded["versions"] = np.array(
+        f"transformers {transformers.__version__}, timm {timm.__version__}, torch {torch.__version__}, "
+        f"pillow {pillow_version}"
+    )
+    forms = {"inference": shapes, "training": training_shapes}
+    (small.HERE / "shapes.json").write_text(json.dumps(forms, separators=(",", ":")) + "\n")
+    np.savez_compressed(small.HERE / "recorded.npz", **recorded)
+    print(f"{len(recorded)} arrays recorded with {recorded['versions']}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

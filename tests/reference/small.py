@@ -1,0 +1,114 @@
+"""A small FastVLM with random weights: its configuration, and tensors that need no file and no torch.
+
+Every tensor is drawn from a generator seeded by its name, so the recording script and the tests make the same ones.
+``RandomState`` is numpy's frozen generator: its numbers never change. Names and shapes come from ``shapes.json``.
+"""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+
+VISION = {"layers": [1, 2, 1, 2, 1], "embed_dims": [16, 32, 64, 128, 256]}
+TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 320,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "max_position_embeddings": 512,
+}
+IMAGE_TOKEN = 300
+PICTURE = (128, 192)  # height, width: 2 x 3 tokens
+TOKENS_PER_PICTURE = 6
+
+# Two pictures in the first row, one in the second, and text around them.
+TEXT_IDS = [
+    [5, 9, 12, "image", 7, 7, 31, "image", 40, 41, 2],
+    [250, "image", 19, 3, 77],
+]
+PADDING = 1
+
+
+def transformers_config(tie_word_embeddings=True):
+    """``config.json`` in transformers' layout."""
+    return {
+        "model_type": "fast_vlm",
+        "vision_config": {
+            "model_type": "timm_wrapper",
+            "architecture": "fastvit_mci3",
+            "do_pooling": True,
+            "global_pool": "avg",
+            "hidden_size": 512,
+            "initializer_range": 0.02,
+            "model_args": {**VISION, "inference_mode": True},
+        },
+        "text_config": {"model_type": "qwen2", "tie_word_embeddings": tie_word_embeddings, **TEXT},
+        "image_token_index": IMAGE_TOKEN,
+        "tie_word_embeddings": tie_word_embeddings,
+    }
+
+
+def tensor(name, shape):
+    """The weight of this name: plausible sizes, nothing equal, nothing zero."""
+    random = np.random.RandomState(zlib.crc32(name.encode()))
+    values = random.standard_normal(shape)
+    if name.endswith("num_batches_tracked"):
+        return np.array(1, np.int64)
+    if name.endswith("running_var"):
+        values = 0.5 + np.abs(values)
+    elif "layer_scale" in name:
+        values = 0.6 + 0.2 * values
+    elif name.endswith(("running_mean", "bias")):
+        values = 0.1 * values
+    elif len(shape) == 1:  # norms
+        values = 1.0 + 0.2 * values
+    elif "embed_tokens" in name:
+        values = 0.5 * values
+    else:
+        values = values / np.sqrt(np.prod(shape[1:]))
+    return values.astype(np.float32)
+
+
+def tensors(form):
+    """Name -> array, in transformers' layout; ``form`` is "inference" or "training" (a tower in branches)."""
+    shapes = json.loads((HERE / "shapes.json").read_text())[form]
+    return {name: tensor(name, shape) for name, shape in shapes.items()}
+
+
+def pixels(count):
+    """(count, 3, height, width) in [0, 1], PyTorch's order."""
+    return np.random.RandomState(0).random_sample((count, 3, *PICTURE)).astype(np.float32)
+
+
+def expand(row):
+    """Ids with each picture's placeholders written out."""
+    return [id for item in row for id in ([IMAGE_TOKEN] * TOKENS_PER_PICTURE if item == "image" else [item])]
+
+
+def batch():
+    """``input_ids``, ``attention_mask`` and ``position_ids`` of TEXT_IDS, padded on the left."""
+    rows = [expand(row) for row in TEXT_IDS]
+    longest = max(map(len, rows))
+    ids = np.array([[PADDING] * (longest - len(row)) + row for row in rows])
+    mask = np.array([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    positions = np.maximum(mask.cumsum(axis=1) - 1, 0)
+    return ids, mask, positions
+
+
+def odd_picture(width, height):
+    """An RGB picture of smooth waves and noise, (height, width, 3) uint8."""
+    random = np.random.RandomState(width * 10000 + height)
+    y, x = np.mgrid[:height, :width]
+    waves = np.stack([np.sin(x / (7 + c)) + np.cos(y / (5 + c)) for c in range(3)], axis=-1)
+    return np.clip(128 + 60 * waves + random.randint(-20, 20, waves.shape), 0, 255).astype(np.uint8)
+
+
+ODD_SIZES = [(300, 200), (201, 333), (64, 64), (1000, 37), (128, 127)]
+SQUARE = 64
