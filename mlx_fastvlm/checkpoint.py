@@ -225,8 +225,8 @@ def _choose_dtype(dtype: str | mx.Dtype | None, tensors: dict[str, mx.array]) ->
     if dtype is None:
         on_gpu = mx.default_device().type == mx.DeviceType.gpu
         return tensors["language_model.norm.weight"].dtype if on_gpu else mx.float32
-    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if chosen not in DTYPES.values():
+    chosen = DTYPES.get(str(dtype).removeprefix("mlx.core."))
+    if chosen is None:
         raise ValueError(f"dtype {dtype!r} is not supported; use one of {', '.join(DTYPES)}.")
     return chosen
 

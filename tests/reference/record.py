@@ -80,7 +80,7 @@ def main():
     recorded["projected"] = model.get_image_features(pixels).pooler_output.numpy()
 
     ids, mask, positions = (torch.from_numpy(x) for x in small.batch())
-    labels = torch.where(mask.bool() & (ids != small.IMAGE_TOKEN), ids, -100)
+    labels = torch.from_numpy(small.labels())
     inputs = {"input_ids": ids, "pixel_values": pixels, "attention_mask": mask, "position_ids": positions}
     out = model(**inputs, labels=labels, output_hidden_states=True, output_attentions=True)
     recorded["batch.logits"], recorded["batch.loss"] = out.logits.numpy(), out.loss.numpy()

@@ -102,6 +102,12 @@ def batch():
     return ids, mask, positions
 
 
+def labels():
+    """Of :func:`batch`: the text. A row's first token has nothing but padding to be predicted from."""
+    ids, mask, _ = batch()
+    return np.where((mask.cumsum(axis=1) > 1) & (ids != IMAGE_TOKEN), ids, -100)
+
+
 def odd_picture(width, height):
     """An RGB picture of smooth waves and noise, (height, width, 3) uint8."""
     random = np.random.RandomState(width * 10000 + height)
