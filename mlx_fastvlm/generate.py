@@ -183,10 +183,12 @@ def _steps(
     start = time.perf_counter()
     tokens = mx.array(ids)
 
-    def step(embeddings: mx.array) -> mx.array:
-        nonlocal tokens
+    def logits_after(embeddings: mx.array) -> mx.array:
         hidden = model.language_model(embeddings, cache=cache).last_hidden_state
-        logits = model.logits(hidden[:, -1])  # the head on the last row only
+        return model.logits(hidden[:, -1])  # the head on the last row only
+
+    def choose(logits: mx.array) -> mx.array:
+        nonlocal tokens
         for process in processors:
             logits = process(tokens, logits)
         token = sampler(logits)
@@ -195,9 +197,14 @@ def _steps(
         mx.async_eval(token)
         return token
 
-    token = step(model.embed(tokens[None], features))
+    logits = logits_after(model.embed(tokens[None], features))
+    if not mx.isfinite(logits).all():
+        raise ValueError("The model computes values that are not finite; its weights are broken: convert them again.")
+    token = choose(logits)
     for produced in range(1, max_tokens + 1):
-        upcoming = step(model.get_input_embeddings()(token[None])) if produced < max_tokens else None
+        upcoming = None
+        if produced < max_tokens:
+            upcoming = choose(logits_after(model.get_input_embeddings()(token[None])))
         yield _Step(token.item(), time.perf_counter() - start)
         token = upcoming
 

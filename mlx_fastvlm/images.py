@@ -79,6 +79,8 @@ def _decode(data, name: str) -> Image.Image:
         raise ValueError(f"{name} is not a picture that Pillow can read; convert it to PNG or JPEG.") from None
     except Image.DecompressionBombError:
         raise ValueError(f"{name} has too many pixels to be opened safely; scale it down first.") from None
+    except (OSError, SyntaxError, EOFError) as error:  # what Pillow's readers raise for a damaged header
+        raise _broken(name, error) from None
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -92,7 +94,11 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
             return Image.alpha_composite(paper, image).convert("RGB")
         return image.convert("RGB")  # a no-op but for a copy where it is RGB already
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ValueError(f"{name} is broken ({error}); give an intact picture.") from None
+        raise _broken(name, error) from None
+
+
+def _broken(name: str, error: Exception) -> ValueError:
+    return ValueError(f"{name} is broken ({error}); give an intact picture.")
 
 
 def _from_high_range(image: Image.Image) -> Image.Image:
@@ -100,7 +106,7 @@ def _from_high_range(image: Image.Image) -> Image.Image:
     levels = np.asarray(image).astype(np.float64)
     if not np.isfinite(levels).all():
         raise ValueError("it holds values that are not finite")
-    highest = 255 if levels.max(initial=0) <= 255 and image.mode in ("I", "F") else 65535
+    highest = 255 if levels.max(initial=0) <= 255 else 65535  # eight-bit pictures come in wide containers too
     grey = np.clip(np.round(levels * (255 / highest)), 0, 255).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
 

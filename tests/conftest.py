@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import mlx_fastvlm  # noqa: F401  (before anything imports mlx, so that OpenBLAS is found)
+import mlx_fastvlm  # before anything imports mlx, so that OpenBLAS is found
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE / "reference")]

@@ -7,11 +7,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-import small
-from checkpoints import apple_config, config, mlx_vlm, small_tensors, write
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
+import small
+from checkpoints import apple_config, config, mlx_vlm, small_tensors, write
 from mlx_fastvlm import load
 from mlx_fastvlm.checkpoint import find_checkpoint
 

@@ -47,7 +47,7 @@ def test_real_names_and_shapes(facts, layout, size):
         {n.removeprefix("vision_tower."): t for n, t in tensors.items() if n.startswith("vision_tower.")},
         config.vision_config,
     )
-    assert not (fused.missing or fused.unexpected or fused.misshapen)
+    assert [fused.missing, fused.unexpected, fused.misshapen] == [[], [], []]
     result = {n: t for n, t in tensors.items() if not n.startswith("vision_tower.")}
     if size != "7b":
         result.pop("lm_head.weight", None)  # a tied file's copy
@@ -71,7 +71,7 @@ def test_real_training_form(facts):
         if new.startswith("vision_tower.")
     }
     fused = fuse_tower(tower, config)
-    assert not (fused.missing or fused.unexpected or fused.misshapen)
+    assert [fused.missing, fused.unexpected, fused.misshapen] == [[], [], []]
 
 
 def test_the_tower_has_125_million_parameters():

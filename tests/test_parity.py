@@ -3,9 +3,9 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-import small
 from conftest import deviations
 
+import small
 from mlx_fastvlm import load
 from mlx_fastvlm.cache import make_cache
 

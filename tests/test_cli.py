@@ -1,0 +1,161 @@
+"""The command line, as a user runs it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+import small
+from mlx_fastvlm.generate import main
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.fromarray(small.odd_picture(70, 50)).save(path)
+    return str(path)
+
+
+@pytest.fixture
+def arguments(checkpoint, picture):
+    return ["--model", str(checkpoint("apple")), "--image", picture, "--prompt", "Hi", "--max-tokens", "5"]
+
+
+def test_the_answer_goes_to_stdout_and_the_rest_to_stderr(arguments, capfd):
+    assert main(arguments) == 0
+    out, err = capfd.readouterr()
+    assert out.endswith("\n")
+    assert "tokens" not in out
+    assert "first token after" in err
+    assert "peak memory" in err
+
+
+def test_json_is_one_object(arguments, capfd):
+    assert main([*arguments, "--json"]) == 0
+    out, err = capfd.readouterr()
+    answer = json.loads(out)
+    assert {"text", "finish_reason", "prompt_tokens", "generation_tps", "time_to_first_token", "peak_memory"} <= set(
+        answer
+    )
+    assert answer["generation_tokens"] <= 5
+    assert err == ""
+
+
+def test_every_option_reaches_the_generator(arguments, monkeypatch, capfd):
+    seen = {}
+
+    def stream_generate(model, processor, prompt, image, **options):
+        seen.update(prompt=prompt, image=image, **options)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(sys.modules["mlx_fastvlm.generate"], "stream_generate", stream_generate)
+    options = {
+        "system": "s",
+        "image_size": 64,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 3,
+        "min_p": 0.1,
+        "seed": 4,
+        "repetition_penalty": 1.1,
+        "repetition_context_size": 9,
+        "max_kv_size": 500,
+        "max_tokens": 7,
+    }
+    flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert main([*arguments, "--image", arguments[3], *flags]) == 1
+    assert options.items() <= seen.items()
+    assert seen["prompt"] == "Hi"
+    assert len(seen["image"]) == 2
+    assert main([*arguments, "--temp", "0.25"]) == 1
+    assert seen["temperature"] == 0.25
+
+
+FAULTS = {
+    "no such picture": (["--image", "nowhere.png"], "nowhere.png"),
+    "no such model": (["--model", "nowhere"], "no hub id"),
+    "bad option": (["--top-p", "2"], "top_p"),
+    "marks": (["--prompt", "<image> <image>"], "one mark for each picture"),
+    "prompt too long for the cache": (["--max-kv-size", "10"], "max_kv_size"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_one_line_and_exit_1(arguments, capfd, fault):
+    flags, words = FAULTS[fault]
+    kept = [a for a in arguments if fault != "no such picture" or a not in arguments[2:4]]
+    assert main([*kept, *flags]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(arguments):
+    with pytest.raises(ValueError, match="top_p"):
+        main([*arguments, "--top-p", "2", "--debug"])
+
+
+def test_usage_errors_exit_2(capsys):
+    with pytest.raises(SystemExit) as raised:
+        main(["--max-tokens", "many"])
+    assert raised.value.code == 2
+
+
+def test_ctrl_c_keeps_what_was_said(arguments, monkeypatch, capfd):
+    from mlx_fastvlm.processing import Detokenizer
+
+    calls = []
+
+    def add(self, token):
+        calls.append(token)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return "x"
+
+    monkeypatch.setattr(Detokenizer, "add", add)
+    assert main(arguments) == 130
+    out, err = capfd.readouterr()
+    assert out == "xx\n"
+    assert "answer: 2 tokens" in err
+    assert err.endswith("interrupted\n")
+
+
+def test_as_a_process_without_python_warnings(arguments):
+    command = [sys.executable, "-W", "always", "-m", "mlx_fastvlm.generate", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "RuntimeWarning" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_closed_pipe_is_no_traceback(arguments):
+    command = f"{sys.executable} -m mlx_fastvlm.generate {' '.join(arguments)} | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+def test_import_is_lazy():
+    code = "import sys, mlx_fastvlm; print(sorted(m for m in sys.modules if m.split('.')[0] in "
+    code += "('mlx', 'mlx_lm', 'numpy', 'PIL', 'tokenizers', 'jinja2', 'transformers', 'torch')))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_public_names():
+    code = (
+        "import mlx_fastvlm\n"
+        "from mlx_fastvlm import stream_generate\n"
+        "assert callable(mlx_fastvlm.generate)\n"
+        "import mlx_fastvlm.generate\n"
+        "assert mlx_fastvlm.generate.__name__ == 'generate'\n"
+        "for name in mlx_fastvlm.__all__: getattr(mlx_fastvlm, name)\n"
+        "assert set(mlx_fastvlm.__all__) <= set(dir(mlx_fastvlm))\n"
+        "try: mlx_fastvlm.nothing\n"
+        "except AttributeError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "has no attribute 'nothing'" in done.stdout, done.stderr
