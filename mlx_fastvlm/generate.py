@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
@@ -15,6 +13,7 @@ import mlx.core as mx
 
 from .cache import make_cache
 from .checkpoint import DTYPES, load
+from .cli import run
 from .images import ImageSource
 from .model import FastVlmForConditionalGeneration
 from .processing import FastVlmProcessor, Messages, check_marks, user_message
@@ -328,28 +327,10 @@ def _statistics(last: GenerationResponse) -> str:
     )
 
 
-def run(command: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
-    """A command's exit code: 0, or 1 with one ``error:`` line, or 130 after Ctrl-C."""
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    try:
-        command(arguments)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader has gone, as in `| head -1`: nothing left to say, or to flush at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (ValueError, OSError, RuntimeError) as error:
-        if arguments.debug:
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    return 0
-
-
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``python -m mlx_fastvlm.generate`` and of ``fastvlm``."""
-    return run(_answer, parser().parse_args(argv))
+    arguments = parser().parse_args(argv)
+    return run(lambda: _answer(arguments), debug=arguments.debug)
 
 
 if __name__ == "__main__":
