@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -53,29 +53,29 @@ def load(
     return model, processor
 
 
-def find_checkpoint(path_or_repo: str | Path, revision: str | None = None) -> Path:
-    """The folder of a checkpoint, downloaded first if it is a hub id."""
+def find_checkpoint(path_or_repo: str | Path, revision: str | None = None, also: tuple[str, ...] = ()) -> Path:
+    """The folder of a checkpoint, downloaded first if it is a hub id (``also``: file patterns beyond what loads)."""
     name = str(path_or_repo)
     folder = DEMO if name == "demo" else Path(name).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{name} has no config.json; give the folder of a FastVLM checkpoint.")
-        return folder
-    if folder.exists():
+    if folder.is_file():
         raise FileNotFoundError(f"{name} is a file; give the folder of a FastVLM checkpoint.")
-    if not _HUB_ID.fullmatch(name):
+    if not folder.is_dir() and _HUB_ID.fullmatch(name):
+        folder = _download(name, revision, also)
+    elif not folder.is_dir():
         raise FileNotFoundError(
             f"{name!r} is no folder here and no hub id; give a folder, a hub id such as apple/FastVLM-0.5B, or demo."
         )
-    return _download(name, revision)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{name} has no config.json; give the folder or hub id of a FastVLM checkpoint.")
+    return folder
 
 
-def _download(repo: str, revision: str | None) -> Path:
+def _download(repo: str, revision: str | None, also: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(_NEEDED)))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=[*_NEEDED, *also]))
     except GatedRepoError:
         raise OSError(f"{repo} is gated; accept its terms on the hub and log in with `hf auth login`.") from None
     except RepositoryNotFoundError:
@@ -132,50 +132,108 @@ def _read_file(path: Path) -> dict[str, mx.array]:
         raise ValueError(f"{path} is broken or cut off ({error}); download it again.") from None
 
 
+@dataclass
+class Weights:
+    """A checkpoint's tensors under this package's names, folded, and what they say about themselves.
+
+    Attributes:
+        tensors: by the names of ``FastVlmForConditionalGeneration``'s parameters; nothing is computed yet.
+        modules: how each quantized module is quantized (see ``quantization.settings``).
+        tied: whether the head is the embedding.
+        layout: the name of the layout they came in.
+    """
+
+    tensors: dict[str, mx.array]
+    modules: dict[str, dict]
+    tied: bool
+    layout: str
+
+    @property
+    def stored_dtype(self) -> mx.Dtype:
+        """What the decoder's plain weights are stored in."""
+        return self.tensors["language_model.norm.weight"].dtype
+
+
 def load_model(
     folder: Path, config: FastVlmConfig, *, dtype: str | mx.Dtype | None = None
 ) -> FastVlmForConditionalGeneration:
     """Build the model from a folder's tensors, folding and renaming them on the way. Nothing is computed yet."""
-    tensors, sources = _canonical(folder, config)
-    tied = _is_tied(tensors, config, folder)
-    if tied:
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
-    modules = quantization.quantized_modules(tensors, config.quantization, sources)
-    missing, unexpected, misshapen = [], [], []
-    if not layouts.detect(sources.values()).folded:
-        # Folding needs plain weights. The released mlx-vlm files leave the tower alone, but it may be quantized too.
-        packed = {module: how for module, how in modules.items() if module.startswith("vision_tower.")}
-        tensors = quantization.dequantized(tensors, packed)
-        modules = {module: how for module, how in modules.items() if module not in packed}
-        prefix = "vision_tower."
-        tower = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        fused = fuse_tower(tower, config.vision_config)
-        missing = [prefix + name for name in fused.missing]
-        unexpected = [sources[prefix + name] for name in fused.unexpected]
-        misshapen = [prefix + name for name in fused.misshapen]
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
-        tensors.update({prefix + name: tensor for name, tensor in fused.tensors.items()})
-    model = FastVlmForConditionalGeneration(replace(config, tie_word_embeddings=tied))
-    quantization.quantize_modules(model, modules)
-    expected = dict(tree_flatten(model.parameters()))
-    if not (missing or misshapen):
-        missing = [name for name in expected if name not in tensors]
-    else:  # what folding could not make is the consequence, not the fault
-        missing += [n for n in expected if n not in tensors and not n.startswith("vision_tower.")]
-    unexpected += [sources.get(name, name) for name in tensors if name not in expected]
-    misshapen += [
-        f"{name} {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
-        for name, tensor in tensors.items()
-        if name in expected and tensor.shape != expected[name].shape
-    ]
-    _report(folder, missing=missing, unexpected=unexpected, misshapen=misshapen)
-    model.load_weights(list(_cast(tensors, _choose_dtype(dtype, tensors)).items()))
+    return build_model(read_weights(folder, config), config, dtype)
+
+
+def build_model(
+    weights: Weights, config: FastVlmConfig, dtype: str | mx.Dtype | None = None
+) -> FastVlmForConditionalGeneration:
+    """The model with these weights, in ``dtype`` (see :func:`load`)."""
+    model = FastVlmForConditionalGeneration(replace(config, tie_word_embeddings=weights.tied))
+    quantization.quantize_modules(model, weights.modules)
+    chosen = choose_dtype(dtype) if dtype else _default_dtype(weights)
+    model.load_weights(list(cast(weights.tensors, chosen).items()))
     model.eval()
     return model
 
 
-def _canonical(folder: Path, config: FastVlmConfig) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """A checkpoint's tensors by canonical name, channels last, and the names they had."""
+def read_weights(folder: Path, config: FastVlmConfig, vision_from: Path | None = None) -> Weights:
+    """A checkpoint's weights in this package's form, checked against its config.
+
+    Args:
+        vision_from: the folder of another checkpoint, of the same tower, whose tower is taken instead.
+
+    Raises:
+        ValueError: where tensors are missing, unexpected, of a wrong shape, or contradict the config.
+    """
+    tensors, sources, layout = _canonical(folder, config)
+    if vision_from is not None:
+        donor, donor_sources, donor_layout = _canonical(vision_from, config)
+        tensors = _without_tower(tensors) | _tower(donor)
+        sources = _without_tower(sources) | _tower(donor_sources)
+        folded = donor_layout.folded
+    elif not layout.has_tower:
+        raise ValueError(
+            f"{folder} is {layout.name}: its vision tower is missing, since a Core ML package beside it holds that; "
+            "take the tower from another checkpoint with `convert.py --vision-from apple/FastVLM-0.5B`."
+        )
+    else:
+        folded = layout.folded
+    tied = _is_tied(tensors, config, folder)
+    if tied:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
+    modules = quantization.quantized_modules(tensors, config.quantization, sources)
+    faults = _Faults()
+    if not folded:
+        # Folding needs plain weights. The released mlx-vlm files leave the tower alone, but it may be quantized too.
+        packed = _tower(modules)
+        modules = _without_tower(modules)
+        fused = fuse_tower(_unprefixed(quantization.dequantized(_tower(tensors), packed)), config.vision_config)
+        faults.missing += [TOWER + name for name in fused.missing]
+        faults.unexpected += [sources[TOWER + name] for name in fused.unexpected]
+        faults.misshapen += [TOWER + name for name in fused.misshapen]
+        tensors = _without_tower(tensors) | {TOWER + name: tensor for name, tensor in fused.tensors.items()}
+    # The model that these tensors should fill; its own random weights are never computed.
+    model = FastVlmForConditionalGeneration(replace(config, tie_word_embeddings=tied))
+    quantization.quantize_modules(model, modules)
+    faults.compare(tensors, dict(tree_flatten(model.parameters())), sources)
+    faults.report(folder)
+    return Weights(tensors, modules, tied, layout.name)
+
+
+TOWER = "vision_tower."
+
+
+def _tower(named: dict) -> dict:
+    return {name: value for name, value in named.items() if name.startswith(TOWER)}
+
+
+def _without_tower(named: dict) -> dict:
+    return {name: value for name, value in named.items() if not name.startswith(TOWER)}
+
+
+def _unprefixed(named: dict) -> dict:
+    return {name.removeprefix(TOWER): value for name, value in named.items()}
+
+
+def _canonical(folder: Path, config: FastVlmConfig) -> tuple[dict[str, mx.array], dict[str, str], layouts.Layout]:
+    """A checkpoint's tensors by canonical name, channels last, the names they had, and their layout."""
     tensors = read_tensors(folder)
     layout = layouts.detect(tensors)
     names = layouts.canonical_names(layout, tensors, config.vision_config)
@@ -183,7 +241,40 @@ def _canonical(folder: Path, config: FastVlmConfig) -> tuple[dict[str, mx.array]
         tensors = {
             name: tensor.transpose(0, 2, 3, 1) if tensor.ndim == 4 else tensor for name, tensor in tensors.items()
         }
-    return {new: tensors[old] for old, new in names.items()}, {new: old for old, new in names.items()}
+    return {new: tensors[old] for old, new in names.items()}, {new: old for old, new in names.items()}, layout
+
+
+class _Faults:
+    """All that is wrong with a checkpoint's tensors, for one error that names the first few of each kind."""
+
+    def __init__(self):
+        self.missing: list[str] = []
+        self.unexpected: list[str] = []
+        self.misshapen: list[str] = []
+
+    def compare(self, tensors: dict[str, mx.array], expected: dict[str, mx.array], sources: dict[str, str]):
+        missing = [name for name in expected if name not in tensors]
+        if self.missing or self.misshapen:  # what folding could not make is the consequence, not the fault
+            missing = list(_without_tower(dict.fromkeys(missing)))
+        self.missing += missing
+        self.unexpected += [sources.get(name, name) for name in tensors if name not in expected]
+        self.misshapen += [
+            f"{name} {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
+            for name, tensor in tensors.items()
+            if name in expected and tensor.shape != expected[name].shape
+        ]
+
+    def report(self, folder: Path):
+        parts = [
+            f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for kind, names in vars(self).items()
+            if names
+        ]
+        if parts:
+            raise ValueError(
+                f"The tensors in {folder} do not fit its config.json: {'; '.join(parts)}. Download the checkpoint "
+                "again, or correct its config."
+            )
 
 
 def _is_tied(tensors: dict[str, mx.array], config: FastVlmConfig, folder: Path) -> bool:
@@ -207,31 +298,20 @@ def _same(a: mx.array, b: mx.array | None) -> bool:
     return mx.array_equal(a[:8], b[:8]).item() and mx.array_equal(a, b).item()
 
 
-def _report(folder: Path, **problems: list[str]):
-    """One error for all that is wrong with a checkpoint's tensors: the first few of each kind, and how many."""
-    parts = [
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for kind, names in problems.items()
-        if names
-    ]
-    if parts:
-        raise ValueError(
-            f"The tensors in {folder} do not fit its config.json: {'; '.join(parts)}. Download the checkpoint again, "
-            "or correct its config."
-        )
+def _default_dtype(weights: Weights) -> mx.Dtype:
+    on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    return weights.stored_dtype if on_gpu else mx.float32
 
 
-def _choose_dtype(dtype: str | mx.Dtype | None, tensors: dict[str, mx.array]) -> mx.Dtype:
-    if dtype is None:
-        on_gpu = mx.default_device().type == mx.DeviceType.gpu
-        return tensors["language_model.norm.weight"].dtype if on_gpu else mx.float32
+def choose_dtype(dtype: str | mx.Dtype) -> mx.Dtype:
+    """A type by its name; ``ValueError`` for one that weights can't have."""
     chosen = DTYPES.get(str(dtype).removeprefix("mlx.core."))
     if chosen is None:
         raise ValueError(f"dtype {dtype!r} is not supported; use one of {', '.join(DTYPES)}.")
     return chosen
 
 
-def _cast(tensors: dict[str, mx.array], dtype: mx.Dtype) -> dict[str, mx.array]:
+def cast(tensors: dict[str, mx.array], dtype: mx.Dtype) -> dict[str, mx.array]:
     """The tensors in ``dtype``, packed integers as they are, the vision side never in float16."""
     vision_dtype = mx.bfloat16 if dtype == mx.float16 else dtype
     vision = ("vision_tower.", "multi_modal_projector.")

@@ -7,16 +7,20 @@ import sys
 import warnings
 from collections.abc import Callable
 
+from .errors import UsageError
+
 
 def run(command: Callable[[], None], *, debug: bool = False) -> int:
     """Run a command and return its exit code.
 
     0 where it succeeded; 1 with one ``error:`` line on stderr for anything that went wrong (``debug`` raises it
-    instead, with its traceback); 130 after Ctrl-C. Usage errors exit with 2 before, in argparse.
+    instead, with its traceback), and 2 if that is an option's value; 130 after Ctrl-C. What argparse finds wrong
+    exits with 2 before.
     """
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
-        command()
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+            command()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -27,5 +31,5 @@ def run(command: Callable[[], None], *, debug: bool = False) -> int:
         if debug:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     return 0

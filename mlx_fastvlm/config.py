@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,45 @@ class FastVlmConfig:
             raise ValueError(f"{path} holds no JSON object; download the checkpoint again.")
         return cls.from_dict(config)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The ``config.json`` of this package's layout, which is transformers' with timm's wrapper for the tower.
+
+        Keys of the config it was read from that mean nothing here are kept.
+        """
+        vision = asdict(self.vision_config)
+        size = vision.pop("image_size")
+        text = asdict(self.text_config)
+        config = {
+            "architectures": ["FastVlmForConditionalGeneration"],
+            "model_type": "fast_vlm",
+            "vision_config": {
+                "model_type": "timm_wrapper",
+                "architecture": "fastvit_mci3",
+                "do_pooling": True,
+                "global_pool": "avg",
+                "hidden_size": self.vision_config.hidden_size,
+                "image_size": size,
+                "initializer_range": 0.02,
+                "model_args": {"inference_mode": True, **_unlike_default(VisionConfig, vision)},
+            },
+            "text_config": {"model_type": "qwen2", **text, "tie_word_embeddings": self.tie_word_embeddings},
+            "image_token_index": self.image_token_id,
+            "image_seq_length": self.num_image_tokens,
+            "projector_hidden_act": self.projector_hidden_act,
+            "vision_feature_select_strategy": self.vision_feature_select_strategy,
+            "vision_feature_layer": self.vision_feature_layer,
+            "multimodal_projector_bias": self.multimodal_projector_bias,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "image_aspect_ratio": self.image_aspect_ratio,
+            "eos_token_id": self.eos_token_id or None,
+            "dtype": self.dtype,
+            "quantization": self.quantization,
+        }
+        # "auto_map" names code for transformers to run, which the new layout has no use for.
+        spoken_for = {*config, *text, "torch_dtype", "image_token_id", "quantization_config", "auto_map"}
+        kept = {key: value for key, value in self.extra.items() if key not in spoken_for}
+        return kept | {key: value for key, value in config.items() if value is not None}
+
     @property
     def num_image_tokens(self) -> int:
         """Tokens of one picture at the checkpoint's own size: 256 at 1024 pixels."""
@@ -177,6 +216,12 @@ def _pick(cls, values: dict[str, Any]):
         return cls(**{k: v for k, v in values.items() if k in known and v is not None})
     except TypeError as error:
         raise ValueError(f"config.json does not describe a {cls.__name__} ({error}).") from None
+
+
+def _unlike_default(cls, values: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``values`` that differ from the dataclass's defaults."""
+    default = asdict(cls())
+    return {key: value for key, value in values.items() if value != default[key]}
 
 
 def _flat_rope(text: dict[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Layout:
         numbered: whether the tower is Apple's flat list ``network.N``.
         channels_last: whether convolution weights are (out, height, width, in), not PyTorch's (out, in, height, width).
         folded: whether it is our own form, which needs no folding.
+        has_tower: whether it has a vision tower at all.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Layout:
     numbered: bool = False
     channels_last: bool = False
     folded: bool = False
+    has_tower: bool = True
 
 
 LAYOUTS = (
@@ -90,10 +92,18 @@ LAYOUTS = (
         channels_last=True,
     ),
     Layout("mlx-fastvlm", "vision_tower.stem.conv.", channels_last=True, folded=True),
+    # Apple's export for its iOS app, whose tower is a Core ML package beside the file.
+    Layout(
+        "Apple's MLX export",
+        "multi_modal_projector.linear_0.",
+        (
+            (r"^multi_modal_projector\.linear_0\.", "multi_modal_projector.linear_1."),
+            (r"^language_model\.lm_head\.", "lm_head."),
+            (r"^language_model\.model\.", "language_model."),
+        ),
+        has_tower=False,
+    ),
 )
-
-# Apple's export for its iOS app: the tower is a Core ML package beside the file.
-LANGUAGE_ONLY_MARKER = "multi_modal_projector.linear_0."
 
 # Tensors that inference has no use for: counters, the classification head, rotary tables.
 _UNUSED = re.compile(r"num_batches_tracked$|^vision_tower\.head\.|\.rotary_emb\.inv_freq$")
@@ -105,11 +115,6 @@ def detect(names: Iterable[str]) -> Layout:
     for layout in LAYOUTS:
         if any(name.startswith(layout.marker) for name in names):
             return layout
-    if any(name.startswith(LANGUAGE_ONLY_MARKER) for name in names):
-        raise ValueError(
-            "This checkpoint is Apple's MLX export of the language model and projector: its vision tower is in a "
-            "Core ML package and can't be loaded; use the PyTorch checkpoint instead, for example apple/FastVLM-0.5B."
-        )
     example = f", for example {names[0]!r}" if names else ""
     raise ValueError(
         f"No vision tower of FastVLM among the {len(names)} tensors{example}; known layouts are "

@@ -1,18 +1,21 @@
 """What is quantized in a checkpoint, and how its config says so.
 
 ``config.json`` carries mlx-lm's ``quantization`` entry: ``{"group_size": 64, "bits": 4, "mode": "affine"}``, and below
-the same key, by module name, whatever deviates from it. The tensors decide which modules are quantized: those that
-have ``scales``.
+the same key, by module name, the settings of single modules; this package's converter lists them all. The tensors
+decide which modules are quantized: those that have ``scales``.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 BITS = (2, 3, 4, 5, 6, 8)
+GROUP_SIZES = (32, 64, 128)
 
 
 def settings(tensors: dict[str, mx.array], module: str, quantization: dict[str, Any] | None, source: str) -> dict:
@@ -76,3 +79,89 @@ def dequantized(tensors: dict[str, mx.array], modules: dict[str, dict]) -> dict[
         weight = mx.dequantize(tensors[f"{module}.weight"], scales, biases, **how)
         tensors[f"{module}.weight"] = weight.astype(mx.float32)
     return tensors
+
+
+# Group size and bits of the modes that fix them (OCP microscaling formats); "affine" leaves both open.
+FIXED = {"mxfp4": (32, 4)}
+SENSITIVE_BITS = 8
+
+
+@dataclass
+class Plan:
+    """What a conversion quantizes.
+
+    Attributes:
+        modules: settings by module name.
+        kept: modules left in full precision because the group size does not divide their width.
+    """
+
+    modules: dict[str, dict]
+    kept: list[str]
+
+
+def plan(
+    tensors: dict[str, mx.array],
+    *,
+    bits: int = 4,
+    group_size: int = 64,
+    mode: str = "affine",
+    vision: bool = False,
+    mixed: bool = False,
+) -> Plan:
+    """Choose what to quantize, and how.
+
+    The decoder's matrices are quantized, its embedding and head among them; the vision side only with ``vision``,
+    and there the linear layers and the projector.
+
+    Args:
+        tensors: plain weights by this package's names; only their shapes matter.
+        mixed: ``SENSITIVE_BITS`` for what suffers most from few bits: embedding and head, the first and the last
+            decoder layer, and every ``down_proj``.
+
+    Raises:
+        ValueError: for settings that MLX can't do.
+    """
+    if mode not in ("affine", *FIXED):
+        raise ValueError(f"q_mode must be one of affine, {', '.join(FIXED)}, got {mode!r}.")
+    if mode in FIXED:
+        if mixed:
+            raise ValueError(f"q_mixed needs q_mode affine, got {mode}.")
+        group_size, bits = FIXED[mode]
+    if bits not in BITS:
+        raise ValueError(f"q_bits must be one of {', '.join(map(str, BITS))}, got {bits}.")
+    if group_size not in GROUP_SIZES:
+        raise ValueError(f"q_group_size must be one of {', '.join(map(str, GROUP_SIZES))}, got {group_size}.")
+    sides = ("language_model.", "lm_head.") + (("vision_tower.", "multi_modal_projector.") if vision else ())
+    widths = {
+        name.removesuffix(".weight"): tensor.shape[1]
+        for name, tensor in sorted(tensors.items())
+        if name.startswith(sides) and name.endswith(".weight") and tensor.ndim == 2
+    }
+    layers = {int(name.split(".")[2]) for name in widths if name.startswith("language_model.layers.")}
+    edges = (f"language_model.layers.{min(layers)}.", f"language_model.layers.{max(layers)}.")
+    modules, kept = {}, []
+    for name, width in widths.items():
+        if width % group_size:
+            kept.append(name)
+            continue
+        sensitive = name in ("language_model.embed_tokens", "lm_head") or name.endswith(".down_proj")
+        high = mixed and (sensitive or name.startswith(edges))
+        modules[name] = {"group_size": group_size, "bits": SENSITIVE_BITS if high else bits, "mode": mode}
+    return Plan(modules, kept)
+
+
+def quantized(tensors: dict[str, mx.array], modules: dict[str, dict]) -> dict[str, mx.array]:
+    """The tensors with these modules' weights packed. Nothing is computed yet."""
+    tensors = dict(tensors)
+    for module, how in modules.items():
+        packed = mx.quantize(tensors[f"{module}.weight"], **how)
+        tensors |= {f"{module}.{part}": tensor for part, tensor in zip(("weight", "scales", "biases"), packed)}
+    return tensors
+
+
+def config_entry(modules: dict[str, dict]) -> dict[str, Any] | None:
+    """``config.json``'s ``quantization``: the commonest settings, as mlx-lm reads them, then every module's own."""
+    if not modules:
+        return None
+    common = Counter(tuple(sorted(how.items())) for how in modules.values()).most_common(1)[0][0]
+    return {**dict(common), **modules}

@@ -1,0 +1,371 @@
+"""The converter: any layout in; MLX safetensors (or transformers' layout) out, quantized or not, and checked."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import mlx.core as mx
+
+from . import quantization
+from .checkpoint import DTYPES, Weights, cast, choose_dtype, find_checkpoint, load, read_weights
+from .cli import run
+from .config import FastVlmConfig
+from .export import preprocessor_config, to_transformers
+from .images import ImageSource
+from .processing import FastVlmProcessor
+from .verification import GOLDEN_URL, LIMIT, Agreement, compare, golden, predictions
+from .writing import check_empty, finished_folder, write_json, write_tensors
+
+# What a converted folder takes over from its source as it is.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+LICENSE_PATTERNS = ("LICENSE*", "ACKNOWLEDGEMENTS*", "ACKNOWLEDGMENTS*", "NOTICE*")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did.
+
+    Attributes:
+        size_before, size_after: bytes of all tensors in the source's files and in the written ones.
+        bits_per_weight: of the written ones.
+        seconds: for all of it, verification included.
+        peak_memory: the most memory that MLX has used while writing, in bytes.
+        kept: modules that stayed in full precision because the group size does not divide their width.
+        agreement: with the source, in float32; None where verification was skipped.
+        golden: what the golden check compared; None where it was not asked for.
+    """
+
+    size_before: int
+    size_after: int
+    bits_per_weight: float
+    seconds: float
+    peak_memory: int
+    kept: list[str]
+    agreement: Agreement | None
+    golden: str | None
+
+    def __str__(self):
+        rows = [
+            ("size", f"{self.size_before / 1e9:.3f} GB -> {self.size_after / 1e9:.3f} GB"),
+            ("bits per weight", f"{self.bits_per_weight:.2f}"),
+            ("time", f"{self.seconds:.1f} s"),
+            ("peak memory", f"{self.peak_memory / 1e9:.2f} GB"),
+            ("agreement", str(self.agreement) if self.agreement else "not verified"),
+        ]
+        if self.golden:
+            rows.append(("golden", self.golden))
+        if self.kept:
+            rows.append(("full precision", f"{len(self.kept)} modules the group size does not divide:"))
+            rows += [("", name) for name in self.kept]
+        return "\n".join(f"{label:16} {value}" for label, value in rows)
+
+
+def convert(
+    hf_path: str | Path,
+    mlx_path: str | Path,
+    *,
+    quantize: bool = False,
+    q_bits: int = 4,
+    q_group_size: int = 64,
+    q_mode: str = "affine",
+    q_vision: bool = False,
+    q_mixed: bool = False,
+    dequantize: bool = False,
+    dtype: str | None = None,
+    layout: str = "mlx",
+    revision: str | None = None,
+    vision_from: str | Path | None = None,
+    verify: bool | str = True,
+    golden_image: ImageSource = GOLDEN_URL,
+    upload_repo: str | None = None,
+    public: bool = False,
+    force: bool = False,
+    command: str | None = None,
+) -> Report:
+    """Convert a checkpoint of any layout.
+
+    Args:
+        hf_path: a folder, a hub id or "demo".
+        mlx_path: the folder to write.
+        quantize: quantize the decoder with ``q_bits`` (2, 3, 4, 5, 6 or 8) in groups of ``q_group_size`` (32, 64 or
+            128), or with ``q_mode`` "mxfp4"; ``q_vision`` includes the tower's linear layers and the projector;
+            ``q_mixed`` keeps 8 bits where few bits hurt most (see ``quantization.plan``).
+        dequantize: unpack a quantized source.
+        dtype: "float32", "bfloat16" or "float16"; by default the source's. The vision side takes bfloat16 for float16.
+        layout: "mlx", which loads with no work, or "transformers", which its ``from_pretrained`` loads.
+        vision_from: another checkpoint to take the vision tower from.
+        verify: load the result and compare it with the source; "golden" also compares the released weights with
+            published values, on ``golden_image``; False skips both.
+        upload_repo: a hub repository to upload the result to, private unless ``public``.
+        force: replace ``mlx_path`` if it has content.
+        command: the command line for the model card; by default this call's.
+
+    Raises:
+        ValueError, OSError: one sentence; then nothing has been written.
+    """
+    start = time.perf_counter()
+    target = Path(mlx_path)
+    _check_options(quantize, dequantize, layout, dtype, verify, public, upload_repo)
+    if not force:
+        check_empty(target)
+    source = find_checkpoint(hf_path, revision, LICENSE_PATTERNS)
+    donor = None if vision_from is None else find_checkpoint(vision_from)
+    for folder in (source, donor):
+        if folder is not None and target.resolve() in (folder.resolve(), *folder.resolve().parents):
+            raise ValueError(f"{target} is or holds the source, which would be overwritten; choose another folder.")
+    config = FastVlmConfig.from_file(source / "config.json")
+    processor = FastVlmProcessor.from_folder(source, config)
+
+    def prepare() -> tuple[Weights, list[str]]:
+        """The weights as they will be stored, lazily; a fresh copy each time, since writing uses them up."""
+        weights = read_weights(source, config, donor)
+        chosen = choose_dtype(dtype) if dtype else weights.stored_dtype
+        if quantize or dequantize:
+            weights = replace(weights, tensors=quantization.dequantized(weights.tensors, weights.modules), modules={})
+        weights = replace(weights, tensors=cast(weights.tensors, chosen))
+        if not quantize:
+            return weights, []
+        chosen_modules = quantization.plan(
+            weights.tensors, bits=q_bits, group_size=q_group_size, mode=q_mode, vision=q_vision, mixed=q_mixed
+        )
+        packed = quantization.quantized(weights.tensors, chosen_modules.modules)
+        return replace(weights, tensors=packed, modules=chosen_modules.modules), chosen_modules.kept
+
+    weights, kept = prepare()
+    if layout == "transformers" and weights.modules:
+        raise ValueError(f"{hf_path} is quantized, which transformers' layout is not; add --dequantize.")
+    size_before = sum(file.stat().st_size for file in source.glob("*.safetensors"))
+    mx.reset_peak_memory()
+    with finished_folder(target, force=force) as folder:
+        written = _described(config, processor, weights)
+        if layout == "transformers":
+            weights, written = to_transformers(weights, written, processor, folder)
+        else:
+            _copy_files(source, folder, TOKENIZER_FILES)
+            write_json(folder / "preprocessor_config.json", preprocessor_config(processor))
+        count = _parameters(weights)
+        _check_room(folder, weights)
+        with _Progress(sum(tensor.nbytes for tensor in weights.tensors.values()), "writing") as progress:
+            size = write_tensors(
+                folder, weights.tensors, made_for="mlx" if layout == "mlx" else "pt", progress=progress.advance
+            )
+        peak = mx.get_peak_memory()
+        write_json(folder / "config.json", written.to_dict())
+        licenses = _copy_files(source, folder, LICENSE_PATTERNS)
+        agreement = _verify(folder, prepare, source, config, processor, donor) if verify else None
+        proof = None
+        if verify == "golden":
+            proof = golden(*load(folder, dtype="bfloat16"), golden_image)
+        report = Report(size_before, size, 8 * size / count, time.perf_counter() - start, peak, kept, agreement, proof)
+        command = command or f"mlx_fastvlm.convert({str(hf_path)!r}, {str(mlx_path)!r}, ...)"
+        (folder / "README.md").write_text(_model_card(hf_path, command, report, licenses), encoding="utf-8")
+    if upload_repo:
+        _upload(target, upload_repo, public)
+    return report
+
+
+def _check_options(quantize, dequantize, layout, dtype, verify, public, upload_repo):
+    """Contradictions and unknown words, before anything is read or downloaded."""
+    if quantize and dequantize:
+        raise ValueError("quantize and dequantize exclude each other; leave one out.")
+    if layout not in ("mlx", "transformers"):
+        raise ValueError(f"layout must be 'mlx' or 'transformers', got {layout!r}.")
+    if layout == "transformers" and quantize:
+        raise ValueError("transformers can't load MLX's quantized weights; leave out quantize, or write layout mlx.")
+    if dtype is not None:
+        choose_dtype(dtype)
+    if verify not in (True, False, "golden"):
+        raise ValueError(f"verify must be True, False or 'golden', got {verify!r}.")
+    if public and not upload_repo:
+        raise ValueError("public is about an upload; name a repository with upload_repo.")
+
+
+def _described(config: FastVlmConfig, processor: FastVlmProcessor, weights: Weights) -> FastVlmConfig:
+    """The config of the result: what is tied, quantized and stored, and how pictures are squared."""
+    return replace(
+        config,
+        vision_config=replace(config.vision_config, image_size=processor.image_settings.size),
+        tie_word_embeddings=weights.tied,
+        quantization=quantization.config_entry(weights.modules),
+        eos_token_id=sorted(processor.eos_token_ids),
+        dtype=str(weights.stored_dtype).removeprefix("mlx.core."),
+    )
+
+
+def _parameters(weights: Weights) -> int:
+    """How many weights there are, packed ones counted one by one."""
+    total = 0
+    for name, tensor in weights.tensors.items():
+        module, _, part = name.rpartition(".")
+        if module not in weights.modules:
+            total += tensor.size
+        elif part == "weight":
+            total += tensor.size * 32 // weights.modules[module]["bits"]
+        elif part == "bias":
+            total += tensor.size
+    return total
+
+
+def _verify(folder: Path, prepare, source: Path, config: FastVlmConfig, processor, donor) -> Agreement:
+    """Load what was written; it must compute what was meant to be written. Then compare it with the source."""
+    written_config = FastVlmConfig.from_file(folder / "config.json")
+    written_processor = FastVlmProcessor.from_folder(folder, written_config)
+    written = predictions(read_weights(folder, written_config), written_config, written_processor)
+    meant = predictions(prepare()[0], config, processor)
+    exact = compare(meant, written)
+    if not exact.max_difference <= LIMIT:
+        raise ValueError(f"The written checkpoint does not compute what its source does: {exact}. Nothing is kept.")
+    return compare(predictions(read_weights(source, config, donor), config, processor), written)
+
+
+def _copy_files(source: Path, folder: Path, patterns: tuple[str, ...]) -> list[str]:
+    files = sorted({file for pattern in patterns for file in source.glob(pattern) if file.is_file()})
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+    return [file.name for file in files]
+
+
+def _check_room(folder: Path, weights: Weights):
+    needed, free = sum(tensor.nbytes for tensor in weights.tensors.values()), shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            f"The result takes {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free; make room first."
+        )
+
+
+def _model_card(source: str | Path, command: str, report: Report, licenses: list[str]) -> str:
+    terms = (
+        f"The source's terms hold for this copy as well: see {', '.join(licenses)}."
+        if licenses
+        else "The source brought no licence file along; its terms hold for this copy as well. "
+        "Apple's FastVLM weights are for research only (apple-amlr)."
+    )
+    return (
+        f"---\nlibrary_name: mlx\ntags:\n- mlx\n- fastvlm\n- vision-language-model\n---\n\n"
+        f"# FastVLM, converted from `{source}`\n\n"
+        f"Made with mlx-fastvlm:\n\n```\n{command}\n```\n\n"
+        f"```\n{report}\n```\n\n"
+        "Use it:\n\n```\n"
+        'python -m mlx_fastvlm.generate --model THIS_FOLDER --image photo.jpg --prompt "What is this?"\n'
+        f"```\n\n{terms}\n"
+    )
+
+
+def _upload(folder: Path, repo: str, public: bool):
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api = HfApi()
+        api.create_repo(repo, private=not public, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=str(folder))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OSError(
+            f"{folder} is complete, but its upload to {repo} failed ({reason}); log in with `hf auth login`, then "
+            f"upload it with `hf upload {repo} {folder}`."
+        ) from error
+
+
+class _Progress:
+    """A progress bar on stderr, if that is a terminal."""
+
+    def __init__(self, total: int, label: str):
+        from huggingface_hub.utils import tqdm
+
+        self._bar = tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=not sys.stderr.isatty())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+
+    def advance(self, amount: int):
+        self._bar.update(amount)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of ``convert.py`` and ``python -m mlx_fastvlm.convert``."""
+    parser = argparse.ArgumentParser(
+        prog="convert.py",
+        description="Convert a FastVLM of any layout to MLX safetensors, quantized if wanted, and verify the result.",
+        epilog="example: python convert.py --hf-path apple/FastVLM-0.5B --mlx-path fastvlm-4bit --quantize",
+    )
+    parser.add_argument("--hf-path", required=True, metavar="SOURCE", help='a folder, a hub id, or "demo"')
+    parser.add_argument("--mlx-path", required=True, metavar="FOLDER", help="the folder to write")
+    parser.add_argument("--layout", choices=("mlx", "transformers"), default="mlx", help="of the result (mlx)")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the weights (the source's)")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument("--vision-from", metavar="SOURCE", help="take the vision tower from another checkpoint")
+    parser.add_argument("--force", action="store_true", help="replace FOLDER if it has content")
+
+    quantizing = parser.add_argument_group("quantization")
+    quantizing.add_argument("-q", "--quantize", action="store_true", help="quantize the decoder")
+    quantizing.add_argument(
+        "--q-bits", type=int, default=4, choices=quantization.BITS, metavar="N", help="2, 3, 4, 5, 6 or 8 (4)"
+    )
+    quantizing.add_argument(
+        "--q-group-size", type=int, default=64, choices=quantization.GROUP_SIZES, metavar="N", help="32, 64 or 128 (64)"
+    )
+    quantizing.add_argument(
+        "--q-mode", choices=("affine", *quantization.FIXED), default="affine", help="how numbers are coded (affine)"
+    )
+    quantizing.add_argument("--q-vision", action="store_true", help="the tower's linear layers and the projector too")
+    quantizing.add_argument("--q-mixed", action="store_true", help="8 bits where few bits hurt most")
+    quantizing.add_argument("--dequantize", action="store_true", help="unpack a quantized source")
+
+    checking = parser.add_argument_group("verification")
+    checking.add_argument(
+        "--verify",
+        nargs="?",
+        const="agreement",
+        choices=("agreement", "golden"),
+        default="agreement",
+        help="compare the result with the source (the default); golden: and the released weights with published values",
+    )
+    checking.add_argument("--no-verify", dest="verify", action="store_const", const=None, help="skip it")
+    checking.add_argument(
+        "--golden-image", default=GOLDEN_URL, metavar="PICTURE", help="COCO picture 000000039769; fetched by default"
+    )
+
+    sharing = parser.add_argument_group("sharing")
+    sharing.add_argument("--upload-repo", metavar="REPO", help="upload the result to this hub repository")
+    sharing.add_argument("--public", action="store_true", help="make that repository public")
+    sharing.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``convert.py`` and of ``python -m mlx_fastvlm.convert``."""
+    arguments = parser().parse_args(argv)
+    options = dict(vars(arguments))
+    debug = options.pop("debug")
+    options["verify"] = {"agreement": True, "golden": "golden", None: False}[options["verify"]]
+    options["command"] = shlex.join(["python", "convert.py", *(sys.argv[1:] if argv is None else argv)])
+
+    def command():
+        report = convert(**options)
+        print(f"wrote {arguments.mlx_path}\n{report}")
+
+    return run(command, debug=debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

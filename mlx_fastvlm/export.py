@@ -1,0 +1,182 @@
+"""The way back: this package's form -> what transformers' ``FastVlmForConditionalGeneration.from_pretrained`` loads."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+from tokenizers import AddedToken, Tokenizer
+
+from .checkpoint import Weights
+from .config import FastVlmConfig
+from .fusion import BATCH_NORM_EPS
+from .processing import IMAGE_MARK, FastVlmProcessor
+from .writing import write_json
+
+# Our names -> timm's, for a tower whose branches are merged. What is a linear layer here is a 1x1 convolution there.
+_RENAMES = (
+    (r"^vision_tower\.stem\.conv\.", "vision_tower.stem.0.reparam_conv."),
+    (r"^vision_tower\.stem\.depthwise\.", "vision_tower.stem.1.reparam_conv."),
+    (r"^vision_tower\.stem\.pointwise\.", "vision_tower.stem.2.reparam_conv."),
+    (r"\.downsample\.depthwise\.", ".downsample.proj.0.reparam_conv."),
+    (r"\.downsample\.pointwise\.", ".downsample.proj.1.reparam_conv."),
+    (r"\.pos_emb\.", ".pos_emb.reparam_conv."),
+    (r"\.token_mixer\.(weight|bias)$", r".token_mixer.reparam_conv.\1"),
+    (r"\.mlp\.conv\.", ".mlp.conv.conv."),
+    (r"^vision_tower\.final_conv\.depthwise\.", "vision_tower.final_conv.reparam_conv."),
+    (r"^vision_tower\.", "model.vision_tower.timm_model."),
+    (r"^(language_model|multi_modal_projector)\.", r"model.\1."),
+)
+_POINTWISE = re.compile(r"^vision_tower\..*(pointwise|fc1|fc2)\.weight$")
+
+PAD_TO = 64  # transformers' conversion rounds the vocabulary up to a multiple of this, two more tokens counted in
+SPREAD = 1e-5  # and draws the new rows from the old ones' distribution, with this share of their variance
+
+# Pictures first, then the text: what the released models were trained on.
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{%- if loop.first and message['role'] != 'system' -%}
+{{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' -}}
+{%- endif -%}
+{{- '<|im_start|>' + message['role'] + '\\n' -}}
+{%- for part in message['content'] if part['type'] == 'image' -%}
+{{- '<image>' -}}
+{%- endfor -%}
+{%- for part in message['content'] if part['type'] == 'text' -%}
+{{- '\\n' + part['text'] -}}
+{%- endfor -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|im_start|>assistant\\n' -}}
+{%- endif -%}
+"""
+
+
+def to_transformers(
+    weights: Weights, config: FastVlmConfig, processor: FastVlmProcessor, folder: Path
+) -> tuple[Weights, FastVlmConfig]:
+    """Weights and config in transformers' layout; its processor's files are written to ``folder``.
+
+    transformers finds pictures by a token of its own, ``<image>``. A checkpoint that has none (Apple's) gets one, and
+    an embedding with room for it. Pictures are cropped there, so the config says so.
+    """
+    tensors = dict(weights.tensors)
+    tokenizer = Tokenizer.from_str(processor.tokenizer.to_str())
+    tokenizer.add_special_tokens([AddedToken(IMAGE_MARK, normalized=False, special=True)])
+    image_token = tokenizer.token_to_id(IMAGE_MARK)
+    vocabulary = config.text_config.vocab_size
+    if config.image_token_id != image_token:
+        vocabulary = math.ceil((vocabulary + 2) / PAD_TO) * PAD_TO
+        for name in ("language_model.embed_tokens.weight", "lm_head.weight"):
+            if name in tensors:
+                tensors[name] = _grown(tensors[name], vocabulary)
+    config = replace(
+        config,
+        image_token_id=image_token,
+        image_aspect_ratio="crop",
+        text_config=replace(config.text_config, vocab_size=vocabulary),
+    )
+    _write_processor(folder, tokenizer, config, processor)
+    return replace(weights, tensors=_timm_form(tensors)), config
+
+
+def _grown(matrix: mx.array, rows: int) -> mx.array:
+    """An embedding with new rows close to the mean of the old ones, as an untrained token's should be."""
+    old = matrix.astype(mx.float32)
+    mean = old.mean(axis=0)
+    # Random combinations of the centred rows have their covariance.
+    draws = mx.random.normal((rows - matrix.shape[0], matrix.shape[0]), key=mx.random.key(0))
+    new = mean + draws @ (old - mean) * math.sqrt(SPREAD / matrix.shape[0])
+    return mx.concatenate([matrix, new.astype(matrix.dtype)])
+
+
+def _timm_form(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
+    """The tensors under transformers' names, in PyTorch's order, with the norms and scales that were folded away."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        if _POINTWISE.search(name):
+            tensor = tensor[:, None, None, :]
+        if tensor.ndim == 4:
+            tensor = tensor.transpose(0, 3, 1, 2)
+        new = name
+        for pattern, replacement in _RENAMES:
+            new = re.sub(pattern, replacement, new)
+        renamed[new] = tensor
+        if new.endswith(".mlp.conv.conv.weight"):
+            renamed |= _neutral(new.removesuffix(".mlp.conv.conv.weight"), tensor.shape[0], tensor.dtype, tensors)
+    return renamed
+
+
+def _neutral(block: str, width: int, dtype: mx.Dtype, tensors: dict[str, mx.array]) -> dict[str, mx.array]:
+    """A block's BatchNorm and layer scales that change nothing."""
+    attention = block.replace("model.vision_tower.timm_model.", "vision_tower.") + ".norm.weight" in tensors
+    scales = ("layer_scale_1", "layer_scale_2") if attention else ("layer_scale",)
+    norm = f"{block}.mlp.conv.bn"
+    return {
+        f"{norm}.weight": mx.ones((width,), dtype),
+        f"{norm}.bias": mx.zeros((width,), dtype),
+        f"{norm}.running_mean": mx.zeros((width,), dtype),
+        f"{norm}.running_var": mx.full((width,), 1 - BATCH_NORM_EPS, dtype),
+        f"{norm}.num_batches_tracked": mx.array(0, mx.int64),
+        **{f"{block}.{scale}.gamma": mx.ones((width, 1, 1), dtype) for scale in scales},
+    }
+
+
+def _write_processor(folder: Path, tokenizer: Tokenizer, config: FastVlmConfig, processor: FastVlmProcessor):
+    """The files of a ``LlavaProcessor``: tokenizer, pictures, template."""
+    tokenizer.encode_special_tokens = False
+    tokenizer.save(str(folder / "tokenizer.json"))
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "Qwen2Tokenizer",
+            "processor_class": "LlavaProcessor",
+            "image_token": IMAGE_MARK,
+            "bos_token": None,
+            "unk_token": None,
+            "padding_side": "left",
+            **{
+                key: token
+                for key, token in (("eos_token", "<|im_end|>"), ("pad_token", "<|endoftext|>"))
+                if token in added
+            },
+        },
+    )
+    write_json(
+        folder / "processor_config.json",
+        {
+            "processor_class": "LlavaProcessor",
+            "image_token": IMAGE_MARK,
+            "num_additional_image_tokens": 0,
+            "patch_size": config.vision_config.patch_size,
+            "vision_feature_select_strategy": "full",
+        },
+    )
+    write_json(folder / "preprocessor_config.json", preprocessor_config(processor))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    eos = sorted(processor.eos_token_ids)
+    write_json(folder / "generation_config.json", {"eos_token_id": eos, "pad_token_id": processor.pad_token_id})
+
+
+def preprocessor_config(processor: FastVlmProcessor) -> dict:
+    """How pictures are prepared, as a ``CLIPImageProcessor`` states it."""
+    settings = processor.image_settings
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": settings.size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": settings.size, "width": settings.size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(settings.mean),
+        "image_std": list(settings.std),
+    }

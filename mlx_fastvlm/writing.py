@@ -1,0 +1,141 @@
+"""Writing a checkpoint: nothing half-written, and never more in memory than one tensor."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlx.core as mx
+
+SHARD_LIMIT = 5 * 10**9  # bytes
+
+# safetensors' names of the types, and an integer type of the same width, since Python has no bfloat16 buffers.
+_TYPES = {
+    mx.float32: ("F32", mx.uint32),
+    mx.bfloat16: ("BF16", mx.uint16),
+    mx.float16: ("F16", mx.uint16),
+    mx.uint32: ("U32", mx.uint32),
+    mx.uint8: ("U8", mx.uint8),
+    mx.int64: ("I64", mx.uint64),
+}
+
+
+@contextlib.contextmanager
+def finished_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
+    """A folder to write to, which becomes ``target`` only if the block ends well; otherwise it is removed.
+
+    Raises:
+        FileExistsError: ``target`` has content already, unless ``force`` allows to replace it.
+    """
+    if not force:
+        check_empty(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target: a rename works only within a file system.
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.unfinished-", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)  # mkdtemp's folders are private
+        _swap(folder, target, force)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_empty(target: Path):
+    """``FileExistsError`` where there is something at ``target`` to lose."""
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if target.exists() or target.is_symlink():
+        raise FileExistsError(f"{target} exists already; choose another folder, or replace it with --force.")
+
+
+def _swap(folder: Path, target: Path, force: bool):
+    """Rename ``folder`` to ``target``; what was there goes only after that has worked."""
+    if not force:
+        check_empty(target)  # another conversion may have got there first
+    if not target.exists():
+        folder.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.replaced-", dir=target.parent)) / target.name
+    target.rename(old)
+    try:
+        folder.rename(target)
+    except BaseException:
+        old.rename(target)
+        raise
+    finally:
+        shutil.rmtree(old.parent, ignore_errors=True)
+
+
+def write_tensors(
+    folder: Path,
+    tensors: dict[str, mx.array],
+    *,
+    made_for: str,
+    shard_limit: int = SHARD_LIMIT,
+    progress: Callable[[int], None] = lambda _: None,
+) -> int:
+    """Write tensors as ``model.safetensors``, or as shards with an index; empties ``tensors`` on the way.
+
+    Each tensor is computed when its turn comes, and forgotten once it is written.
+
+    Args:
+        made_for: the ``format`` in the files' metadata, "mlx" or "pt".
+        progress: is told the bytes of each tensor written.
+
+    Returns:
+        The size of all tensors in bytes.
+    """
+    shards: list[list[str]] = []
+    room = 0
+    for name in sorted(tensors):
+        if tensors[name].nbytes > room:
+            shards.append([])
+            room = shard_limit
+        shards[-1].append(name)
+        room -= tensors[name].nbytes
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    if len(shards) == 1:
+        _write_file(folder / "model.safetensors", tensors, shards[0], made_for, progress)
+        return total
+    weight_map = {}
+    for i, names in enumerate(shards, 1):
+        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        _write_file(folder / file, tensors, names, made_for, progress)
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    write_json(folder / "model.safetensors.index.json", index)
+    return total
+
+
+def _write_file(
+    path: Path, tensors: dict[str, mx.array], names: list[str], made_for: str, progress: Callable[[int], None]
+):
+    """One safetensors file: the length of a JSON header, the header, and the tensors' bytes in its order."""
+    names = sorted(names, key=lambda name: (-tensors[name].itemsize, name))  # so that all lie aligned
+    header, offset = {"__metadata__": {"format": made_for}}, 0
+    for name in names:
+        tensor = tensors[name]
+        span = [offset, offset + tensor.nbytes]
+        header[name] = {"dtype": _TYPES[tensor.dtype][0], "shape": list(tensor.shape), "data_offsets": span}
+        offset = span[1]
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the data begins at a multiple of 8
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)))
+        file.write(encoded)
+        for name in names:
+            tensor = mx.contiguous(tensors.pop(name))
+            size = tensor.nbytes
+            file.write(memoryview(tensor.view(_TYPES[tensor.dtype][1])).cast("B"))
+            del tensor
+            mx.clear_cache()  # MLX would keep the memory for tensors to come
+            progress(size)
+
+
+def write_json(path: Path, value: dict):
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,497 @@
+"""The converter: what goes in comes out, and nothing is lost or half-written."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+
+import hub
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from conftest import deviations
+from mlx.utils import tree_flatten
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+import small
+from checkpoints import apple_config, config, mlx_vlm, small_tensors, write
+from mlx_fastvlm import load, quantization
+from mlx_fastvlm.convert import convert, main
+from mlx_fastvlm.verification import compare
+
+PICTURE = Image.fromarray(small.odd_picture(70, 50))
+
+
+def logits(folder):
+    """The answer's first logits to a fixed question about a fixed picture, float32."""
+    model, processor = load(folder, dtype="float32")
+    inputs = processor(text="<image>\nWhat is this?", images=PICTURE, image_size=128)
+    return np.array(model(inputs["input_ids"], inputs["pixel_values"]).logits)
+
+
+SOURCES = [
+    ("apple", {}),
+    ("apple", {"training": True}),
+    ("apple", {"shards": 3, "head": "own"}),
+    ("apple", {"head": "copy"}),
+    ("transformers", {}),
+    ("mlx-vlm", {"head": "own"}),
+]
+
+
+@pytest.mark.parametrize(("layout", "how"), SOURCES, ids=lambda v: v if isinstance(v, str) else "-".join(v) or "plain")
+def test_round_trips(checkpoint, tmp_path, layout, how):
+    source = checkpoint(layout, **how)
+    report = convert(source, tmp_path / "mlx")
+    assert report.agreement.positions >= 64
+    assert report.agreement.same_next_token == 1
+    assert deviations(logits(tmp_path / "mlx"), logits(source)) < 1e-5
+    # Our own form folds nothing: converting it again gives the same tensors.
+    convert(tmp_path / "mlx", tmp_path / "again", verify=False)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("mlx", "again"))
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("how", [{}, {"head": "own"}, {"training": True}], ids=lambda how: "-".join(how) or "plain")
+def test_transformers_layout(checkpoint, tmp_path, how):
+    source = checkpoint("apple", **how)
+    convert(source, tmp_path / "hf", layout="transformers")
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    # The names and shapes that transformers itself has, but for the rows that make room for <image>.
+    expected = json.loads((small.HERE / "shapes.json").read_text())["inference"]
+    if how.get("head"):
+        expected["lm_head.weight"] = expected["model.language_model.embed_tokens.weight"]
+    assert tensors.keys() == expected.keys()
+    for name, tensor in tensors.items():
+        rows = 384 if name.endswith(("embed_tokens.weight", "lm_head.weight")) else None
+        assert list(tensor.shape) == ([rows, *expected[name][1:]] if rows else expected[name]), name
+    back, processor = load(tmp_path / "hf", dtype="float32")
+    model, _ = load(source, dtype="float32")
+    assert processor.image_settings.aspect_ratio == "crop"
+    assert processor.tokenizer.token_to_id("<image>") == processor.image_token_id == 259
+    pixels = mx.array(small.pixels(1).transpose(0, 2, 3, 1))
+    ours = back(mx.array([[1, *[259] * 6, 2]]), pixels).logits[..., :320]
+    assert deviations(ours, np.array(model(mx.array([[1, *[-200] * 6, 2]]), pixels).logits)) < 1e-5
+    # New rows lie close to the mean of the old ones, but are not all the same.
+    embedding = tensors["model.language_model.embed_tokens.weight"]
+    mean, spread = embedding[:320].mean(axis=0), embedding[:320].std()
+    assert 0 < np.abs(embedding[320:] - mean).max() < 0.05 * spread
+    assert len(np.unique(embedding[320:], axis=0)) == 64
+
+
+def test_transformers_layout_of_transformers_own_keeps_its_token(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint("transformers"), tmp_path / "source")
+    added = {"<|endoftext|>": 256, "<|im_start|>": 257, "<|im_end|>": 258, "<image>": 259}
+    (folder / "added_tokens.json").write_text(json.dumps(added))
+    settings = json.loads((folder / "config.json").read_text()) | {"image_token_index": 259}
+    (folder / "config.json").write_text(json.dumps(settings))
+    convert(folder, tmp_path / "hf", layout="transformers")
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    assert tensors["model.language_model.embed_tokens.weight"].shape == (320, 64)
+
+
+@pytest.mark.parametrize("group_size", [32, 64])
+@pytest.mark.parametrize("bits", quantization.BITS)
+def test_every_precision(checkpoint, tmp_path, bits, group_size):
+    report = convert(checkpoint("apple"), tmp_path / "q", quantize=True, q_bits=bits, q_group_size=group_size)
+    settings = json.loads((tmp_path / "q" / "config.json").read_text())["quantization"]
+    assert {key: settings[key] for key in ("bits", "group_size", "mode")} == {
+        "bits": bits,
+        "group_size": group_size,
+        "mode": "affine",
+    }
+    model, _ = load(tmp_path / "q")
+    packed = {path for path, module in model.named_modules() if hasattr(module, "bits")}
+    assert packed == {key for key, value in settings.items() if isinstance(value, dict)}
+    # 160, the perceptron's width, divides by 32 only; what depends on it stays whole and is listed.
+    whole = [] if group_size == 32 else [f"language_model.layers.{i}.mlp.down_proj" for i in range(3)]
+    assert report.kept == whole
+    assert "language_model.embed_tokens" in packed
+    assert not [path for path in packed if path.startswith(("vision_tower", "multi_modal"))]
+    assert np.isfinite(logits(tmp_path / "q")).all()
+
+
+def test_more_bits_agree_better(checkpoint, tmp_path):
+    divergences = [
+        convert(
+            checkpoint("apple", head="own"), tmp_path / f"{bits}", quantize=True, q_bits=bits, q_group_size=32
+        ).agreement.kl_divergence
+        for bits in (2, 4, 8)
+    ]
+    assert divergences[0] > 4 * divergences[1] > 16 * divergences[2] > 0
+
+
+def test_mixed_precision(checkpoint, tmp_path):
+    source = checkpoint("apple", head="own")
+    plain = convert(source, tmp_path / "4", quantize=True, q_group_size=32)
+    mixed = convert(source, tmp_path / "mixed", quantize=True, q_group_size=32, q_mixed=True)
+    settings = json.loads((tmp_path / "mixed" / "config.json").read_text())["quantization"]
+    bits = {name: value["bits"] for name, value in settings.items() if isinstance(value, dict)}
+    assert bits["lm_head"] == bits["language_model.embed_tokens"] == 8
+    assert bits["language_model.layers.0.self_attn.q_proj"] == bits["language_model.layers.2.mlp.up_proj"] == 8
+    assert bits["language_model.layers.1.mlp.down_proj"] == 8
+    assert bits["language_model.layers.1.mlp.up_proj"] == bits["language_model.layers.1.self_attn.o_proj"] == 4
+    assert mixed.agreement.kl_divergence < plain.agreement.kl_divergence
+
+
+def test_the_vision_side_on_request(checkpoint, tmp_path):
+    convert(checkpoint("apple"), tmp_path / "q", quantize=True, q_bits=8, q_group_size=32, q_vision=True)
+    model, _ = load(tmp_path / "q")
+    assert isinstance(model.vision_tower.stages[3].blocks[0].token_mixer.qkv, nn.QuantizedLinear)
+    assert isinstance(model.vision_tower.stages[1].blocks[0].mlp.fc1, nn.QuantizedLinear)
+    assert isinstance(model.multi_modal_projector.linear_1, nn.QuantizedLinear)
+    assert isinstance(model.vision_tower.stages[0].blocks[0].mlp.fc1, nn.Linear)  # 16 channels: no group fits
+    assert deviations(logits(tmp_path / "q"), logits(checkpoint("apple"))) < 0.3
+
+
+def test_mxfp4(checkpoint, tmp_path):
+    convert(checkpoint("apple"), tmp_path / "q", quantize=True, q_mode="mxfp4")
+    settings = json.loads((tmp_path / "q" / "config.json").read_text())["quantization"]
+    assert (settings["mode"], settings["bits"], settings["group_size"]) == ("mxfp4", 4, 32)
+    assert np.isfinite(logits(tmp_path / "q")).all()
+
+
+@pytest.fixture(scope="module")
+def quantized_mlx_vlm(tmp_path_factory):
+    """As mlx-community publishes them: decoder and projector in 8 bits."""
+    packed = {}
+    for name, value in mlx_vlm(small_tensors()).items():
+        if value.ndim != 2 or name.startswith("vision_tower"):
+            packed[name] = value
+            continue
+        weight, scales, biases = mx.quantize(mx.array(value), group_size=32, bits=8)
+        stem = name.removesuffix(".weight")
+        packed |= {name: np.array(weight), f"{stem}.scales": np.array(scales), f"{stem}.biases": np.array(biases)}
+    settings = config("mlx-vlm") | {"quantization": {"group_size": 32, "bits": 8}}
+    folder = write(tmp_path_factory.mktemp("packed"), "mlx-vlm", config_dict=settings)
+    save_file(packed, folder / "model.safetensors")
+    return folder
+
+
+def test_quantized_sources(quantized_mlx_vlm, tmp_path):
+    convert(quantized_mlx_vlm, tmp_path / "same")
+    assert deviations(logits(tmp_path / "same"), logits(quantized_mlx_vlm)) < 1e-5
+    settings = json.loads((tmp_path / "same" / "config.json").read_text())["quantization"]
+    assert "multi_modal_projector.linear_1" in settings
+    convert(quantized_mlx_vlm, tmp_path / "plain", dequantize=True)
+    assert not [name for name in load_file(tmp_path / "plain" / "model.safetensors") if name.endswith(".scales")]
+    assert "quantization" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+    assert deviations(logits(tmp_path / "plain"), logits(quantized_mlx_vlm)) < 1e-4
+    convert(quantized_mlx_vlm, tmp_path / "again", quantize=True, q_bits=6, q_group_size=32)
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["quantization"]["bits"] == 6
+    with pytest.raises(ValueError, match="--dequantize"):
+        convert(quantized_mlx_vlm, tmp_path / "hf", layout="transformers")
+
+
+def test_apples_mlx_export_takes_its_tower_from_elsewhere(checkpoint, tmp_path):
+    tower = "model.vision_tower.timm_model."
+    named = {
+        name.replace("language_model.", "language_model.model.")
+        .replace("model.language_model.model.", "language_model.model.")
+        .replace("model.multi_modal_projector.linear_1", "multi_modal_projector.linear_0")
+        .replace("model.multi_modal_projector.linear_2", "multi_modal_projector.linear_2"): value
+        for name, value in small_tensors().items()
+        if not name.startswith(tower)
+    }
+    folder = write(tmp_path / "export", "apple", config_dict=apple_config(False) | {"vision_config": {}})
+    settings = json.loads((folder / "config.json").read_text())
+    settings["vision_config"] = apple_config()["vision_config"]
+    (folder / "config.json").write_text(json.dumps(settings))
+    save_file(named, folder / "model.safetensors")
+    with pytest.raises(ValueError, match="--vision-from"):
+        load(folder)
+    with pytest.warns(UserWarning, match="going by the weights"):
+        convert(folder, tmp_path / "whole", vision_from=checkpoint("mlx-vlm"))
+    assert deviations(logits(tmp_path / "whole"), logits(checkpoint("apple"))) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_dtype(checkpoint, tmp_path, dtype):
+    report = convert(checkpoint("apple"), tmp_path / "half", dtype=dtype)
+    tensors = mx.load(str(tmp_path / "half" / "model.safetensors"))
+    assert tensors["language_model.norm.weight"].dtype == getattr(mx, dtype)
+    assert tensors["vision_tower.stem.conv.weight"].dtype == mx.bfloat16
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == dtype
+    assert report.bits_per_weight == 16
+    assert 0 < report.agreement.max_difference < 0.2
+
+
+@pytest.mark.parametrize(("head", "says"), [("copy", False), ("own", True), (None, False)])
+def test_a_config_that_lies_about_tying_is_put_right(tmp_path, head, says):
+    source = write(tmp_path / "source", "apple", head=head, config_dict=apple_config(says))
+    with pytest.warns(UserWarning, match="going by the weights"):
+        convert(source, tmp_path / "mlx")
+    names = load_file(tmp_path / "mlx" / "model.safetensors")
+    assert ("lm_head.weight" in names) == (head == "own")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(tmp_path / "mlx")
+
+
+def test_what_else_a_folder_holds(checkpoint, tmp_path):
+    source = shutil.copytree(checkpoint("apple"), tmp_path / "source")
+    (source / "LICENSE").write_text("research only")
+    (source / "pytorch_model.bin").write_text("pickle")
+    (source / "run_me.py").write_text("")
+    assert main(["--hf-path", str(source), "--mlx-path", str(tmp_path / "mlx"), "-q", "--q-group-size", "32"]) == 0
+    files = {file.name for file in (tmp_path / "mlx").iterdir()}
+    assert files == {
+        "LICENSE",
+        "README.md",
+        "added_tokens.json",
+        "config.json",
+        "merges.txt",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "tokenizer_config.json",
+        "vocab.json",
+    }
+    card = (tmp_path / "mlx" / "README.md").read_text()
+    assert "convert.py --hf-path" in card
+    assert "see LICENSE" in card
+    # What the source's config said beyond what this package knows is still said.
+    assert json.loads((tmp_path / "mlx" / "config.json").read_text())["mm_vision_tower"] == "mobileclip_l_128"
+
+
+def test_shards(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("mlx_fastvlm.writing.write_tensors.__kwdefaults__", {"shard_limit": 10**6, "progress": print})
+    convert(checkpoint("apple"), tmp_path / "mlx")
+    index = json.loads((tmp_path / "mlx" / "model.safetensors.index.json").read_text())
+    files = sorted((tmp_path / "mlx").glob("*.safetensors"))
+    assert len(files) > 3
+    assert {file.name for file in files} == set(index["weight_map"].values())
+    assert max(file.stat().st_size for file in files) < 1.1e6
+    assert index["metadata"]["total_size"] == sum(t.nbytes for file in files for t in load_file(file).values())
+    assert deviations(logits(tmp_path / "mlx"), logits(checkpoint("apple"))) < 1e-5
+
+
+def left(folder):
+    """Everything in a folder, hidden things too."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_an_existing_folder_is_kept_unless_forced(checkpoint, tmp_path):
+    target = tmp_path / "mlx"
+    target.mkdir()
+    convert(checkpoint("apple"), target, verify=False)  # empty: fine
+    (target / "mine.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match="--force"):
+        convert(checkpoint("apple"), target)
+    assert (target / "mine.txt").read_text() == "precious"
+    with pytest.raises(ValueError, match="q_mixed"):
+        convert(checkpoint("apple"), target, force=True, quantize=True, q_mode="mxfp4", q_mixed=True)
+    assert (target / "mine.txt").exists()
+    convert(checkpoint("apple"), target, force=True, verify=False)
+    assert not (target / "mine.txt").exists()
+    assert left(tmp_path) == ["mlx"]
+
+
+def test_converting_onto_the_source_is_refused(checkpoint, tmp_path):
+    source = shutil.copytree(checkpoint("apple"), tmp_path / "source")
+    for target in (source, tmp_path):
+        with pytest.raises(ValueError, match="is or holds the source"):
+            convert(source, target, force=True)
+    assert (source / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, OSError("No space left on device")])
+def test_an_interrupted_conversion_leaves_nothing(checkpoint, tmp_path, monkeypatch, fault):
+    written = []
+
+    def contiguous(tensor):
+        written.append(tensor)
+        if len(written) == 20:
+            raise fault
+        return tensor
+
+    monkeypatch.setattr("mlx_fastvlm.writing.mx.contiguous", contiguous)
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        convert(checkpoint("apple"), tmp_path / "mlx")
+    assert left(tmp_path) == []
+
+
+def test_a_full_disk_is_noticed_before_writing(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(OSError, match="make room"):
+        convert(checkpoint("apple"), tmp_path / "mlx")
+    assert left(tmp_path) == []
+
+
+def test_verification_catches_a_wrong_result(checkpoint, tmp_path, monkeypatch):
+    """As if a tensor had been mixed up on the way to the disk."""
+    write_tensors = sys.modules["mlx_fastvlm.convert"].write_tensors
+
+    def spoil(folder, tensors, **options):
+        name = "language_model.layers.1.mlp.down_proj.weight"
+        tensors[name] = tensors[name][::-1]
+        return write_tensors(folder, tensors, **options)
+
+    monkeypatch.setattr(sys.modules["mlx_fastvlm.convert"], "write_tensors", spoil)
+    with pytest.raises(ValueError, match="does not compute what its source does"):
+        convert(checkpoint("apple"), tmp_path / "mlx")
+    assert left(tmp_path) == []
+    assert convert(checkpoint("apple"), tmp_path / "mlx", verify=False).agreement is None
+
+
+def test_agreement_of_known_predictions():
+    a = mx.log(mx.array([[0.5, 0.25, 0.25], [0.2, 0.7, 0.1]]))
+    b = mx.log(mx.array([[0.25, 0.5, 0.25], [0.2, 0.7, 0.1]]))
+    agreement = compare(a, b)
+    assert agreement.positions == 2
+    assert agreement.same_next_token == 0.5
+    assert agreement.kl_divergence == pytest.approx((0.5 * np.log(2) - 0.25 * np.log(2)) / 2, rel=1e-5)
+    assert agreement.max_difference == pytest.approx(np.log(2) / np.array(a).std(), rel=1e-5)
+    assert compare(a, a * mx.nan).max_difference == float("inf")
+    with pytest.raises(ValueError, match="tokenizer"):
+        compare(a, a[:1])
+
+
+def test_the_golden_check_is_for_the_released_sizes(checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="not for a decoder of width 64"):
+        convert(checkpoint("apple"), tmp_path / "mlx", verify="golden", golden_image=PICTURE)
+    assert left(tmp_path) == []
+
+
+def test_the_golden_check_compares(checkpoint, monkeypatch):
+    from mlx_fastvlm import verification
+
+    model, processor = load(checkpoint("transformers"))
+    ids = processor.encode_chat([{"role": "user", "content": "<image>\nWhat are these?"}])
+    values = model(mx.array([ids]), processor.preprocess(PICTURE), logits_to_keep=1).logits[0, -1, :3].tolist()
+    monkeypatch.setattr(type(model.config), "num_image_tokens", 256)
+    monkeypatch.setitem(verification.GOLDEN, 64, ("tiny", tuple(values)))
+    assert "FastVLM-tiny, COCO picture" in verification.golden(model, processor, PICTURE)
+    monkeypatch.setitem(verification.GOLDEN, 64, ("tiny", (*values[:2], values[2] + 1)))
+    with pytest.raises(ValueError, match="differs by more than"):
+        verification.golden(model, processor, PICTURE)
+
+
+BAD_OPTIONS = {
+    "both ways": ({"quantize": True, "dequantize": True}, "exclude each other"),
+    "layout": ({"layout": "gguf"}, "layout must be"),
+    "quantized transformers": ({"layout": "transformers", "quantize": True}, "can't load"),
+    "bits": ({"quantize": True, "q_bits": 7}, "q_bits"),
+    "group": ({"quantize": True, "q_group_size": 48}, "q_group_size"),
+    "mode": ({"quantize": True, "q_mode": "nf4"}, "q_mode"),
+    "dtype": ({"dtype": "int8"}, "dtype"),
+    "verify": ({"verify": "maybe"}, "verify"),
+    "public": ({"public": True}, "upload_repo"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_bad_options(checkpoint, tmp_path, case):
+    options, message = BAD_OPTIONS[case]
+    with pytest.raises(ValueError, match=message):
+        convert(checkpoint("apple"), tmp_path / "mlx", **options)
+    assert left(tmp_path) == []
+
+
+def spoil_json(folder):
+    (folder / "config.json").write_text("{")
+
+
+def spoil_type(folder):
+    (folder / "config.json").write_text('{"model_type": "llava"}')
+
+
+def cut(folder):
+    file = folder / "model-00001-of-00002.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+
+
+def lose(folder):
+    (folder / "model-00002-of-00002.safetensors").unlink()
+
+
+def wander(folder):
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../other.safetensors"}}')
+
+
+def misshape(folder):
+    file = folder / "model-00001-of-00002.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("proj.bias"))
+    save_file({**tensors, name: tensors[name][:-1].copy()}, file)
+
+
+BAD_SOURCES = {
+    spoil_json: "not valid JSON",
+    spoil_type: "not a FastVLM",
+    cut: "broken or cut off",
+    lose: "lacks 1 of 2 shards",
+    wander: "outside its folder",
+    misshape: "misshapen",
+}
+
+
+@pytest.mark.parametrize("spoil", BAD_SOURCES, ids=lambda spoil: spoil.__name__)
+def test_bad_sources_are_one_line(tmp_path, capfd, spoil):
+    source = write(tmp_path / "source", "apple", shards=2)
+    spoil(source)
+    assert main(["--hf-path", str(source), "--mlx-path", str(tmp_path / "mlx")]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert BAD_SOURCES[spoil] in err
+    assert left(tmp_path) == ["source"]
+
+
+def test_the_command_prints_a_table(checkpoint, tmp_path, capfd):
+    assert main(["--hf-path", str(checkpoint("apple")), "--mlx-path", str(tmp_path / "mlx"), "-q"]) == 0
+    out, _ = capfd.readouterr()
+    for label in ("size", "bits per weight", "time", "peak memory", "agreement", "full precision"):
+        assert f"\n{label}" in out
+    assert "language_model.layers.0.mlp.down_proj" in out
+
+
+def test_the_top_level_script_and_usage_errors():
+    root = small.HERE.parent.parent
+    done = subprocess.run([sys.executable, root / "convert.py"], capture_output=True, text=True, cwd=root)
+    assert done.returncode == 2
+    assert "--hf-path" in done.stderr
+
+
+def test_upload_and_download_through_a_hub(checkpoint, tmp_path):
+    environment = {"HF_TOKEN": "hf_test", "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    picture = tmp_path / "picture.png"
+    PICTURE.save(picture)
+
+    def python(*words):
+        command = [sys.executable, "-m", *map(str, words)]
+        return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
+
+    with hub.serve() as (address, repos, downloads):
+        environment["HF_ENDPOINT"] = address
+        words = ["--hf-path", checkpoint("apple"), "--mlx-path", tmp_path / "mlx", "--upload-repo", "me/tiny"]
+        done = python("mlx_fastvlm.convert", *words)
+        assert done.returncode == 0, done.stderr
+        assert repos["me/tiny"]["private"]
+        assert {"config.json", "README.md", "model.safetensors"} <= repos["me/tiny"]["files"].keys()
+        repos["me/tiny"]["files"]["pytorch_model.bin"] = b"never asked for"
+        done = python("mlx_fastvlm.generate", "--model", "me/tiny", "--image", picture, "--max-tokens", 2)
+        assert done.returncode == 0, done.stderr
+        assert "model.safetensors" in downloads
+        assert not {"pytorch_model.bin", "README.md"} & set(downloads)
+        done = python("mlx_fastvlm.convert", "--hf-path", "me/none", "--mlx-path", tmp_path / "none")
+        assert done.returncode == 1
+        assert "the hub has no such model" in done.stderr.splitlines()[-1]
+        words = [*words[:2], "--mlx-path", tmp_path / "public", "--upload-repo", "me/open", "--public", "--no-verify"]
+        assert python("mlx_fastvlm.convert", *words).returncode == 0
+        assert not repos["me/open"]["private"]
+
+
+def test_memory_is_bounded_by_the_largest_tensor(checkpoint, tmp_path):
+    """Not by the model: while it writes, MLX never holds more than a few tensors."""
+    source = checkpoint("apple", head="own")
+    model = sum(array.nbytes for _, array in tree_flatten(load(source)[0].parameters()))
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    report = convert(source, tmp_path / "mlx", verify=False)
+    assert report.peak_memory - before < model / 3
