@@ -1,0 +1,80 @@
+"""Time, memory and size of a conversion at the real models' shapes, with random weights.
+
+    python benchmarks/conversion.py 7b --folder /some/large/disk -- --quantize --no-verify
+
+makes a bfloat16 checkpoint of that size (1.3, 3.9 or 15.7 GB) in FOLDER, once, and converts it with the options after
+``--`` in a process of its own, whose peak memory the operating system reports. The tokenizer is the demo checkpoint's,
+since the real one is not part of this project.
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, FastVlmProcessor
+from mlx_fastvlm.checkpoint import DEMO, Weights, cast
+from mlx_fastvlm.export import to_transformers
+from mlx_fastvlm.writing import finished_folder, write_json, write_tensors
+
+ROOT = Path(__file__).parent.parent
+SIZES = {
+    "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
+    "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
+    "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
+}
+
+
+def make(size: str, folder: Path):
+    """Random weights of a released model's shapes, in transformers' layout."""
+    text = {**SIZES[size], "num_key_value_heads": 4 if size == "7b" else 2, "rope_theta": 1e6}
+    text["vocab_size"] = 152064 if size == "7b" else 151936
+    tied = size != "7b"
+    config = FastVlmConfig.from_dict({"model_type": "llava_qwen2", **text, "tie_word_embeddings": tied})
+    config.dtype = "bfloat16"
+    model = FastVlmForConditionalGeneration(config)  # its weights are drawn when they are written
+    tensors = cast(dict(tree_flatten(model.parameters())), mx.bfloat16)
+    del model
+    processor = FastVlmProcessor.from_folder(DEMO, FastVlmConfig.from_file(DEMO / "config.json"))
+    processor.image_settings.size = 1024
+    with finished_folder(folder) as unfinished:
+        weights, config = to_transformers(Weights(tensors, {}, tied, "random"), config, processor, unfinished)
+        del tensors
+        write_tensors(unfinished, weights.tensors, made_for="pt")
+        write_json(unfinished / "config.json", config.to_dict())
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("size", choices=SIZES)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where there is room")
+    parser.add_argument("options", nargs="*", help="of convert.py, after --")
+    arguments = parser.parse_args()
+    source = arguments.folder / f"random-fastvlm-{arguments.size}"
+    target = arguments.folder / f"random-fastvlm-{arguments.size}-converted"
+    if not source.exists():
+        make(arguments.size, source)
+    command = [sys.executable, ROOT / "convert.py", "--hf-path", source, "--mlx-path", target, "--force"]
+    start = time.perf_counter()
+    subprocess.run([*map(str, command), *arguments.options], check=True)
+    figures = {
+        "size": arguments.size,
+        "options": arguments.options,
+        "seconds": round(time.perf_counter() - start, 1),
+        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9, 2),
+        "written_gb": round(sum(file.stat().st_size for file in target.glob("*.safetensors")) / 1e9, 3),
+    }
+    print(json.dumps(figures))
+    shutil.rmtree(target)
+
+
+if __name__ == "__main__":
+    main()
