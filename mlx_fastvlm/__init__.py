@@ -40,12 +40,21 @@ _HOME = {
     "FastVlmModelOutputWithPast": "model",
     "FastVlmCausalLMOutputWithPast": "model",
     "load_image": "images",
+    "load_frames": "images",
     "FastVlmProcessor": "processing",
     "load": "checkpoint",
+    "convert": "convert",
     "make_cache": "cache",
+    "PromptCache": "prompt_cache",
+    "save_prompt_cache": "prompt_cache",
+    "load_prompt_cache": "prompt_cache",
+    "VisionCache": "vision_cache",
+    "GenerationOptions": "options",
+    "batch_generate": "batch",
     "generate": "generate",
     "stream_generate": "generate",
     "GenerationResponse": "generate",
+    "ChatSession": "chat",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -53,14 +53,22 @@ def load(
     return model, processor
 
 
-def find_checkpoint(path_or_repo: str | Path, revision: str | None = None, also: tuple[str, ...] = ()) -> Path:
-    """The folder of a checkpoint, downloaded first if it is a hub id (``also``: file patterns beyond what loads)."""
+def find_checkpoint(
+    path_or_repo: str | Path,
+    revision: str | None = None,
+    also: tuple[str, ...] = (),
+    needed: tuple[str, ...] = _NEEDED,
+) -> Path:
+    """The folder of a checkpoint, downloaded first if it is a hub id: the files ``needed``, and what is ``also`` there.
+
+    Both are file patterns; by default all that loading reads.
+    """
     name = str(path_or_repo)
     folder = DEMO if name == "demo" else Path(name).expanduser()
     if folder.is_file():
         raise FileNotFoundError(f"{name} is a file; give the folder of a FastVLM checkpoint.")
     if not folder.is_dir() and _HUB_ID.fullmatch(name):
-        folder = _download(name, revision, also)
+        folder = _download(name, revision, (*needed, *also))
     elif not folder.is_dir():
         raise FileNotFoundError(
             f"{name!r} is no folder here and no hub id; give a folder, a hub id such as apple/FastVLM-0.5B, or demo."
@@ -70,12 +78,12 @@ def find_checkpoint(path_or_repo: str | Path, revision: str | None = None, also:
     return folder
 
 
-def _download(repo: str, revision: str | None, also: tuple[str, ...]) -> Path:
+def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=[*_NEEDED, *also]))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
     except GatedRepoError:
         raise OSError(f"{repo} is gated; accept its terms on the hub and log in with `hf auth login`.") from None
     except RepositoryNotFoundError:
@@ -183,24 +191,23 @@ def read_weights(folder: Path, config: FastVlmConfig, vision_from: Path | None =
         ValueError: where tensors are missing, unexpected, of a wrong shape, or contradict the config.
     """
     tensors, sources, layout = _canonical(folder, config)
+    tower_layout = layout
     if vision_from is not None:
-        donor, donor_sources, donor_layout = _canonical(vision_from, config)
+        donor, donor_sources, tower_layout = _canonical(vision_from, config)
         tensors = _without_tower(tensors) | _tower(donor)
         sources = _without_tower(sources) | _tower(donor_sources)
-        folded = donor_layout.folded
-    elif not layout.has_tower:
+    if not tower_layout.has_tower:
         raise ValueError(
-            f"{folder} is {layout.name}: its vision tower is missing, since a Core ML package beside it holds that; "
-            "take the tower from another checkpoint with `convert.py --vision-from apple/FastVLM-0.5B`."
+            f"{vision_from or folder} is {tower_layout.name}: its vision tower is missing, since a Core ML package "
+            "beside it holds that; take the tower from another checkpoint with "
+            "`convert.py --vision-from apple/FastVLM-0.5B`."
         )
-    else:
-        folded = layout.folded
     tied = _is_tied(tensors, config, folder)
     if tied:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
     modules = quantization.quantized_modules(tensors, config.quantization, sources)
     faults = _Faults()
-    if not folded:
+    if not tower_layout.folded:
         # Folding needs plain weights. The released mlx-vlm files leave the tower alone, but it may be quantized too.
         packed = _tower(modules)
         modules = _without_tower(modules)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,20 @@ class VisionConfig:
 
     Widths and depths are listed stem side first. The tower maps a picture of (height, width) pixels, multiples of
     :attr:`patch_size`, to (height / patch_size) x (width / patch_size) tokens of :attr:`hidden_size` channels.
+
+    Attributes:
+        layers: blocks of each stage.
+        embed_dims: channels of each stage; twice the one before's, or the same.
+        mlp_ratios: width of each stage's perceptrons, in its channels.
+        token_mixers: "repmixer" or "attention", by stage.
+        pos_embs_shapes: height and width of each stage's position convolution in pixels, or None.
+        repmixer_kernel_size, down_patch_size: sides of the token mixers' and the downsamplings' kernels, in pixels.
+        down_stride: only 2.
+        cls_ratio: channels of the features, in the last stage's: 1 or 2.
+        image_size: side of the square that pictures are made into, in pixels; a multiple of :attr:`patch_size`.
+
+    Raises:
+        ValueError: for a tower that FastViTHD can't be.
     """
 
     layers: list[int] = field(default_factory=lambda: [2, 12, 24, 4, 2])
@@ -77,7 +92,13 @@ class VisionConfig:
 
 @dataclass
 class TextConfig:
-    """Shape of the Qwen2 decoder; names and defaults are transformers' ``Qwen2Config`` as FastVLM-7B sets it."""
+    """Shape of the Qwen2 decoder; names and defaults are transformers' ``Qwen2Config`` as FastVLM-7B sets it.
+
+    ``head_dim`` is ``hidden_size / num_attention_heads`` unless it is given.
+
+    Raises:
+        ValueError: for head counts that don't divide, or an activation that Qwen2 doesn't have.
+    """
 
     hidden_size: int = 3584
     intermediate_size: int = 18944
@@ -106,8 +127,25 @@ class TextConfig:
 class FastVlmConfig:
     """Configuration of a FastVLM; fields as in transformers' ``FastVlmConfig``, read from any layout.
 
-    Raises ``ValueError`` for a value that FastVLM does not support. Keys that this class does not know are kept in
-    :attr:`extra`, so that a converted checkpoint loses none.
+    Keys that this class does not know are kept in :attr:`extra`, nested ones included, so that a converted checkpoint
+    loses none.
+
+    Attributes:
+        vision_config, text_config: the tower's and the decoder's shapes; dicts as in ``config.json`` are read.
+        image_token_id: the id in ``input_ids`` that stands for one image token (transformers' ``image_token_index``).
+        projector_hidden_act: the projector's activation, by transformers' name.
+        vision_feature_select_strategy, vision_feature_layer: only "full" and -1, the last layer.
+        multimodal_projector_bias: whether the projector's linear layers have biases.
+        tie_word_embeddings: whether the head is the token embedding.
+        projector_type: LLaVA's ``mm_projector_type``: "identity", "linear" or "mlp<N>x_gelu", N linear layers.
+        eos_token_id: every id that ends an answer.
+        image_aspect_ratio: how pictures are made square, "pad" or "crop".
+        dtype: what the weights are stored in, by name; None where the file does not say.
+        quantization: mlx-lm's entry (see ``quantization.py``); None for plain weights.
+        extra: the ``config.json`` that this one was read from.
+
+    Raises:
+        ValueError: for a value that FastVLM does not support.
     """
 
     vision_config: VisionConfig = field(default_factory=VisionConfig)
@@ -118,6 +156,7 @@ class FastVlmConfig:
     vision_feature_layer: int = -1
     multimodal_projector_bias: bool = True
     tie_word_embeddings: bool = False
+    projector_type: str = "mlp2x_gelu"
     eos_token_id: list[int] = field(default_factory=list)
     image_aspect_ratio: str = "crop"
     dtype: str | None = None
@@ -126,8 +165,10 @@ class FastVlmConfig:
 
     def __post_init__(self):
         if isinstance(self.vision_config, dict):
+            self.extra = {"vision_config": self.vision_config, **self.extra}
             self.vision_config = read_vision_config(self.vision_config)
         if isinstance(self.text_config, dict):
+            self.extra = {"text_config": self.text_config, **self.extra}
             self.text_config = _pick(TextConfig, _flat_rope(self.text_config))
         if self.vision_feature_select_strategy != "full":
             raise ValueError(
@@ -140,6 +181,12 @@ class FastVlmConfig:
             raise ValueError(
                 f"image_aspect_ratio {self.image_aspect_ratio!r} is not supported; use 'pad' (Apple's files: black "
                 "bars to a square) or 'crop' (transformers' files: shortest edge, then the centre)."
+            )
+        widths = self.vision_config.hidden_size, self.text_config.hidden_size
+        if self.projector_layers == 0 and widths[0] != widths[1]:
+            raise ValueError(
+                f"mm_projector_type 'identity' does not lead from {widths[0]} image channels to {widths[1]} text "
+                "channels; use 'linear' or 'mlp2x_gelu'."
             )
 
     @classmethod
@@ -164,49 +211,113 @@ class FastVlmConfig:
             raise ValueError(f"{path} holds no JSON object; download the checkpoint again.")
         return cls.from_dict(config)
 
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | Path, *, revision: str | None = None) -> FastVlmConfig:
+        """Read the config of a folder, a hub id or "demo"; of a hub repository only this file is downloaded.
+
+        Raises:
+            FileNotFoundError: there is no such folder or repository.
+            OSError: the download failed.
+            ValueError: it is no FastVLM's config.
+        """
+        # Finding checkpoints is checkpoint.py's job, which imports this file: hence not at the top.
+        from .checkpoint import find_checkpoint
+
+        return cls.from_file(find_checkpoint(path_or_repo, revision, needed=("config.json",)) / "config.json")
+
+    def save_pretrained(self, folder: str | Path):
+        """Write :meth:`to_dict` as ``config.json``; makes the folder if there is none."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+
     def to_dict(self) -> dict[str, Any]:
         """The ``config.json`` of this package's layout, which is transformers' with timm's wrapper for the tower.
 
-        Keys of the config it was read from that mean nothing here are kept.
+        Keys of the config it was read from that mean nothing here are kept, at their places.
         """
         vision = asdict(self.vision_config)
-        size = vision.pop("image_size")
         text = asdict(self.text_config)
+        read_vision, read_text = (self.extra.get(key) or {} for key in ("vision_config", "text_config"))
         config = {
             "architectures": ["FastVlmForConditionalGeneration"],
             "model_type": "fast_vlm",
             "vision_config": {
+                **_without(read_vision, {*vision, *_REPLACED}),
                 "model_type": "timm_wrapper",
                 "architecture": "fastvit_mci3",
                 "do_pooling": True,
                 "global_pool": "avg",
                 "hidden_size": self.vision_config.hidden_size,
-                "image_size": size,
+                "image_size": vision.pop("image_size"),
                 "initializer_range": 0.02,
-                "model_args": {"inference_mode": True, **_unlike_default(VisionConfig, vision)},
+                "model_args": {
+                    **_without(read_vision.get("model_args") or {}, vision),
+                    "inference_mode": True,
+                    **_unlike_default(VisionConfig, vision),
+                },
             },
-            "text_config": {"model_type": "qwen2", **text, "tie_word_embeddings": self.tie_word_embeddings},
+            "text_config": {
+                **_without(read_text, _REPLACED),
+                "model_type": "qwen2",
+                **text,
+                "tie_word_embeddings": self.tie_word_embeddings,
+            },
             "image_token_index": self.image_token_id,
             "image_seq_length": self.num_image_tokens,
             "projector_hidden_act": self.projector_hidden_act,
             "vision_feature_select_strategy": self.vision_feature_select_strategy,
             "vision_feature_layer": self.vision_feature_layer,
             "multimodal_projector_bias": self.multimodal_projector_bias,
+            "mm_projector_type": self.projector_type,
             "tie_word_embeddings": self.tie_word_embeddings,
             "image_aspect_ratio": self.image_aspect_ratio,
             "eos_token_id": self.eos_token_id or None,
             "dtype": self.dtype,
             "quantization": self.quantization,
         }
-        # "auto_map" names code for transformers to run, which the new layout has no use for.
-        spoken_for = {*config, *text, "torch_dtype", "image_token_id", "quantization_config", "auto_map"}
-        kept = {key: value for key, value in self.extra.items() if key not in spoken_for}
+        kept = _without(self.extra, {*config, *text, *_REPLACED})
         return kept | {key: value for key, value in config.items() if value is not None}
+
+    @property
+    def image_token_index(self) -> int:
+        """transformers' name of :attr:`image_token_id`."""
+        return self.image_token_id
+
+    @property
+    def projector_layers(self) -> int:
+        """Linear layers of the projector: 2 in the released models. ``ValueError`` for an unknown type."""
+        number = re.fullmatch(r"mlp([1-9]\d*)x_gelu", self.projector_type)
+        layers = {"identity": 0, "linear": 1}.get(self.projector_type, number and int(number[1]))
+        if layers is None:
+            raise ValueError(
+                f"mm_projector_type {self.projector_type!r} is not supported; use 'identity', 'linear' or 'mlp2x_gelu' "
+                "(any number of layers)."
+            )
+        return layers
 
     @property
     def num_image_tokens(self) -> int:
         """Tokens of one picture at the checkpoint's own size: 256 at 1024 pixels."""
         return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
+
+
+# Keys that what this package writes replaces. "auto_map" names code for transformers to run: of no use any more.
+_REPLACED = {
+    "auto_map",
+    "dtype",
+    "image_token_id",
+    "model_args",
+    "quantization_config",
+    "rope_parameters",
+    "rope_scaling",
+    "torch_dtype",
+}
+
+
+def _without(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in set(keys)}
 
 
 def _pick(cls, values: dict[str, Any]):
@@ -260,15 +371,13 @@ def _read_apple(config: dict[str, Any]) -> FastVlmConfig:
         raise ValueError(
             f"mm_hidden_size is {config['mm_hidden_size']}, but the vision tower {tower!r} gives {vision.hidden_size}."
         )
-    projector = config.get("mm_projector_type", "mlp2x_gelu")
-    if projector != "mlp2x_gelu":
-        raise ValueError(f"mm_projector_type {projector!r} is not supported; FastVLM's is 'mlp2x_gelu'.")
     text = config.get("text_config") or config  # mlx-vlm may nest a copy
     return FastVlmConfig(
         vision_config=vision,
         text_config=_pick(TextConfig, _flat_rope({**config, **text})),
         image_token_id=_first(config, "image_token_id", "image_token_index", default=LLAVA_IMAGE_TOKEN),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        projector_type=config.get("mm_projector_type") or "mlp2x_gelu",
         eos_token_id=_as_list(config.get("eos_token_id")),
         image_aspect_ratio=config.get("image_aspect_ratio") or "pad",
         dtype=_first(config, "dtype", "torch_dtype"),
@@ -287,6 +396,7 @@ def _read_transformers(config: dict[str, Any]) -> FastVlmConfig:
         text_config=text,
         image_token_id=_first(config, "image_token_id", "image_token_index", default=151646),
         tie_word_embeddings=bool(tied),
+        projector_type=config.get("mm_projector_type") or "mlp2x_gelu",
         eos_token_id=_as_list(text.get("eos_token_id") if eos is None else eos),
         dtype=_first(config, "dtype", "torch_dtype"),
         quantization=config.get("quantization"),

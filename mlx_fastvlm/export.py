@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 from .checkpoint import Weights
 from .config import FastVlmConfig
 from .fusion import BATCH_NORM_EPS
+from .model import resized_rows
 from .processing import IMAGE_MARK, FastVlmProcessor
 from .writing import write_json
 
@@ -63,7 +64,11 @@ def to_transformers(
 
     transformers finds pictures by a token of its own, ``<image>``. A checkpoint that has none (Apple's) gets one, and
     an embedding with room for it. Pictures are cropped there, so the config says so.
+
+    Raises:
+        ValueError: for a projector that transformers does not have.
     """
+    check_projector(config)
     tensors = dict(weights.tensors)
     tokenizer = Tokenizer.from_str(processor.tokenizer.to_str())
     tokenizer.add_special_tokens([AddedToken(IMAGE_MARK, normalized=False, special=True)])
@@ -73,28 +78,36 @@ def to_transformers(
         vocabulary = math.ceil((vocabulary + 2) / PAD_TO) * PAD_TO
         for name in ("language_model.embed_tokens.weight", "lm_head.weight"):
             if name in tensors:
-                tensors[name] = _grown(tensors[name], vocabulary)
+                tensors[name] = resized_rows(tensors[name], vocabulary, SPREAD)
     config = replace(
         config,
         image_token_id=image_token,
         image_aspect_ratio="crop",
         text_config=replace(config.text_config, vocab_size=vocabulary),
     )
-    _write_processor(folder, tokenizer, config, processor)
-    return replace(weights, tensors=_timm_form(tensors)), config
+    write_processor(folder, tokenizer, processor, CHAT_TEMPLATE)
+    write_json(
+        folder / "processor_config.json",
+        {
+            "processor_class": "LlavaProcessor",
+            "image_token": IMAGE_MARK,
+            "num_additional_image_tokens": 0,
+            "patch_size": config.vision_config.patch_size,
+            "vision_feature_select_strategy": "full",
+        },
+    )
+    return replace(weights, tensors=timm_form(tensors)), config
 
 
-def _grown(matrix: mx.array, rows: int) -> mx.array:
-    """An embedding with new rows close to the mean of the old ones, as an untrained token's should be."""
-    old = matrix.astype(mx.float32)
-    mean = old.mean(axis=0)
-    # Random combinations of the centred rows have their covariance.
-    draws = mx.random.normal((rows - matrix.shape[0], matrix.shape[0]), key=mx.random.key(0))
-    new = mean + draws @ (old - mean) * math.sqrt(SPREAD / matrix.shape[0])
-    return mx.concatenate([matrix, new.astype(matrix.dtype)])
+def check_projector(config: FastVlmConfig):
+    """``ValueError`` for LLaVA's projectors that transformers' FastVLM does not know."""
+    if config.projector_layers != 2:
+        raise ValueError(
+            f"transformers' FastVLM has no projector {config.projector_type!r}, only 'mlp2x_gelu'; write layout mlx."
+        )
 
 
-def _timm_form(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
+def timm_form(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
     """The tensors under transformers' names, in PyTorch's order, with the norms and scales that were folded away."""
     renamed = {}
     for name, tensor in tensors.items():
@@ -126,8 +139,8 @@ def _neutral(block: str, width: int, dtype: mx.Dtype, tensors: dict[str, mx.arra
     }
 
 
-def _write_processor(folder: Path, tokenizer: Tokenizer, config: FastVlmConfig, processor: FastVlmProcessor):
-    """The files of a ``LlavaProcessor``: tokenizer, pictures, template."""
+def write_processor(folder: Path, tokenizer: Tokenizer, processor: FastVlmProcessor, template: str):
+    """A processor's files: tokenizer, pictures, template. They are what transformers reads too."""
     tokenizer.encode_special_tokens = False
     tokenizer.save(str(folder / "tokenizer.json"))
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
@@ -147,18 +160,8 @@ def _write_processor(folder: Path, tokenizer: Tokenizer, config: FastVlmConfig, 
             },
         },
     )
-    write_json(
-        folder / "processor_config.json",
-        {
-            "processor_class": "LlavaProcessor",
-            "image_token": IMAGE_MARK,
-            "num_additional_image_tokens": 0,
-            "patch_size": config.vision_config.patch_size,
-            "vision_feature_select_strategy": "full",
-        },
-    )
     write_json(folder / "preprocessor_config.json", preprocessor_config(processor))
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     eos = sorted(processor.eos_token_ids)
     write_json(folder / "generation_config.json", {"eos_token_id": eos, "pad_token_id": processor.pad_token_id})
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import sys
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -16,18 +18,23 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 URL_TIMEOUT = 20  # seconds without an answer
+URL_DEADLINE = 120  # seconds for all of it
 URL_LIMIT = 64 * 2**20  # bytes
 
-ImageSource = Any  # path, URL, data: URI, bytes, "-", PIL image, numpy or mlx array
+ImageSource = Any  # path, URL, data: URI, base64, bytes, "-", PIL image, numpy or mlx array
+
+# How pictures begin, for telling base64 from a path: JPEG, PNG, GIF, WebP, BMP, TIFF.
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 def load_image(source: ImageSource) -> Image.Image:
     """Open a picture, upright and in RGB.
 
     Args:
-        source: a path, an http(s) URL, a ``data:`` URI, the bytes of a file, ``"-"`` for standard input, a PIL image,
-            or a numpy or mlx array: (height, width, 3), (height, width, 4), (height, width) or (height, width, 1),
-            integers in [0, 255] or floats in [0, 1].
+        source: a path, an http(s) URL, a ``data:`` URI, base64, the bytes of a file, ``"-"`` for standard input, a PIL
+            image, or a numpy or mlx array: (height, width, 3), (height, width, 4), (height, width) or
+            (height, width, 1), integers in [0, 255] or floats in [0, 1]. HEIC needs the package pillow-heif.
 
     Returns:
         A PIL image of mode RGB: EXIF orientation applied, transparency over white, of an animation the first frame.
@@ -37,50 +44,100 @@ def load_image(source: ImageSource) -> Image.Image:
         OSError: it could not be read or fetched.
         ValueError: it is no picture, or broken.
     """
+    return load_frames(source, 1)[0]
+
+
+def load_frames(source: ImageSource, frames: int) -> list[Image.Image]:
+    """Open an animation as that many pictures, evenly spaced from its first frame to its last.
+
+    One that has fewer frames gives all; a still picture gives itself. Sources, results and errors as for
+    :func:`load_image`.
+    """
     if isinstance(source, Image.Image):
-        return _to_rgb(source, "The picture")
+        return _frames(source, "The picture", frames)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(bytes(source), "The picture")
+        return _decode(bytes(source), "The picture", frames)
     if isinstance(source, (str, Path)):
         name = str(source)
         if name == "-":
-            return _decode(sys.stdin.buffer.read(), "Standard input")
+            return _decode(sys.stdin.buffer.read(), "Standard input", frames)
         if name.startswith("data:"):
-            return _decode(_from_data_uri(name), "The data: URI")
+            return _decode(_from_data_uri(name), "The data: URI", frames)
         if name.startswith(("http://", "https://")):
-            return _decode(_fetch(name), name)
-        return _open_file(Path(name).expanduser())
+            return _decode(_fetch(name), name, frames)
+        data = _from_base64(name)
+        if data is not None:
+            return _decode(data, "The base64 text", frames)
+        return _open_file(Path(name).expanduser(), frames)
     if hasattr(source, "shape"):
-        return _from_array(np.array(source))
+        return [_from_array(np.array(source))]
     raise ValueError(
         f"A picture can't be read from {type(source).__name__}; give a path, URL, data: URI, bytes, PIL image or array."
     )
 
 
-def _open_file(path: Path) -> Image.Image:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such picture; check the path.")
+def _open_file(path: Path, frames: int) -> list[Image.Image]:
+    try:
+        exists = path.exists()
+    except OSError:  # a name too long for the system
+        exists = False
+    if not exists:
+        name = str(path) if len(str(path)) <= 200 else f"{str(path)[:60]}..."
+        raise FileNotFoundError(f"{name}: no such picture; check the path.")
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give the path of a picture.")
     with path.open("rb") as file:
-        return _decode(file, str(path))
+        return _decode(file, str(path), frames)
 
 
-def _decode(data, name: str) -> Image.Image:
+def _decode(data, name: str, frames: int) -> list[Image.Image]:
     """``data``: bytes, or an open file, which Pillow reads only as far as it must."""
     if isinstance(data, bytes):
         if not data:
             raise ValueError(f"{name} is empty; give a picture.")
         data = BytesIO(data)
+    heif = _is_heif(data)
+    if heif:
+        _register_heif()
     try:
         with Image.open(data) as image:
-            return _to_rgb(image, name)
+            return _frames(image, name, frames)
     except UnidentifiedImageError:
+        if heif:
+            raise ValueError(f"{name} is HEIC, which needs one more package: pip install pillow-heif.") from None
         raise ValueError(f"{name} is not a picture that Pillow can read; convert it to PNG or JPEG.") from None
     except Image.DecompressionBombError:
         raise ValueError(f"{name} has too many pixels to be opened safely; scale it down first.") from None
     except (OSError, SyntaxError, EOFError) as error:  # what Pillow's readers raise for a damaged header
         raise _broken(name, error) from None
+
+
+def _frames(image: Image.Image, name: str, frames: int) -> list[Image.Image]:
+    count = getattr(image, "n_frames", 1) if frames > 1 else 1
+    if count == 1:
+        return [_to_rgb(image, name)]
+    pictures, before = [], image.tell()
+    for place in np.linspace(0, count - 1, min(frames, count)).round():
+        image.seek(int(place))
+        pictures.append(_to_rgb(image, name))
+    image.seek(before)
+    return pictures
+
+
+def _is_heif(file) -> bool:
+    """Whether an open file begins as iPhones' pictures do; reads it again from the start afterwards."""
+    head = file.read(12)
+    file.seek(0)
+    return head[4:8] == b"ftyp" and head[8:] in _HEIF_BRANDS
+
+
+def _register_heif():
+    """Teach Pillow HEIC, where the optional package for it is there."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return
+    pillow_heif.register_heif_opener()
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -142,6 +199,17 @@ def _from_data_uri(uri: str) -> bytes:
         raise ValueError("The data: URI is not valid base64; encode the picture again.") from None
 
 
+def _from_base64(text: str) -> bytes | None:
+    """The bytes of a picture in base64, without the ``data:`` in front; None for anything else, such as a path."""
+    if len(text) < 64 or not re.fullmatch(r"[A-Za-z0-9+/\s]+={0,2}\s*", text):
+        return None
+    try:
+        data = base64.b64decode("".join(text.split()), validate=True)
+    except binascii.Error:
+        return None
+    return data if data.startswith(_BEGINNINGS) or _is_heif(BytesIO(data)) else None
+
+
 def _fetch(url: str) -> bytes:
     """A URL's body, http and https only, also after redirects."""
     request = urllib.request.Request(url, headers={"User-Agent": "mlx-fastvlm"})
@@ -159,7 +227,11 @@ def _fetch(url: str) -> bytes:
         ):
             opener.add_handler(handler)
         with opener.open(request, timeout=URL_TIMEOUT) as response:
-            body = response.read(URL_LIMIT + 1)
+            body, start = bytearray(), time.monotonic()
+            while len(body) <= URL_LIMIT and (piece := response.read1(2**16)):
+                body += piece
+                if time.monotonic() - start > URL_DEADLINE:
+                    raise TimeoutError(f"it took more than {URL_DEADLINE} s")
     except urllib.error.HTTPError as error:
         raise OSError(f"{url} answered {error.code} {error.reason}; check the address.") from None
     except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors
@@ -167,4 +239,4 @@ def _fetch(url: str) -> bytes:
         raise OSError(f"{url} could not be fetched ({reason}); check the address and the connection.") from None
     if len(body) > URL_LIMIT:
         raise OSError(f"{url} is larger than {URL_LIMIT >> 20} MB; download it and give its path.")
-    return body
+    return bytes(body)

@@ -16,11 +16,15 @@ from .config import TextConfig
 
 
 def rotate(x: mx.array, position_ids: mx.array, base: float) -> mx.array:
-    """Rotary position embedding for arbitrary positions.
+    """Rotary position embedding (RoFormer, arXiv 2104.09864) for arbitrary positions; angles are float32.
 
     Args:
         x: (batch, heads, length, head_dim), float.
         position_ids: (batch, length), integer.
+        base: ``rope_theta``.
+
+    Returns:
+        The shape and dtype of ``x``.
     """
     half = x.shape[-1] // 2
     inverse = base ** (-mx.arange(half, dtype=mx.float32) / half)
@@ -31,7 +35,10 @@ def rotate(x: mx.array, position_ids: mx.array, base: float) -> mx.array:
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions; biases on q, k and v, none on the output."""
+    """Grouped-query self-attention with rotary positions; biases on q, k and v, none on the output.
+
+    transformers' ``Qwen2Attention``.
+    """
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -55,8 +62,20 @@ class Attention(nn.Module):
         mask: mx.array | str | None,
         cache: Any = None,
         position_ids: mx.array | None = None,
-        output_attentions: bool = False,
+        eager: bool = False,
     ) -> tuple[mx.array, mx.array | None]:
+        """Attend.
+
+        Args:
+            x: (batch, length, hidden size).
+            mask: bool, broadcast to (batch, heads, length, keys), True where a query may look; or "causal"; or None.
+            cache: keeps the keys and values, and gives back those of earlier tokens too.
+            position_ids: (batch, length); by default they count on from the cache.
+            eager: compute step by step, for the attention weights.
+
+        Returns:
+            (batch, length, hidden size), and with ``eager`` the weights, (batch, heads, length, keys).
+        """
         batch, length, _ = x.shape
         q, k, v = (
             proj(x).reshape(batch, length, -1, self._head_dim).transpose(0, 2, 1, 3)
@@ -67,7 +86,7 @@ class Attention(nn.Module):
             k, v = cache.update_and_fetch(k, v)
         scale = self._head_dim**-0.5
         weights = None
-        if output_attentions:
+        if eager:
             y, weights = eager_attention(q, k, v, scale, mask)
         elif hasattr(cache, "bits"):
             # A quantized cache comes from mlx-lm, so its attention for it is imported already.
@@ -82,7 +101,16 @@ class Attention(nn.Module):
 def eager_attention(
     q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | str | None
 ) -> tuple[mx.array, mx.array]:
-    """Attention step by step, for its weights: (batch, heads, queries, keys), rows that sum to one."""
+    """Attention step by step, for its weights (transformers' ``eager_attention_forward``).
+
+    Args:
+        q: (batch, heads, queries, head_dim).
+        k, v: (batch, key/value heads, keys, head_dim).
+        mask: bool, broadcast to (batch, heads, queries, keys), True where a query may look; or "causal"; or None.
+
+    Returns:
+        The shape of ``q``, and the weights, (batch, heads, queries, keys), whose rows sum to one.
+    """
     repeats = q.shape[1] // k.shape[1]
     k, v = mx.repeat(k, repeats, axis=1), mx.repeat(v, repeats, axis=1)
     scores = (q * scale) @ k.transpose(0, 1, 3, 2)
@@ -96,7 +124,7 @@ def eager_attention(
 
 
 class MLP(nn.Module):
-    """The gated perceptron (SwiGLU)."""
+    """The gated perceptron, SwiGLU (transformers' ``Qwen2MLP``)."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -105,11 +133,12 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(..., hidden size) -> the same shape."""
         return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class DecoderLayer(nn.Module):
-    """One pre-norm decoder layer."""
+    """One pre-norm decoder layer (transformers' ``Qwen2DecoderLayer``); called like :class:`Attention`."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -140,14 +169,25 @@ class LanguageOutput:
     attentions: tuple[mx.array, ...] | None = None
 
 
+ATTENTIONS = ("sdpa", "eager")
+
+
 class Qwen2Model(nn.Module):
-    """The decoder without its head: embeddings in, hidden states out (transformers' ``Qwen2Model``)."""
+    """The decoder without its head: embeddings in, hidden states out (transformers' ``Qwen2Model``).
+
+    Attributes:
+        attn_implementation: "sdpa", MLX's fused attention, or "eager", step by step. Attention weights exist only in
+            the latter, so a call that asks for them takes it.
+        gradient_checkpointing: while training, forget what the layers computed and compute it again for the gradients.
+    """
 
     def __init__(self, config: TextConfig):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.attn_implementation = "sdpa"
+        self.gradient_checkpointing = False
 
     def __call__(
         self,
@@ -166,12 +206,19 @@ class Qwen2Model(nn.Module):
                 padding.
             position_ids: (batch, length); by default they count on from the cache.
             cache: one cache for each layer, filled in place.
+            output_hidden_states, output_attentions: fill the fields of these names in the result.
+
+        Raises:
+            ValueError: where ``attention_mask`` has another shape, or meets a cache whose keys move.
         """
+        eager = output_attentions or self.attn_implementation == "eager"
+        checkpoint = self.gradient_checkpointing and self.training and not cache
         mask = self._mask(inputs_embeds, attention_mask, cache)
         x = inputs_embeds
         hidden_states, attentions = [x], []
         for layer, layer_cache in zip(self.layers, cache or [None] * len(self.layers)):
-            x, weights = layer(x, mask, layer_cache, position_ids, output_attentions)
+            run = nn.utils.checkpoint(layer) if checkpoint else layer
+            x, weights = run(x, mask, layer_cache, position_ids, eager)
             hidden_states.append(x)
             attentions.append(weights)
         x = hidden_states[-1] = self.norm(x)

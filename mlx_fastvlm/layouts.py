@@ -8,7 +8,7 @@ Every foreign layout is renamed to one canonical form, which ``fusion.py`` folds
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from .config import VisionConfig
@@ -28,9 +28,10 @@ _APPLE_PARTS = (
     (r"\bpe\.", "pos_enc."),
     (r"\b(layer_scale(?:_[12])?)$", r"\1.gamma"),
 )
+# A sequence whose even entries are the linear layers (mlp2x_gelu has 0 and 2), or one layer with no number ("linear").
 _APPLE_PROJECTOR = (
-    (r"\bmm_projector\.0\.", "multi_modal_projector.linear_1."),
-    (r"\bmm_projector\.2\.", "multi_modal_projector.linear_2."),
+    (r"\bmm_projector\.(\d+)\.", lambda match: f"multi_modal_projector.linear_{int(match[1]) // 2 + 1}."),
+    (r"\bmm_projector\.(?=\w+$)", "multi_modal_projector.linear_1."),
 )
 
 
@@ -41,7 +42,7 @@ class Layout:
     Attributes:
         name: what users call it.
         marker: what the names of some of its tensors, and of no other layout's, begin with.
-        renames: (pattern, replacement), applied in order with ``re.sub``.
+        renames: (pattern, replacement), applied in order with ``re.sub``, so a replacement may be a function.
         numbered: whether the tower is Apple's flat list ``network.N``.
         channels_last: whether convolution weights are (out, height, width, in), not PyTorch's (out, in, height, width).
         folded: whether it is our own form, which needs no folding.
@@ -50,7 +51,7 @@ class Layout:
 
     name: str
     marker: str
-    renames: tuple[tuple[str, str], ...] = ()
+    renames: tuple[tuple[str, str | Callable[[re.Match], str]], ...] = ()
     numbered: bool = False
     channels_last: bool = False
     folded: bool = False

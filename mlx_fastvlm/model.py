@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from .config import FastVlmConfig
-from .language import Qwen2Model
+from .language import ATTENTIONS, Qwen2Model
 from .projector import FastVlmMultiModalProjector
 from .vision import FastViTHD
 
@@ -52,7 +54,12 @@ class FastVlmCausalLMOutputWithPast:
 
 
 class FastVlmModel(nn.Module):
-    """Vision tower, projector and decoder, without the head (transformers' ``FastVlmModel``)."""
+    """Vision tower, projector and decoder, without the head (transformers' ``FastVlmModel``).
+
+    Attributes:
+        config: its :class:`FastVlmConfig`.
+        vision_tower, multi_modal_projector, language_model: the three parts, each of use alone.
+    """
 
     def __init__(self, config: FastVlmConfig):
         super().__init__()
@@ -62,8 +69,71 @@ class FastVlmModel(nn.Module):
         self.language_model = Qwen2Model(config.text_config)
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The token embedding."""
+        """The token embedding; its ``weight`` is (vocabulary size, text hidden size)."""
         return self.language_model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Embedding):
+        """Replace the token embedding, and with it a tied head; ``config`` is left as it is."""
+        self.language_model.embed_tokens = value
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
+    ) -> nn.Embedding:
+        """Give the vocabulary another size; the head follows, and so does ``config`` (transformers' method).
+
+        Args:
+            new_num_tokens: rows to have; None keeps their number. Rows beyond it are cut off, new ones are drawn
+                around the mean of the old ones (see :func:`resized_rows`).
+            pad_to_multiple_of: round the number up to a multiple of this.
+
+        Returns:
+            The embedding.
+
+        Raises:
+            ValueError: for a number below 1, or a quantized embedding, whose rows can't be drawn.
+        """
+        old = self.config.text_config.vocab_size
+        rows = old if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of is not None:
+            rows = math.ceil(rows / pad_to_multiple_of) * pad_to_multiple_of
+        if rows < 1:
+            raise ValueError(f"new_num_tokens must be at least 1, got {rows}.")
+        if rows != old:
+            for layer in self._vocabulary_layers():
+                if "scales" in layer:
+                    raise ValueError(
+                        "The embedding is quantized; resize it first, and quantize then (convert.py --dequantize)."
+                    )
+                layer.weight = resized_rows(layer.weight, rows)
+            self.config = replace(self.config, text_config=replace(self.config.text_config, vocab_size=rows))
+        return self.get_input_embeddings()
+
+    def _vocabulary_layers(self) -> list[nn.Module]:
+        return [self.get_input_embeddings()]
+
+    def set_attn_implementation(self, attn_implementation: str):
+        """How the decoder computes attention: "sdpa" (MLX's fused kernel) or "eager" (step by step).
+
+        It is about the decoder only; the tower's attention has one implementation. ``output_attentions`` works with
+        both: in transformers only with "eager".
+        """
+        if attn_implementation not in ATTENTIONS:
+            raise ValueError(
+                f"attn_implementation must be one of {', '.join(ATTENTIONS)}, got {attn_implementation!r}."
+            )
+        self.language_model.attn_implementation = attn_implementation
+
+    def gradient_checkpointing_enable(self):
+        """Train with less memory and more time: blocks and layers keep their inputs only (``mx.checkpoint``).
+
+        It acts while the model is in training mode (``model.train()``) and runs without a cache, as in transformers.
+        The gradients stay the same.
+        """
+        self.vision_tower.gradient_checkpointing = self.language_model.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self):
+        """Undo :meth:`gradient_checkpointing_enable`."""
+        self.vision_tower.gradient_checkpointing = self.language_model.gradient_checkpointing = False
 
     def get_image_features(
         self,
@@ -79,7 +149,11 @@ class FastVlmModel(nn.Module):
             vision_feature_select_strategy: only "full", which is the default.
 
         Returns:
-            (images, tokens, text hidden size), tokens in reading order, one for each 64 x 64 pixels.
+            (images, tokens, text hidden size), tokens in reading order, one for each 64 x 64 pixels. (transformers
+            returns an output whose ``pooler_output`` this is.)
+
+        Raises:
+            ValueError: for another layer or strategy, or pictures of a wrong shape.
         """
         if vision_feature_layer not in (None, -1):
             raise ValueError(f"vision_feature_layer {vision_feature_layer} is not supported; FastVLM uses -1.")
@@ -161,6 +235,7 @@ class FastVlmModel(nn.Module):
         vision_feature_select_strategy: str | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        mm_encoder_outputs: dict[str, mx.array] | None = None,
     ) -> FastVlmModelOutputWithPast:
         """Run the model; arguments as in transformers, except that pixels are channels last.
 
@@ -169,16 +244,23 @@ class FastVlmModel(nn.Module):
             pixel_values: (images, height, width, 3) in [0, 1], the pictures of the whole batch in reading order.
             attention_mask: (batch, cached + length), 0 for padding.
             position_ids: (batch, length).
-            past_key_values: one cache per layer, filled in place.
+            past_key_values: one cache per layer, filled in place: ``make_cache(model)``, or mlx-lm's. Without one
+                nothing is cached; transformers' ``use_cache=True`` would make one.
             inputs_embeds: (batch, length, text hidden size), instead of ``input_ids``.
+            vision_feature_layer, vision_feature_select_strategy: see :meth:`get_image_features`.
+            output_hidden_states, output_attentions: fill the fields of these names in the result.
+            mm_encoder_outputs: ``{"image": features}``, what :meth:`get_image_features` returned, instead of
+                ``pixel_values``.
 
         Raises:
-            ValueError: unless exactly one of ``input_ids`` and ``inputs_embeds`` is given, or where the placeholders
-                and the pictures do not match.
+            ValueError: unless exactly one of ``input_ids`` and ``inputs_embeds`` is given, with both ``pixel_values``
+                and ``mm_encoder_outputs``, or where the placeholders and the pictures do not match.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")
-        image_features = None
+        if pixel_values is not None and mm_encoder_outputs is not None:
+            raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time.")
+        image_features = (mm_encoder_outputs or {}).get("image")
         if pixel_values is not None:
             image_features = self.get_image_features(pixel_values, vision_feature_layer, vision_feature_select_strategy)
         outputs = self.language_model(
@@ -197,13 +279,97 @@ class FastVlmModel(nn.Module):
 class FastVlmForConditionalGeneration(FastVlmModel):
     """FastVLM with its language-model head (transformers' class of this name).
 
-    With ``config.tie_word_embeddings`` the head is the token embedding; otherwise it is ``lm_head``.
+    With ``config.tie_word_embeddings`` the head is the token embedding; otherwise it is ``lm_head``. transformers keeps
+    the other parts under ``model``; here they are the model's own.
     """
 
     def __init__(self, config: FastVlmConfig):
         super().__init__(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | Path,
+        *,
+        dtype: str | mx.Dtype | None = None,
+        revision: str | None = None,
+        attn_implementation: str = "sdpa",
+    ) -> FastVlmForConditionalGeneration:
+        """The model of a checkpoint of any layout, without its processor; arguments and errors as for ``load``.
+
+        Args:
+            attn_implementation: see :meth:`set_attn_implementation`.
+        """
+        # transformers' users look for this method here, though reading checkpoints is the business of files that
+        # build on this one: hence not imported at the top.
+        from .checkpoint import find_checkpoint, load_model
+
+        folder = find_checkpoint(path_or_repo, revision)
+        model = load_model(folder, FastVlmConfig.from_file(folder / "config.json"), dtype=dtype)
+        model.set_attn_implementation(attn_implementation)
+        return model
+
+    def save_pretrained(self, folder: str | Path, *, layout: str = "mlx", processor: Any = None, force: bool = False):
+        """Write the model as a checkpoint; see ``saving.save``, which does it."""
+        from .saving import save  # as in from_pretrained
+
+        save(self, folder, layout=layout, processor=processor, force=force)
+
+    def get_output_embeddings(self) -> nn.Linear | nn.Embedding:
+        """The head: ``lm_head``, or the token embedding where it is tied. Both have a (vocabulary, hidden) weight."""
+        return self.lm_head if "lm_head" in self else self.get_input_embeddings()
+
+    def set_output_embeddings(self, value: nn.Linear):
+        """Replace the head; a tied model is untied by this, and its config says so."""
+        self.lm_head = value
+        self.config = replace(self.config, tie_word_embeddings=False)
+
+    def _vocabulary_layers(self) -> list[nn.Module]:
+        return [*super()._vocabulary_layers(), *([self.lm_head] if "lm_head" in self else [])]
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: mx.array,
+        next_sequence_length: int | None = None,
+        past_key_values: list[Any] | None = None,
+        attention_mask: mx.array | None = None,
+        inputs_embeds: mx.array | None = None,
+        is_first_iteration: bool = False,
+        use_cache: bool = True,
+        position_ids: mx.array | None = None,
+        **kwargs,
+    ) -> dict[str, Any]:
+        """The arguments of one step of a generation loop, ``model(**inputs)`` (transformers' ``GenerationMixin``).
+
+        Pictures go in with the first step only: after it they are in the cache. Without a cache they go in always.
+
+        Args:
+            input_ids: (batch, length), the prompt and all that has been generated.
+            next_sequence_length: how many of them, from the end, the cache does not know yet; None is all.
+            past_key_values: one cache per layer.
+            attention_mask: (batch, length), of all ids.
+            inputs_embeds: (batch, prompt length, text hidden size), used instead of ids in the first step.
+            is_first_iteration: whether this is that step.
+            use_cache: False where the loop goes without a cache.
+            position_ids: (batch, at least as many as the step's ids).
+            kwargs: other arguments of the model, passed on; ``labels`` are not.
+        """
+        first = slice(None if next_sequence_length is None else -next_sequence_length, None)
+        if inputs_embeds is not None and is_first_iteration:
+            inputs = {"inputs_embeds": inputs_embeds[:, first]}
+        else:
+            inputs = {"input_ids": input_ids[:, first]}
+        (step,) = inputs.values()
+        if position_ids is not None:
+            position_ids = position_ids[:, -step.shape[1] :]
+        inputs |= {"past_key_values": past_key_values, "attention_mask": attention_mask, "position_ids": position_ids}
+        dropped = {"labels"}
+        if use_cache and not is_first_iteration:
+            dropped |= {"pixel_values", "mm_encoder_outputs"}
+        inputs |= {name: value for name, value in kwargs.items() if name not in dropped}
+        return {name: value for name, value in inputs.items() if value is not None}
 
     def logits(self, hidden_states: mx.array) -> mx.array:
         """(..., text hidden size) -> (..., vocabulary size)."""
@@ -225,6 +391,7 @@ class FastVlmForConditionalGeneration(FastVlmModel):
         vision_feature_select_strategy: str | None = None,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        mm_encoder_outputs: dict[str, mx.array] | None = None,
     ) -> FastVlmCausalLMOutputWithPast:
         """Run the model; the arguments of :class:`FastVlmModel`, and these:
 
@@ -244,6 +411,7 @@ class FastVlmForConditionalGeneration(FastVlmModel):
             vision_feature_select_strategy,
             output_hidden_states,
             output_attentions,
+            mm_encoder_outputs,
         )
         hidden = outputs.last_hidden_state
         if not isinstance(logits_to_keep, int):
@@ -267,6 +435,12 @@ def causal_lm_loss(logits: mx.array, labels: mx.array) -> mx.array:
     Args:
         logits: (batch, length, vocabulary size).
         labels: (batch, length), -100 where there is nothing to learn.
+
+    Returns:
+        A scalar; NaN where no label counts, as in transformers.
+
+    Raises:
+        ValueError: where the labels have another length than the logits.
     """
     if logits.shape[:2] != labels.shape:
         raise ValueError(f"labels must have the logits' shape {logits.shape[:2]}, got {tuple(labels.shape)}.")
@@ -274,3 +448,23 @@ def causal_lm_loss(logits: mx.array, labels: mx.array) -> mx.array:
     counted = targets != -100
     losses = nn.losses.cross_entropy(logits[:, :-1].astype(mx.float32), mx.where(counted, targets, 0))
     return (losses * counted).sum() / counted.sum()
+
+
+def resized_rows(matrix: mx.array, rows: int, spread: float = 1e-9) -> mx.array:
+    """A matrix with that many rows; new ones lie close to the mean of the old, as an untrained token's should.
+
+    transformers draws them the same way, from a normal distribution with the old rows' mean and a small share of their
+    covariance, so that no token of the old vocabulary loses probability to a new one.
+
+    Args:
+        matrix: (old rows, width), float.
+        spread: that share of the covariance. The draws are the same each time.
+    """
+    if rows <= matrix.shape[0]:
+        return matrix[:rows]
+    old = matrix.astype(mx.float32)
+    mean = old.mean(axis=0)
+    # Random combinations of the centred rows have their covariance.
+    draws = mx.random.normal((rows - matrix.shape[0], matrix.shape[0]), key=mx.random.key(0))
+    new = mean + draws @ (old - mean) * math.sqrt(spread / matrix.shape[0])
+    return mx.concatenate([matrix, new.astype(matrix.dtype)])

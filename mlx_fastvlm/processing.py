@@ -41,6 +41,21 @@ _WORDS = (
 Messages = list[dict[str, Any]]
 
 
+class Answer(str):
+    """An answer in a conversation that knows the token ids which the model chose for it.
+
+    Encoding its text again may give others, and then nothing computed for these would be of use. Its text has no
+    marks: a model that says ``<image>`` shows no picture.
+    """
+
+    ids: tuple[int, ...]
+
+    def __new__(cls, text: str, ids: Iterable[int]):
+        answer = super().__new__(cls, text)
+        answer.ids = tuple(ids)
+        return answer
+
+
 @dataclass
 class ImageSettings:
     """How pictures become ``pixel_values``.
@@ -134,7 +149,11 @@ class FastVlmProcessor:
     # Pictures
 
     def preprocess(self, images: ImageSource | list[ImageSource], image_size: int | None = None) -> mx.array:
-        """Pictures -> (images, size, size, 3), float32, RGB in [0, 1].
+        """Pictures -> (images, size, size, 3), float32, RGB in [0, 1]; arguments as for :meth:`squares`."""
+        return self.to_pixel_values(self.squares(images, image_size))
+
+    def squares(self, images: ImageSource | list[ImageSource], image_size: int | None = None) -> np.ndarray:
+        """Pictures -> (images, size, size, 3), uint8, as the model will see them.
 
         Args:
             images: one source or a list of them (see :func:`mlx_fastvlm.load_image`).
@@ -142,9 +161,14 @@ class FastVlmProcessor:
         """
         settings = self.image_settings
         size = self.check_image_size(image_size)
-        squares = [square(load_image(image), size, settings.aspect_ratio) for image in _as_list(images)]
+        pictures = [square(load_image(image), size, settings.aspect_ratio) for image in _as_list(images)]
+        return np.stack([np.asarray(picture) for picture in pictures])
+
+    def to_pixel_values(self, squares: np.ndarray) -> mx.array:
+        """(images, size, size, 3), uint8 -> the same shape, float32, in [0, 1]."""
+        settings = self.image_settings
         # One byte a channel goes to the device; dividing there gives the same floats as the reference.
-        pixels = mx.array(np.stack([np.asarray(image) for image in squares])).astype(mx.float32) / 255
+        pixels = mx.array(squares).astype(mx.float32) / 255
         if settings.mean != (0.0, 0.0, 0.0) or settings.std != (1.0, 1.0, 1.0):
             pixels = (pixels - mx.array(settings.mean)) / mx.array(settings.std)
         return pixels
@@ -168,7 +192,8 @@ class FastVlmProcessor:
 
         Args:
             messages: dicts of ``role`` and ``content``; the content is a string, which may hold ``<image>`` marks, or
-                a list of parts: ``{"type": "text", "text": ...}`` and ``{"type": "image"}``.
+                a list of parts: ``{"type": "text", "text": ...}`` and ``{"type": "image"}`` (or OpenAI's
+                ``"image_url"``; where a picture comes from does not matter here).
         """
         return "".join(text for text, _ in self._render(messages, add_generation_prompt))
 
@@ -261,9 +286,9 @@ class FastVlmProcessor:
                 raise ValueError('A message must be a dict with "role" and "content".')
             parts = _parts(message["content"])
             if wants_parts:
-                content = [p if p["type"] == "image" else {**p, "text": stand_in(p["text"])} for p in parts]
+                content = [{"type": "image"} if is_picture(p) else {**p, "text": stand_in(p["text"])} for p in parts]
             else:
-                content = "\n".join(IMAGE_MARK if p["type"] == "image" else stand_in(p["text"]) for p in parts)
+                content = "\n".join(IMAGE_MARK if is_picture(p) else stand_in(p["text"]) for p in parts)
             prepared.append({**message, "content": content})
         rendered = render(messages=prepared, add_generation_prompt=add_generation_prompt)
         pieces = re.split(f"\ue000{nonce}:(\\d+)\ue001", rendered)
@@ -289,6 +314,12 @@ class FastVlmProcessor:
         special = "|".join(re.escape(token) for token in sorted([*self._special, IMAGE_MARK], key=len, reverse=True))
         plain = ""
         for text, trusted in pieces:
+            if isinstance(text, Answer):
+                if plain:
+                    yield _Plain(plain)
+                    plain = ""
+                yield from text.ids
+                continue
             for i, part in enumerate(re.split(f"({special if trusted else re.escape(IMAGE_MARK)})", text)):
                 if i % 2 == 0:
                     plain += part
@@ -354,6 +385,8 @@ def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Marks at the beginning of a string become picture parts; the template puts its own newline after them.
     """
+    if isinstance(content, Answer):
+        return [{"type": "text", "text": content}]
     if isinstance(content, str):
         parts = []
         while content.startswith(IMAGE_MARK):
@@ -363,10 +396,15 @@ def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     if not isinstance(content, list):
         raise ValueError(f"A message's content must be a string or a list of parts, got {type(content).__name__}.")
     for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind not in ("image", "text") or (kind == "text" and not isinstance(part.get("text"), str)):
+        is_text = isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        if not (is_text or is_picture(part)):
             raise ValueError('A part of a message must be {"type": "text", "text": "..."} or {"type": "image"}.')
     return content
+
+
+def is_picture(part: Any) -> bool:
+    """Whether a part of a message is a picture, in transformers' way or OpenAI's."""
+    return isinstance(part, dict) and part.get("type") in ("image", "image_url")
 
 
 def _compile(template: str):

@@ -18,7 +18,14 @@ ACTIVATIONS = {
 
 
 class FastVlmMultiModalProjector(nn.Module):
-    """Two linear layers around an activation (transformers' class of this name; LLaVA's ``mlp2x_gelu``)."""
+    """``linear_1``, an activation, ``linear_2`` (transformers' class of this name; LLaVA's ``mlp2x_gelu``).
+
+    LLaVA's other projectors have more linear layers with the activation between them (``mlp3x_gelu``), one
+    (``linear``) or none (``identity``): see ``FastVlmConfig.projector_type``.
+
+    Raises:
+        ValueError: for an activation or a projector type that is not known.
+    """
 
     def __init__(self, config: FastVlmConfig):
         super().__init__()
@@ -27,11 +34,16 @@ class FastVlmMultiModalProjector(nn.Module):
                 f"projector_hidden_act {config.projector_hidden_act!r} is not supported; "
                 f"use one of {', '.join(ACTIVATIONS)}."
             )
-        bias = config.multimodal_projector_bias
-        self.linear_1 = nn.Linear(config.vision_config.hidden_size, config.text_config.hidden_size, bias=bias)
-        self.linear_2 = nn.Linear(config.text_config.hidden_size, config.text_config.hidden_size, bias=bias)
+        width, text_width = config.vision_config.hidden_size, config.text_config.hidden_size
+        self._layers = config.projector_layers
+        for number in range(1, self._layers + 1):
+            self[f"linear_{number}"] = nn.Linear(width, text_width, bias=config.multimodal_projector_bias)
+            width = text_width
         self._act = ACTIVATIONS[config.projector_hidden_act]
 
     def __call__(self, image_features: mx.array) -> mx.array:
-        """(..., vision hidden size) -> (..., text hidden size), float."""
-        return self.linear_2(self._act(self.linear_1(image_features)))
+        """(..., vision hidden size) -> (..., text hidden size), in the weights' dtype."""
+        x = image_features
+        for number in range(1, self._layers + 1):
+            x = self[f"linear_{number}"](x if number == 1 else self._act(x))
+        return x

@@ -50,7 +50,10 @@ class DepthwiseConv2d(nn.Module):
 
 
 class Stem(nn.Module):
-    """Picture -> first features, at stride 4: a dense 3x3, a depthwise 3x3 (stride 2 each) and a 1x1."""
+    """Picture -> first features, at stride 4: a dense 3x3, a depthwise 3x3 (stride 2 each) and a 1x1.
+
+    timm's ``convolutional_stem``; FastViT, section 3.2.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -59,13 +62,17 @@ class Stem(nn.Module):
         self.pointwise = nn.Linear(channels, channels)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(batch, height, width, 3) -> (batch, height / 4, width / 4, channels)."""
         x = nn.gelu(self.conv(x))
         x = nn.gelu(self.depthwise(x))
         return nn.gelu(self.pointwise(x))
 
 
 class Downsample(nn.Module):
-    """Half the resolution, double the width: a 7x7 convolution with two outputs per channel, then a 1x1."""
+    """Half the resolution, double the width: a 7x7 convolution with two outputs per channel, then a 1x1.
+
+    timm's ``PatchEmbed`` of FastViT.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
         super().__init__()
@@ -73,12 +80,16 @@ class Downsample(nn.Module):
         self.pointwise = nn.Linear(out_channels, out_channels)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(batch, height, width, in_channels) -> (batch, height / 2, width / 2, out_channels)."""
         x = nn.gelu(self.depthwise(x))
         return nn.gelu(self.pointwise(x))
 
 
 class ConvMlp(nn.Module):
-    """A 7x7 depthwise convolution for spatial context, then a two-layer perceptron for each pixel."""
+    """A 7x7 depthwise convolution for spatial context, then a two-layer perceptron for each pixel.
+
+    timm's ``ConvMlp`` of FastViT, with its BatchNorm and the layer scale behind it folded in.
+    """
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
@@ -87,11 +98,12 @@ class ConvMlp(nn.Module):
         self.fc2 = nn.Linear(hidden, channels)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(batch, height, width, channels) -> the same shape."""
         return self.fc2(nn.gelu(self.fc1(self.conv(x))))
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over all pixels, heads of 32 channels."""
+    """Multi-head self-attention over all pixels, heads of 32 channels (timm's ``Attention`` of FastViT)."""
 
     def __init__(self, channels: int, head_dim: int):
         super().__init__()
@@ -100,6 +112,7 @@ class Attention(nn.Module):
         self._head_dim = head_dim
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(batch, height, width, channels) -> the same shape."""
         batch, height, width, channels = x.shape
         qkv = self.qkv(x).reshape(batch, height * width, 3, -1, self._head_dim)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)
@@ -108,7 +121,10 @@ class Attention(nn.Module):
 
 
 class RepMixerBlock(nn.Module):
-    """FastViT's block for high resolutions: tokens are mixed by a depthwise convolution that holds its own skip."""
+    """FastViT's block for high resolutions: tokens are mixed by a depthwise convolution that holds its own skip.
+
+    timm's ``RepMixerBlock``; FastViT, section 3.1.
+    """
 
     def __init__(self, channels: int, hidden: int, kernel_size: int):
         super().__init__()
@@ -116,12 +132,16 @@ class RepMixerBlock(nn.Module):
         self.mlp = ConvMlp(channels, hidden)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(batch, height, width, channels) -> the same shape."""
         x = self.token_mixer(x)
         return x + self.mlp(x)
 
 
 class AttentionBlock(nn.Module):
-    """FastViT's block for low resolutions: pre-norm self-attention, then the convolutional perceptron."""
+    """FastViT's block for low resolutions: pre-norm self-attention, then the convolutional perceptron.
+
+    timm's ``AttentionBlock``; FastViT, section 3.2.
+    """
 
     def __init__(self, channels: int, hidden: int, head_dim: int):
         super().__init__()
@@ -130,12 +150,16 @@ class AttentionBlock(nn.Module):
         self.mlp = ConvMlp(channels, hidden)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(batch, height, width, channels) -> the same shape."""
         x = x + self.token_mixer(self.norm(x))
         return x + self.mlp(x)
 
 
 class Stage(nn.Module):
-    """One of the tower's stages: downsampling (all but the first), position convolution (attention ones), blocks."""
+    """One of the tower's stages: downsampling (all but the first), position convolution (attention ones), blocks.
+
+    timm's ``FastVitStage``; FastVLM paper, figure 2.
+    """
 
     def __init__(self, config: VisionConfig, index: int):
         super().__init__()
@@ -152,18 +176,26 @@ class Stage(nn.Module):
                 RepMixerBlock(channels, hidden, config.repmixer_kernel_size) for _ in range(config.layers[index])
             ]
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array, checkpoint: bool = False) -> mx.array:
+        """(batch, height, width, channels before) -> (batch, height, width, channels), half the sides if it halves.
+
+        Args:
+            checkpoint: keep nothing of the blocks for the gradients but their inputs.
+        """
         if "downsample" in self:
             x = self.downsample(x)
         if "pos_emb" in self:
             x = self.pos_emb(x)
         for block in self.blocks:
-            x = block(x)
+            x = nn.utils.checkpoint(block)(x) if checkpoint else block(x)
         return x
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate computed from the mean of all channels (a sixteenth as wide inside)."""
+    """Scales each channel by a gate computed from the mean of all channels (a sixteenth as wide inside).
+
+    timm's ``SqueezeExcite`` with ``rd_ratio`` 1/16.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -171,12 +203,16 @@ class SqueezeExcite(nn.Module):
         self.fc2 = nn.Linear(channels // 16, channels)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(batch, height, width, channels) -> the same shape."""
         gate = nn.relu(self.fc1(x.mean(axis=(1, 2), keepdims=True)))
         return x * mx.sigmoid(self.fc2(gate))
 
 
 class FinalConv(nn.Module):
-    """The tower's last layer: a 3x3 convolution to the feature width, squeeze-and-excitation, GELU."""
+    """The tower's last layer: a 3x3 convolution to the feature width, squeeze-and-excitation, GELU.
+
+    timm's ``final_conv``; Apple's ``conv_exp``.
+    """
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -184,6 +220,7 @@ class FinalConv(nn.Module):
         self.se = SqueezeExcite(out_channels)
 
     def __call__(self, x: mx.array) -> mx.array:
+        """(batch, height, width, in_channels) -> (batch, height, width, out_channels)."""
         return nn.gelu(self.se(self.depthwise(x)))
 
 
@@ -203,10 +240,17 @@ class VisionOutput:
 
 
 class FastViTHD(nn.Module):
-    """The vision tower (timm's ``fastvit_mci3`` at inference; FastVLM paper, section 3.2 and figure 2)."""
+    """The vision tower (timm's ``fastvit_mci3`` at inference; FastVLM paper, section 3.2 and figure 2).
+
+    It is an image encoder of its own: ``FastViTHD(config)(pixel_values).pooler_output`` is one vector a picture.
+
+    Attributes:
+        gradient_checkpointing: while training, forget what the blocks computed and compute it again for the gradients.
+    """
 
     def __init__(self, config: VisionConfig):
         super().__init__()
+        self.gradient_checkpointing = False
         self.stem = Stem(config.embed_dims[0])
         self.stages = [Stage(config, index) for index in range(len(config.layers))]
         self.final_conv = FinalConv(config.embed_dims[-1], config.hidden_size)
@@ -239,7 +283,7 @@ class FastViTHD(nn.Module):
         x = self.stem(pixel_values.astype(self.dtype))
         hidden_states = []
         for stage in self.stages:
-            x = stage(x)
+            x = stage(x, checkpoint=self.gradient_checkpointing and self.training)
             hidden_states.append(x)
         x = self.final_conv(x)
         return VisionOutput(x, x.mean(axis=(1, 2)), tuple(hidden_states) if output_hidden_states else None)

@@ -1,6 +1,10 @@
 """Fixtures shared by the tests: what transformers computed, and small checkpoints in any layout."""
 
+import dataclasses
+import functools
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +47,32 @@ def small_model(checkpoint):
     return mlx_fastvlm.load(checkpoint("apple"), dtype="float32")
 
 
+@functools.cache
+def wide_model():
+    """A model with heads of 64 channels, as the real ones have, that rambles: random weights, no end of sequence.
+
+    A function and no fixture, so that hypothesis can use it.
+    """
+    import mlx.core as mx
+
+    import small
+    from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, FastVlmProcessor
+
+    text = {**small.TEXT, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
+    config = FastVlmConfig(small.VISION, text, image_token_id=-200, image_aspect_ratio="pad")
+    mx.random.seed(0)
+    model = FastVlmForConditionalGeneration(config)
+    for name, module in model.named_modules():
+        if "weight" in module and module.weight.ndim == 2:  # MLX's own are too small for attention to matter
+            module.weight = mx.random.normal(module.weight.shape) * (2 if "_proj" in name else 1) / 8
+    mx.eval(model.parameters())
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints.write_tokenizer(folder)
+        processor = FastVlmProcessor.from_folder(folder, config)
+    settings = dataclasses.replace(processor.image_settings, size=128)
+    return model, dataclasses.replace(processor, eos_token_ids=frozenset(), image_settings=settings)
+
+
 @pytest.fixture(scope="session")
 def demo():
     """Model and processor of the embedded checkpoint."""
@@ -57,8 +87,24 @@ def facts():
     return SHARED / "facts"
 
 
-def deviations(ours, theirs):
-    """The largest difference, in standard deviations of the reference."""
+differences = {}  # the largest of each test, in standard deviations
+
+
+def deviations(ours, theirs, spread=None):
+    """The largest difference, in standard deviations of the reference (``spread``, where that is only a sample)."""
     ours, theirs = np.array(ours), np.asarray(theirs)
     assert ours.shape == theirs.shape
-    return np.abs(ours - theirs).max() / theirs.std()
+    found = np.abs(ours - theirs).max() / (theirs.std() if spread is None else spread)
+    test = os.environ["PYTEST_CURRENT_TEST"].partition("[")[0].partition(" ")[0]
+    differences[test] = max(found, differences.get(test, 0.0))
+    return found
+
+
+def pytest_addoption(parser):
+    parser.addoption("--differences", action="store_true", help="print what each test measured (docs/reference.md)")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.getoption("differences"):
+        for test, found in differences.items():
+            terminalreporter.write_line(f"{found:.1e}  {test}")

@@ -43,6 +43,44 @@ def test_json_is_one_object(arguments, capfd):
     assert err == ""
 
 
+def test_log_probabilities_in_json(arguments, capfd):
+    assert main([*arguments, "--json", "--logprobs"]) == 0
+    answer = json.loads(capfd.readouterr().out)
+    assert len(answer["tokens"]) == answer["generation_tokens"]
+    assert all(entry["logprob"] <= 0 for entry in answer["tokens"])
+    assert main([*arguments, "--json"]) == 0
+    assert "tokens" not in json.loads(capfd.readouterr().out)
+
+
+def test_a_prompt_cache_in_a_file(arguments, tmp_path, capfd):
+    file = tmp_path / "cache.safetensors"
+    answers = []
+    for _ in range(2):
+        assert main([*arguments, "--json", "--prompt-cache", str(file)]) == 0
+        answers.append(json.loads(capfd.readouterr().out))
+    assert answers[0]["cached_tokens"] == 0
+    assert answers[1]["cached_tokens"] == answers[1]["prompt_tokens"] - 1
+    assert answers[0]["text"] == answers[1]["text"]
+
+
+def test_a_folder_of_pictures(arguments, picture, tmp_path, capfd):
+    output = tmp_path / "captions.jsonl"
+    model = arguments[:2]
+    command = [*model, "--images-dir", str(tmp_path), "--output", str(output), "--max-tokens", "4", "--batch-size", "2"]
+    (tmp_path / "broken.png").write_bytes(b"no")
+    assert main(command) == 0
+    assert "1 pictures captioned, 1 not readable" in capfd.readouterr().err
+    assert [sorted(json.loads(line)) for line in output.read_text().splitlines()] == [
+        ["error", "file"],
+        ["file", "text"],
+    ]
+    assert main(command) == 0
+    assert "0 pictures captioned" in capfd.readouterr().err
+    assert main([*command, "--kv-bits", "8"]) == 0  # nothing to do, so nothing wrong with it
+    output.unlink()
+    assert main([*command, "--kv-bits", "8"]) == 2
+
+
 def test_every_option_reaches_the_generator(arguments, monkeypatch, capfd):
     seen = {}
 
@@ -62,11 +100,20 @@ def test_every_option_reaches_the_generator(arguments, monkeypatch, capfd):
         "repetition_penalty": 1.1,
         "repetition_context_size": 9,
         "max_kv_size": 500,
+        "kv_bits": 4,
+        "kv_group_size": 32,
+        "prefill_step_size": 100,
+        "frames": 2,
+        "vision_batch_size": 3,
         "max_tokens": 7,
     }
     flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    flags += ["--stop", "x", "--stop", "yz", "--logit-bias", "42:-1.5", "--logit-bias", "7:2", "--json", "--logprobs"]
     assert main([*arguments, "--image", arguments[3], *flags]) == 1
     assert options.items() <= seen.items()
+    assert seen["stop"] == ["x", "yz"]
+    assert seen["logit_bias"] == {42: -1.5, 7: 2.0}
+    assert seen["logprobs"] is True
     assert seen["prompt"] == "Hi"
     assert len(seen["image"]) == 2
     assert main([*arguments, "--temp", "0.25"]) == 1
@@ -74,19 +121,20 @@ def test_every_option_reaches_the_generator(arguments, monkeypatch, capfd):
 
 
 FAULTS = {
-    "no such picture": (["--image", "nowhere.png"], "nowhere.png"),
-    "no such model": (["--model", "nowhere"], "no hub id"),
-    "bad option": (["--top-p", "2"], "top_p"),
-    "marks": (["--prompt", "<image> <image>"], "one mark for each picture"),
-    "prompt too long for the cache": (["--max-kv-size", "10"], "max_kv_size"),
+    "no such picture": (["--image", "nowhere.png"], "nowhere.png", 1),
+    "no such model": (["--model", "nowhere"], "no hub id", 1),
+    "bad option": (["--top-p", "2"], "top_p", 2),
+    "marks": (["--prompt", "<image> <image>"], "one mark for each picture", 1),
+    "prompt too long for the cache": (["--max-kv-size", "10"], "max_kv_size", 2),
+    "group size": (["--kv-bits", "8", "--kv-group-size", "64"], "head_dim 16", 2),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_are_one_line_and_exit_1(arguments, capfd, fault):
-    flags, words = FAULTS[fault]
+def test_faults_are_one_line(arguments, capfd, fault):
+    flags, words, code = FAULTS[fault]
     kept = [a for a in arguments if fault != "no such picture" or a not in arguments[2:4]]
-    assert main([*kept, *flags]) == 1
+    assert main([*kept, *flags]) == code
     out, err = capfd.readouterr()
     assert out == ""
     assert err.startswith("error: ")
@@ -99,10 +147,34 @@ def test_debug_shows_the_traceback(arguments):
         main([*arguments, "--top-p", "2", "--debug"])
 
 
-def test_usage_errors_exit_2(capsys):
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--max-tokens", "many"],
+        ["--logit-bias", "42"],
+        ["--logit-bias", "a:b"],
+        ["--images-dir", "pictures"],
+        ["--output", "captions.jsonl"],
+        ["--images-dir", "pictures", "--output", "captions.jsonl", "--json"],
+        ["--logprobs"],
+    ],
+    ids=" ".join,
+)
+def test_usage_errors_exit_2(capsys, flags):
     with pytest.raises(SystemExit) as raised:
-        main(["--max-tokens", "many"])
+        main(flags)
     assert raised.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_help_is_grouped_and_has_an_example(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for group in ("question:", "pictures:", "model:", "sampling:", "memory:", "a folder of pictures:", "output:"):
+        assert f"\n{group}\n" in text
+    assert text.count("memory:") == 1
+    assert "example: python -m" in text
 
 
 def test_ctrl_c_keeps_what_was_said(arguments, monkeypatch, capfd):

@@ -1,15 +1,23 @@
 """The generator: every option does what it says, and nothing runs on a bad one."""
 
+import base64
 import dataclasses
+import io
+import re
+from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from conftest import wide_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import small
-from mlx_fastvlm import generate, load, stream_generate
-from mlx_fastvlm.cache import make_cache
+from mlx_fastvlm import VisionCache, generate, load, stream_generate
+from mlx_fastvlm.answers import StopStrings
+from mlx_fastvlm.errors import UsageError
 
 PICTURE = Image.fromarray(small.odd_picture(70, 50))
 OTHER = Image.new("RGB", (40, 60), "white")
@@ -121,12 +129,109 @@ def test_temperature_samples_the_softmax(small_model):
     assert np.abs(counts / 400 - expected)[likely].max() < 0.08
 
 
+def test_a_seed_depends_on_nothing_else(small_model, ask):
+    """Not on what was generated before, nor on what is generated in between."""
+    model, processor = small_model
+    hot = {"temperature": 5.0, "seed": 1, "max_tokens": 12}
+    expected = ask(**hot)
+    ask(temperature=5.0)
+    first, second = (stream_generate(model, processor, PROMPT, PICTURE, **hot) for _ in range(2))
+    pairs = [(a.token, b.token) for a, b in zip(first, second)]
+    assert pairs == [(token, token) for token in expected[: len(pairs)]]
+    mx.random.seed(7)
+    free = ask(temperature=5.0)
+    mx.random.seed(7)
+    assert ask(temperature=5.0) == free != ask(temperature=5.0)
+
+
+def test_top_k_may_be_larger_than_the_vocabulary(ask):
+    assert ask(temperature=5.0, seed=1, top_k=10**6) == ask(temperature=5.0, seed=1)
+
+
+def test_logit_bias(ask):
+    answer = ask()
+    assert ask(logit_bias={7: 1e9}) == [7] * 12
+    assert answer[0] not in ask(logit_bias={answer[0]: -1e9})
+    with pytest.raises(UsageError, match="ids from 0 to 319, got 320"):
+        ask(logit_bias={320: 1.0})
+
+
+def test_log_probabilities(small_model, ask):
+    """Those of the whole context without a cache, after the processors."""
+    model, processor = small_model
+    processor = dataclasses.replace(processor, eos_token_ids=frozenset())
+    options = {"max_tokens": 4, "logit_bias": {7: 1.0}, "temperature": 2.0, "seed": 1}
+    pieces = list(stream_generate(model, processor, PROMPT, PICTURE, logprobs=True, **options))
+    ids = processor.encode_chat([{"role": "user", "content": f"<image>\n{PROMPT}"}])
+    for i, piece in enumerate(pieces):
+        context = ids + [before.token for before in pieces[:i]]
+        logits = np.array(model(mx.array([context]), processor.preprocess(PICTURE)).logits[0, -1], np.float64)
+        logits[7] += 1
+        assert abs(piece.logprob - (logits[piece.token] - np.log(np.exp(logits).sum()))) < 1e-4
+    assert [piece.token for piece in pieces] == ask(**options)
+    assert next(stream_generate(model, processor, PROMPT, max_tokens=1)).logprob is None
+
+
+def test_stop_strings(small_model):
+    model, processor = small_model
+    processor = dataclasses.replace(processor, eos_token_ids=frozenset())
+    whole = generate(model, processor, PROMPT, PICTURE, max_tokens=40)
+    for start in (3, 5):
+        stop = whole[start : start + 3]
+        pieces = list(stream_generate(model, processor, PROMPT, PICTURE, max_tokens=40, stop=["never", stop]))
+        assert "".join(piece.text for piece in pieces) == whole[: whole.index(stop)]
+        assert pieces[-1].finish_reason == "stop"
+        assert generate(model, processor, PROMPT, PICTURE, max_tokens=40, stop=stop) == whole[: whole.index(stop)]
+    # What only begins like a stop string comes out after all.
+    assert generate(model, processor, PROMPT, PICTURE, max_tokens=40, stop=whole[-1] + "!") == whole
+
+
+@given(
+    text=st.text("abc", max_size=30),
+    strings=st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
+    cuts=st.lists(st.integers(0, 30), max_size=8),
+)
+def test_stop_strings_do_not_depend_on_the_pieces(text, strings, cuts):
+    def run(pieces):
+        stop, shown = StopStrings(strings), ""
+        for piece in pieces:
+            shown += stop.add(piece)
+            assert not any(string in shown for string in strings)
+            if stop.found:
+                return shown
+        return shown + stop.finish()
+
+    cuts = [0, *sorted(cuts), len(text)]
+    shown = run([text[a:b] for a, b in pairwise(cuts)])
+    assert shown == run(list(text)) == run([text])
+    assert text.startswith(shown)
+    assert (shown == text) == (not any(string in text for string in strings))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 257), max_size=40) | st.text(max_size=12).map(lambda text: list(text.encode())))
+def test_streamed_text_is_the_decoded_text(values):
+    """Any bytes, whole characters or not: nothing broken in the middle, nothing lost at the end."""
+    _, processor = wide_model()
+    stream = processor.detokenizer()
+    pieces = [stream.add(id) for id in values]  # this tokenizer's ids are bytes, and two specials
+    assert "".join(pieces) + stream.finish() == processor.decode(values).rstrip("\ufffd")
+
+
 def test_repetition_penalty_and_its_window(ask):
     plain = ask(max_tokens=30)
     assert len(set(plain)) < 30
     strong = ask(max_tokens=30, repetition_penalty=1e9, repetition_context_size=1000)
     assert len(set(strong)) == 30
     assert ask(max_tokens=30, repetition_penalty=1e9, repetition_context_size=1) != strong
+
+
+def test_a_pictures_placeholder_is_no_token_to_penalise(small_model, first_logits):
+    """Apple's is -200, which would count from the vocabulary's end."""
+    penalised = first_logits(repetition_penalty=2.0, repetition_context_size=1000)
+    changed = np.flatnonzero(np.abs(penalised - first_logits()) > 1e-6)
+    ids = small_model[1].encode_chat([{"role": "user", "content": f"<image>\n{PROMPT}"}])
+    assert set(changed) == {id for id in ids if id >= 0}
 
 
 def test_logits_processors_see_the_tokens_and_change_the_logits(ask):
@@ -173,6 +278,148 @@ def test_several_pictures_at_their_places(first_logits, small_model):
     assert np.array_equal(np.array(embedded[0])[places], np.array(one_by_one).reshape(len(places), -1))
 
 
+def as_data(picture):
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_messages_that_bring_their_pictures(first_logits):
+    expected = first_logits("<image>\na<image>\nb", [PICTURE, OTHER])
+    uri = f"data:image/png;base64,{as_data(OTHER)}"
+    ours = [{"type": "image", "image": PICTURE}, {"type": "image", "base64": as_data(PICTURE)}]
+    theirs = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "image", "url": uri}]
+    for own in ours:
+        for other in theirs:
+            # The template without parts puts a newline between parts, so these texts have none.
+            parts = [own, {"type": "text", "text": "a"}, other, {"type": "text", "text": "b"}]
+            messages = [{"role": "user", "content": parts}]
+            reference = first_logits("<image>\na\n<image>\nb", [PICTURE, OTHER])
+            assert same(first_logits(messages, None), reference)
+            # Marks without a picture take theirs from the list beside.
+            mixed = [{"role": "user", "content": [own, parts[1], {"type": "image"}, parts[3]]}]
+            assert same(first_logits(mixed, [OTHER]), reference)
+    assert not same(expected, first_logits("<image>\na<image>\nb", [OTHER, PICTURE]))
+    with pytest.raises(ValueError, match="image_url"):
+        first_logits([{"role": "user", "content": [{"type": "image_url"}]}], None)
+
+
+def test_frames_of_an_animation(ask, first_logits):
+    frames = [Image.new("RGB", (60, 40), colour) for colour in ("red", "lime", "blue", "white")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    animation = buffer.getvalue()
+    assert same(first_logits(image=animation), first_logits(image=frames[0]))
+    assert same(first_logits(image=[animation, OTHER], frames=2), first_logits(image=[frames[0], frames[3], OTHER]))
+    prompt = "a <image> b <image> c"
+    three = "a <image>\n<image>\n<image> b <image> c"
+    pictures = [frames[0], frames[2], frames[3], OTHER]
+    assert same(first_logits(prompt, [animation, OTHER], frames=3), first_logits(three, pictures))
+    assert ask(image=OTHER, frames=5) == ask(image=OTHER)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    parts=st.lists(st.text("ab ", max_size=9) | st.sampled_from([PICTURE, OTHER]), min_size=1, max_size=7),
+    step=st.integers(1, 60),
+)
+def test_chunked_prefill_equals_one_pass(parts, step):
+    """Any number of pictures, at any places, in pieces that cut through them."""
+    model, processor = wide_model()
+    prompt = "".join(part if isinstance(part, str) else "<image>" for part in parts)
+    images = [part for part in parts if not isinstance(part, str)]
+    seen = []
+    options = {"max_tokens": 4, "logprobs": True}
+    one = list(stream_generate(model, processor, prompt, images, **options))
+    options |= {"prefill_step_size": step, "progress": lambda *counts: seen.append(counts)}
+    many = list(stream_generate(model, processor, prompt, images, **options))
+    assert [piece.token for piece in many] == [piece.token for piece in one]
+    assert np.allclose([piece.logprob for piece in many], [piece.logprob for piece in one], atol=1e-4)
+    total = one[0].prompt_tokens
+    assert seen == [(min(done, total), total) for done in range(step, total + step, step)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(parts=st.lists(st.text("ab ", max_size=9) | st.sampled_from([PICTURE, OTHER]), max_size=7))
+def test_features_stand_at_exactly_their_places(parts):
+    model, processor = wide_model()
+    prompt = "".join(part if isinstance(part, str) else "<image>" for part in parts)
+    pictures = [part for part in parts if not isinstance(part, str)]
+    ids = mx.array([processor.encode(f"x{prompt}", image_size=64)])
+    features = [model.get_image_features(processor.preprocess(picture, 64)) for picture in pictures]
+    embedded = model.embed(ids, mx.concatenate(features) if features else None)[0]
+    expected = [model.get_input_embeddings()(mx.array(processor.encode("x")))]
+    rest = iter(features)
+    for part in parts:
+        if not isinstance(part, str):
+            expected.append(next(rest)[0])
+        elif part:
+            expected.append(model.get_input_embeddings()(mx.array(processor.encode(part))))
+    assert mx.abs(embedded - mx.concatenate(expected)).max() < 1e-6
+
+
+@pytest.fixture
+def tower_calls(small_model, monkeypatch):
+    """How many pictures went through the tower at each call."""
+    calls = []
+    encode = type(small_model[0]).get_image_features
+    monkeypatch.setattr(
+        type(small_model[0]), "get_image_features", lambda self, x: calls.append(len(x)) or encode(self, x)
+    )
+    return calls
+
+
+def test_pictures_go_through_the_tower_in_small_groups(ask, tower_calls):
+    pictures = [Image.new("RGB", (8, 8), (level, 0, 0)) for level in range(0, 200, 40)]
+    one = ask(image=pictures)
+    assert tower_calls == [1] * 5
+    assert ask(image=pictures, vision_batch_size=2) == one
+    assert tower_calls[5:] == [2, 2, 1]
+
+
+def test_a_vision_cache_goes_by_pixels(ask, tower_calls, tmp_path):
+    """Neither by the file's name, nor by its bytes without their shape."""
+    cache, path = VisionCache(), tmp_path / "picture.png"
+    PICTURE.save(path)
+    first = ask(image=str(path), vision_cache=cache)
+    assert ask(image=PICTURE, vision_cache=cache) == first
+    assert (tower_calls, cache.hits, cache.misses) == ([1], 1, 1)
+    OTHER.save(path)
+    assert ask(image=str(path), vision_cache=cache) == ask(image=OTHER)
+    calls = len(tower_calls)
+    ask(image=PICTURE, vision_cache=cache, image_size=64)
+    assert len(tower_calls) == calls + 1
+
+
+def test_a_vision_cache_goes_by_model(checkpoint, tower_calls):
+    cache = VisionCache()
+    model, processor = load(checkpoint("apple", head="own"))
+    generate(model, processor, PROMPT, PICTURE, vision_cache=cache, max_tokens=1)
+    model.multi_modal_projector.linear_2.bias = model.multi_modal_projector.linear_2.bias + 1
+    generate(model, processor, PROMPT, PICTURE, vision_cache=cache, max_tokens=1)
+    assert tower_calls == [1, 1]
+    settings = dataclasses.replace(processor.image_settings, mean=(0.5, 0.5, 0.5))
+    generate(model, dataclasses.replace(processor, image_settings=settings), "a", PICTURE, vision_cache=cache)
+    assert tower_calls == [1, 1, 1]
+
+
+def test_a_vision_cache_is_bounded_and_forgets_the_longest_unused(ask, tower_calls):
+    colours = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    one = 4 * 64 * 4  # tokens of a picture, hidden size, bytes of a float
+    cache = VisionCache(max_bytes=2 * one)
+    for picture in (colours[0], colours[1], colours[0], colours[2]):
+        ask(image=picture, vision_cache=cache, max_tokens=1)
+    assert len(tower_calls) == 3
+    assert (len(cache), cache.nbytes) == (2, 2 * one)
+    ask(image=colours[0], vision_cache=cache, max_tokens=1)
+    assert len(tower_calls) == 3
+    ask(image=colours[1], vision_cache=cache, max_tokens=1)
+    assert len(tower_calls) == 4
+    tiny = VisionCache(max_bytes=one - 1)
+    ask(image=PICTURE, vision_cache=tiny, max_tokens=1)
+    assert len(tiny) == 0
+
+
 def test_messages_instead_of_a_question(ask, first_logits):
     messages = [{"role": "user", "content": PROMPT}]
     assert ask(messages) == ask()
@@ -193,27 +440,6 @@ def test_max_kv_size(ask, small_model):
         ask(max_kv_size=length)
 
 
-def test_a_bounded_cache_sees_the_prompt_and_the_latest_tokens(small_model):
-    """Its logits are those of full attention over the tokens it keeps, at the places they had."""
-    model, _ = small_model
-    prompt, bound = 10, 16
-    tokens = mx.array(np.random.RandomState(0).randint(0, 256, (1, 40)))
-    cache = make_cache(model, bound, keep=prompt)
-    model(tokens[:, :prompt], past_key_values=cache)
-    for i in range(prompt, 40):
-        bounded = model(tokens[:, i : i + 1], past_key_values=cache).logits[0, -1]
-    # In one layer a key depends on nothing but its own token, so that layer alone can be compared exactly.
-    first = model.language_model.layers[0].self_attn
-    embedded = model.language_model.layers[0].input_layernorm(model.get_input_embeddings()(tokens))
-    kept = mx.array([*range(prompt), *range(40 - (bound - prompt), 40)])
-    keys = first._rope(first.k_proj(embedded).reshape(1, 40, 2, -1).transpose(0, 2, 1, 3), None, None)[:, :, kept]
-    ours = np.array(cache[0].keys[0])
-    assert ours.shape[1] == bound
-    for key in np.array(keys[0]).transpose(1, 0, 2):
-        assert np.abs(ours.transpose(1, 0, 2) - key).max(axis=(1, 2)).min() < 1e-5
-    assert mx.isfinite(bounded).all()
-
-
 BAD_OPTIONS = {
     "max_tokens": [0, -1],
     "temperature": [-0.1],
@@ -223,6 +449,11 @@ BAD_OPTIONS = {
     "repetition_penalty": [0],
     "repetition_context_size": [0],
     "image_size": [0, 100],
+    "frames": [0],
+    "vision_batch_size": [0],
+    "prefill_step_size": [0],
+    "kv_bits": [5],
+    "stop": ["", ["a", ""]],
 }
 
 
@@ -230,8 +461,13 @@ BAD_OPTIONS = {
 def test_bad_options_are_refused_before_anything_runs(small_model, monkeypatch, option, value):
     model, processor = small_model
     monkeypatch.setattr(type(model), "get_image_features", lambda *_: pytest.fail("the model ran"))
-    with pytest.raises(ValueError, match=f"{option}.*got {value}"):
+    with pytest.raises(ValueError, match=f"{option}.*got {re.escape(repr(value))}"):
         stream_generate(model, processor, PROMPT, PICTURE, **{option: value})
+
+
+def test_an_unknown_option_is_refused(small_model):
+    with pytest.raises(TypeError, match="tempreature"):
+        stream_generate(*small_model, PROMPT, tempreature=1)
 
 
 def test_pictures_and_marks_must_match(small_model):

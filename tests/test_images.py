@@ -5,15 +5,16 @@ import http.server
 import io
 import sys
 import threading
+import time
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import SHARED
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 import small
-from mlx_fastvlm import load_image
+from mlx_fastvlm import load_frames, load_image
 
 
 @pytest.fixture
@@ -37,6 +38,12 @@ def server(picture):
                 self.send_response(302)
                 self.send_header("Location", "file:///etc/passwd")
                 self.end_headers()
+            elif self.path == "/endless":
+                self.send_response(200)
+                self.end_headers()
+                while not self.wfile.closed:
+                    self.wfile.write(b"\0")
+                    time.sleep(0.02)
             elif self.path == "/picture":
                 self.send_response(200)
                 self.end_headers()
@@ -65,6 +72,8 @@ def test_every_kind_of_source_gives_the_same_picture(picture, server, tmp_path, 
         "bytes": data,
         "bytearray": bytearray(data),
         "data URI": "data:image/png;base64," + base64.b64encode(data).decode(),
+        "base64": base64.b64encode(data).decode(),
+        "base64 in lines": base64.encodebytes(data).decode(),
         "URL": f"{server}/picture",
         "standard input": "-",
         "PIL": picture,
@@ -146,6 +155,58 @@ def test_cut_off_files_are_an_error(picture):
             load_image(data[: len(data) * 2 // 3])
 
 
+def test_frames():
+    """Evenly spaced, the first and the last among them."""
+    colours = [Image.new("RGB", (4, 4), (level, 0, 0)) for level in range(0, 250, 25)]
+    animation = encoded(colours[0], "PNG", save_all=True, append_images=colours[1:])
+    for frames, expected in ((1, [0]), (2, [0, 225]), (4, [0, 75, 150, 225]), (99, [*range(0, 250, 25)])):
+        pictures = load_frames(animation, frames)
+        assert [np.asarray(picture)[0, 0, 0] for picture in pictures] == expected
+        assert all(picture.mode == "RGB" for picture in pictures)
+    opened = Image.open(io.BytesIO(animation))
+    opened.seek(3)
+    assert len(load_frames(opened, 2)) == 2
+    assert opened.tell() == 3
+    assert len(load_frames(colours[0], 5)) == len(load_frames(np.asarray(colours[0]), 5)) == 1
+
+
+def test_frames_of_a_cut_off_animation():
+    colours = [Image.fromarray(small.odd_picture(40, 30 + i)).resize((40, 30)) for i in range(4)]
+    animation = encoded(colours[0], "GIF", save_all=True, append_images=colours[1:])
+    with pytest.raises(ValueError, match=r"broken|not a picture"):
+        load_frames(animation[: len(animation) // 2], 4)
+
+
+def test_heic():
+    """As a phone held upright stores it: lying on its side, and a tag that says so."""
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    upright = Image.new("RGB", (64, 128), "red")
+    upright.paste("blue", (0, 64, 64, 128))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(upright.transpose(Image.Transpose.ROTATE_90), "HEIF", exif=exif.tobytes())
+    decoded = np.asarray(load_image(data)).astype(int)
+    assert decoded.shape == (128, 64, 3)
+    assert np.abs(decoded - np.asarray(upright)).mean() < 4
+
+
+def test_heic_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setattr(Image, "open", _unknown)
+    with pytest.raises(ValueError, match="pip install pillow-heif"):
+        load_image(b"\0\0\0\x18ftypheic" + bytes(40))
+
+
+def _unknown(_):
+    raise UnidentifiedImageError
+
+
+def test_a_long_text_that_is_no_picture_is_a_path():
+    for text in ("a/b" * 200, base64.b64encode(b"certainly no picture" * 50).decode()):
+        with pytest.raises(FileNotFoundError, match="no such picture"):
+            load_image(text)
+
+
 def test_urls_that_fail(server):
     with pytest.raises(OSError, match="404"):
         load_image(f"{server}/missing")
@@ -153,6 +214,15 @@ def test_urls_that_fail(server):
         load_image(f"{server}/moved")
     with pytest.raises(OSError, match="could not be fetched"):
         load_image("http://127.0.0.1:9/nothing-listens-here")
+
+
+def test_urls_that_are_too_large_or_too_slow(server, monkeypatch):
+    monkeypatch.setattr("mlx_fastvlm.images.URL_DEADLINE", 0.2)
+    with pytest.raises(OSError, match=r"took more than 0\.2 s"):
+        load_image(f"{server}/endless")
+    monkeypatch.setattr("mlx_fastvlm.images.URL_LIMIT", 20)
+    with pytest.raises(OSError, match="is larger than"):
+        load_image(f"{server}/picture")
 
 
 def test_a_bomb_is_refused(picture, monkeypatch):
@@ -174,4 +244,6 @@ def test_pictures_found_in_the_wild():
             continue
         image = load_image(path)
         assert image.mode == "RGB", path.name
-        assert np.asarray(image).std() > 1, path.name
+        assert np.asarray(image).std() > 1 or "apng" in path.name, path.name
+        count = {".gif": 2, ".png": 1}.get(path.suffix, 1) if "apng" not in path.name else 2
+        assert len(load_frames(path, 2)) == count, path.name

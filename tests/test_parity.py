@@ -4,9 +4,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import deviations
+from mlx.utils import tree_flatten
 
+import checkpoints
 import small
-from mlx_fastvlm import load
+from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, FastVlmMultiModalProjector, load
 from mlx_fastvlm.cache import make_cache
 
 LIMIT = 1e-4
@@ -70,6 +72,100 @@ def test_projected_features(small_model, recorded):
     assert deviations(small_model[0].get_image_features(pixels(3)), recorded["projected"]) < LIMIT
 
 
+def test_pooled_embedding(small_model, recorded):
+    assert deviations(small_model[0].vision_tower(pixels(3)).pooler_output, recorded["pooled"]) < LIMIT
+
+
+@pytest.mark.parametrize("kind", [*small.ACTIVATIONS, "gelu.no_bias"])
+def test_projector_activations(recorded, kind):
+    act, _, no_bias = kind.partition(".")
+    config = {**small.transformers_config(), "projector_hidden_act": act, "multimodal_projector_bias": not no_bias}
+    projector = FastVlmMultiModalProjector(FastVlmConfig.from_dict(config))
+    for name, parameter in tree_flatten(projector.parameters()):
+        weight = small.tensor(f"model.multi_modal_projector.{name}", parameter.shape)
+        projector.load_weights([(name, mx.array(weight))], strict=False)
+    features = mx.array(recorded["inference.stage5"]).flatten(1, 2)
+    assert deviations(projector(features), recorded[f"projector.{kind}"]) < LIMIT
+
+
+@pytest.mark.parametrize("kind", small.PROJECTORS)
+def test_llava_projectors_in_apples_layout(tmp_path, recorded, kind):
+    tensors = {n: t for n, t in checkpoints.small_tensors().items() if "projector" not in n}
+    tensors |= small.projector_tensors(kind)
+    config = {**checkpoints.apple_config(), "mm_projector_type": kind}
+    model, _ = load(checkpoints.write(tmp_path, "apple", tensors=tensors, config_dict=config), dtype="float32")
+    assert deviations(model.get_image_features(pixels(1)), recorded[f"projector.{kind}"]) < LIMIT
+    model.save_pretrained(tmp_path / "saved")
+    again = FastVlmForConditionalGeneration.from_pretrained(tmp_path / "saved", dtype="float32")
+    assert again.config.projector_type == kind
+    assert mx.array_equal(again.get_image_features(pixels(1)), model.get_image_features(pixels(1)))
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_attention_implementations(checkpoint, recorded, implementation):
+    model = FastVlmForConditionalGeneration.from_pretrained(
+        checkpoint("apple"), dtype="float32", attn_implementation=implementation
+    )
+    logits = model(ids_for(model, small.batch()[0][:1]), pixels(2)).logits
+    assert deviations(logits, recorded["row.logits"]) < LIMIT
+
+
+@pytest.mark.parametrize("kept", [1, 3, [0, 5]])
+def test_logits_to_keep(small_model, recorded, kept):
+    model, _ = small_model
+    keep = kept if isinstance(kept, int) else mx.array(kept)
+    logits = model(ids_for(model, small.batch()[0][:1]), pixels(2), logits_to_keep=keep).logits
+    whole = recorded["row.logits"]
+    assert deviations(logits, whole[:, -kept:] if isinstance(kept, int) else whole[:, kept]) < LIMIT
+
+
+def test_placeholders_in_embeddings(checkpoint, recorded):
+    model, _ = load(checkpoint("transformers"), dtype="float32")
+    embeddings = model.get_input_embeddings()(mx.array(small.batch()[0][:1]))
+    assert deviations(model(inputs_embeds=embeddings, pixel_values=pixels(2)).logits, recorded["row.logits"]) < LIMIT
+
+
+def test_features_encoded_before(small_model, recorded):
+    model, _ = small_model
+    features = {"image": model.get_image_features(pixels(2))}
+    logits = model(ids_for(model, small.batch()[0][:1]), mm_encoder_outputs=features).logits
+    assert deviations(logits, recorded["row.logits"]) < LIMIT
+
+
+def test_a_larger_vocabulary(checkpoint, recorded):
+    model, _ = load(checkpoint("apple", head="own"), dtype="float32")
+    rows, multiple = small.RESIZED
+    embedding = model.resize_token_embeddings(rows, pad_to_multiple_of=multiple)
+    assert [*embedding.weight.shape, model.lm_head.weight.shape[0]] == recorded["resized.size"].tolist()
+    assert model.config.text_config.vocab_size == embedding.weight.shape[0]
+    # Both draw from a normal distribution whose deviation is sqrt(1e-9) of the old rows'.
+    old, new = (np.array(x) for x in (embedding.weight[:320], embedding.weight[320:]))
+    for rows in (new, recorded["resized.rows"]):
+        assert np.abs((rows - old.mean(axis=0)) / old.std(axis=0)).max() < 2e-4
+        assert rows.std(axis=0) == pytest.approx(old.std(axis=0) * 1e-9**0.5, rel=0.5)
+    # The old tokens' logits are untouched.
+    logits = model(ids_for(model, small.batch()[0][:1]), pixels(2)).logits
+    assert deviations(logits[..., :320], recorded["row.untied_logits"]) < LIMIT
+
+
+def test_bfloat16_strays_no_further_than_torchs(checkpoint, recorded):
+    """Root mean square of the difference from float32, stage by stage and layer by layer, in standard deviations."""
+    model = FastVlmForConditionalGeneration.from_pretrained(checkpoint("apple"), dtype="bfloat16")
+    tower = model.vision_tower(pixels(2), output_hidden_states=True)
+    out = model(ids_for(model, small.batch()[0][:1]), pixels(2), output_hidden_states=True)
+    exact = FastVlmForConditionalGeneration.from_pretrained(checkpoint("apple"), dtype="float32")
+    exact_tower = exact.vision_tower(pixels(2), output_hidden_states=True)
+    exact_out = exact(ids_for(model, small.batch()[0][:1]), pixels(2), output_hidden_states=True)
+
+    def steps(tower, out):
+        text = (out.image_hidden_states, *out.hidden_states[1:], out.logits)
+        return [np.array(x.astype(mx.float32)) for x in (*tower.hidden_states, tower.last_hidden_state, *text)]
+
+    pairs = zip(steps(tower, out), steps(exact_tower, exact_out))
+    drift = np.array([np.sqrt(np.mean((a - b) ** 2)) / b.std() for a, b in pairs])
+    assert (drift < 1.3 * recorded["drift"]).all(), np.stack([drift, recorded["drift"]])
+
+
 @pytest.mark.parametrize("layer", range(small.TEXT["num_hidden_layers"] + 1))
 def test_every_decoder_layer_with_left_padding(batch_output, recorded, layer):
     for ours, theirs in zip(real(batch_output.hidden_states[layer]), real(recorded[f"batch.hidden{layer}"])):
@@ -101,10 +197,29 @@ def test_greedy_tokens_over_a_kv_cache(small_model, recorded):
     assert tokens == recorded["row.greedy"].tolist()
 
 
+def test_a_generation_loop_of_prepared_inputs(small_model, recorded):
+    """The loop of transformers' GenerationMixin: all ids every time, and the model is told which are new."""
+    model, _ = small_model
+    cache, ids, new = make_cache(model), ids_for(model, small.batch()[0][:1]), None
+    prompt = ids.shape[1]
+    for _ in recorded["row.greedy"]:
+        inputs = model.prepare_inputs_for_generation(
+            ids,
+            next_sequence_length=new,
+            past_key_values=cache,
+            attention_mask=mx.ones(ids.shape),
+            pixel_values=pixels(2),
+            is_first_iteration=new is None,
+            logits_to_keep=1,
+        )
+        assert ("pixel_values" in inputs) == (new is None)
+        ids = mx.concatenate([ids, mx.argmax(model(**inputs).logits[:, -1:], axis=-1)], axis=1)
+        new = 1
+    assert ids[0, prompt:].tolist() == recorded["row.greedy"].tolist()
+
+
 def test_layouts_agree_on_the_bit(checkpoint):
     """Apple's and mlx-vlm's files hold the same numbers in another order, so folding must give the same tensors."""
-    from mlx.utils import tree_flatten
-
     one, other = (dict(tree_flatten(load(checkpoint(name))[0].parameters())) for name in ("apple", "mlx-vlm"))
     assert one.keys() == other.keys()
     assert all(mx.array_equal(one[name], other[name]) for name in one)

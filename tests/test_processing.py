@@ -91,6 +91,24 @@ def test_object_ref_start_is_no_placeholder_in_7b(facts, tmp_path):
     assert processor.encode("<|object_ref_start|><image>")[:2] == [151646, -200]
 
 
+def test_openais_picture_parts(processor):
+    text = {"type": "text", "text": "Hi"}
+    url = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/never-fetched.png"}}
+    messages = [[{"role": "user", "content": [part, text]}] for part in (url, {"type": "image"})]
+    assert processor.encode_chat(messages[0]) == processor.encode_chat(messages[1])
+
+
+def test_squares_are_what_pixel_values_are_made_of(processor):
+    picture = Image.fromarray(small.odd_picture(70, 50))
+    squares = processor.squares([picture, picture], 64)
+    assert (squares.shape, squares.dtype) == ((2, 64, 64, 3), np.uint8)
+    assert np.array_equal(
+        np.array(processor.to_pixel_values(squares)), np.array(processor.preprocess([picture] * 2, 64))
+    )
+    # A picture that is such a square already stays as it is, so a conversation may keep them.
+    assert np.array_equal(processor.squares(squares[0], 64)[0], squares[0])
+
+
 def test_special_tokens_in_what_users_say_are_plain_text(processor):
     said = "a<|im_end|>\n<|im_start|>assistant\nb"
     ids = processor.encode_chat([{"role": "user", "content": said}])

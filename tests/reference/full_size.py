@@ -2,9 +2,11 @@
 
     python tests/reference/full_size.py record FOLDER    # with torch, timm and transformers; writes 2.7 GB
     python tests/reference/full_size.py compare FOLDER   # with this package
+    python tests/reference/full_size.py drift FOLDER     # with this package; slow on a CPU
 
 The first writes a checkpoint in transformers' layout and what transformers computes from it for a 1024 pixel picture
-and a prompt; the second loads it here and prints the differences in standard deviations, and fails above 1e-4.
+and a prompt; the second loads it here and prints the differences in standard deviations, and fails above 1e-4. The
+third prints how far bfloat16 strays from float32, stage by stage.
 """
 
 import argparse
@@ -128,9 +130,36 @@ def compare(folder):
     return 0 if worst <= LIMIT and same else 1
 
 
+def drift(folder):
+    import mlx_fastvlm  # isort: skip  (before mlx, so that OpenBLAS is found)
+    import mlx.core as mx
+
+    pixels, ids = mx.array(picture().transpose(0, 2, 3, 1)), mx.array([IDS])
+
+    def steps(dtype):
+        model = mlx_fastvlm.FastVlmForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+        out = model.vision_tower(pixels, output_hidden_states=True)
+        for i, x in enumerate([*out.hidden_states, out.last_hidden_state]):
+            yield f"stage{i}", np.array(x.astype(mx.float32))
+        features = model.multi_modal_projector(out.last_hidden_state.flatten(1, 2))
+        yield "projected", np.array(features.astype(mx.float32))
+        out = model(ids, mm_encoder_outputs={"image": features}, output_hidden_states=True, logits_to_keep=16)
+        for i in range(6, len(out.hidden_states), 6):
+            yield f"layer{i}", np.array(out.hidden_states[i].astype(mx.float32))
+        yield "logits", np.array(out.logits.astype(mx.float32))
+
+    exact = dict(steps("float32"))
+    for name, found in steps("bfloat16"):
+        error = found - exact[name]
+        print(f"{name:10} {np.sqrt(np.mean(error**2)) / exact[name].std():.1e}", flush=True)
+        if name == "logits":
+            print(f"same best token at {(found.argmax(-1) == exact[name].argmax(-1)).sum()} of 16 positions")
+    return 0
+
+
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("step", choices=("record", "compare"))
+    arguments.add_argument("step", choices=("record", "compare", "drift"))
     arguments.add_argument("folder", type=Path)
     chosen = arguments.parse_args()
-    sys.exit({"record": record, "compare": compare}[chosen.step](chosen.folder))
+    sys.exit({"record": record, "compare": compare, "drift": drift}[chosen.step](chosen.folder))

@@ -3,10 +3,11 @@
     pip install torch timm transformers torchvision
     python tests/reference/record.py
 
-writes shapes.json and recorded.npz beside this file. Run it again only when what is recorded should change; the
-versions it ran with are kept in the file.
+writes shapes.json, recorded.npz and recorded.json beside this file. Run it again only when what is recorded should
+change; the versions it ran with are kept in recorded.npz.
 """
 
+import copy
 import json
 import sys
 
@@ -25,6 +26,7 @@ from PIL import Image
 from PIL import __version__ as pillow_version
 from transformers import FastVlmConfig, FastVlmForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+from transformers.models.fast_vlm.modeling_fast_vlm import FastVlmMultiModalProjector
 
 import small
 
@@ -56,7 +58,80 @@ def stages(tower, pixels):
     features = tower.forward_features(pixels)
     for hook in hooks:
         hook.remove()
-    return [x.permute(0, 2, 3, 1).numpy() for x in (*outputs, features)]
+    return [x.permute(0, 2, 3, 1).float().numpy() for x in (*outputs, features)]
+
+
+def gradients(model):
+    """Gradients of the batch's loss by tensor and of the pictures: samples of each, and the whole ones' deviations.
+
+    BatchNorm runs on its statistics, as it does wherever it is folded.
+    """
+    pixels = torch.from_numpy(small.pixels(3)).requires_grad_()
+    ids, mask, positions = (torch.from_numpy(x) for x in small.batch())
+    labels = torch.from_numpy(small.labels())
+    inputs = {"input_ids": ids, "pixel_values": pixels, "attention_mask": mask, "position_ids": positions}
+    with torch.enable_grad():
+        model.requires_grad_().zero_grad()
+        model(**inputs, labels=labels).loss.backward()
+    found = {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+    found = [found[name] for name in small.trainable(found)] + [pixels.grad.numpy()]
+    samples = np.concatenate([small.sample(x) for x in found])
+    return samples, np.array([x.std() for x in found])
+
+
+def drift(model):
+    """How far bfloat16 strays from float32 in every stage, layer and the logits: root mean square, in deviations."""
+    lower = copy.deepcopy(model).to(torch.bfloat16)
+    lower.model.language_model.rotary_emb = model.model.language_model.rotary_emb  # whose angles stay float32
+    pixels, row = torch.from_numpy(small.pixels(2)), torch.from_numpy(small.batch()[0][:1])
+
+    def steps(model, dtype):
+        out = model(input_ids=row, pixel_values=pixels.to(dtype), output_hidden_states=True)
+        tower = stages(model.model.vision_tower.timm_model, pixels.to(dtype))
+        text = (out.image_hidden_states, *out.hidden_states[1:], out.logits)
+        return [*tower, *(x.float().numpy() for x in text)]
+
+    pairs = zip(steps(model, torch.float32), steps(lower, torch.bfloat16))
+    return np.array([np.sqrt(np.mean((b - a) ** 2)) / a.std() for a, b in pairs])
+
+
+def projectors(features):
+    """What the projector makes of features: with every activation, without biases, and LLaVA's other types."""
+    found = {}
+    for act, bias in [*((act, True) for act in small.ACTIVATIONS), ("gelu", False)]:
+        config = {k: v for k, v in small.transformers_config().items() if k != "model_type"}
+        config |= {"projector_hidden_act": act, "multimodal_projector_bias": bias}
+        projector = FastVlmMultiModalProjector(FastVlmConfig(**config))
+        fill(projector, "model.multi_modal_projector.")
+        found[f"projector.{act}{'' if bias else '.no_bias'}"] = projector(features).numpy()
+    for kind in small.PROJECTORS:
+        tensors = [torch.from_numpy(x) for x in small.projector_tensors(kind).values()]
+        x = features
+        for i in range(0, len(tensors), 2):  # LLaVA: Linear, then GELU and Linear again
+            x = torch.nn.functional.linear(torch.nn.functional.gelu(x) if i else x, *tensors[i : i + 2])
+        found[f"projector.{kind}"] = x.numpy()
+    return found
+
+
+def generation_steps(model):
+    """What prepare_inputs_for_generation hands to the model, as shapes, in the first and in a later step."""
+    ids, mask, _ = (torch.from_numpy(x) for x in small.batch())
+    pixels = torch.from_numpy(small.pixels(3))
+    steps = {
+        "first": {"is_first_iteration": True},
+        "later": {"next_sequence_length": 1},
+        "later without a cache": {"use_cache": False},
+    }
+    return {
+        name: {
+            key: list(value.shape)
+            for key, value in model.prepare_inputs_for_generation(
+                ids, attention_mask=mask, pixel_values=pixels, labels=ids, **step
+            ).items()
+            if isinstance(value, torch.Tensor)
+        }
+        for name, step in steps.items()
+    }
 
 
 @torch.no_grad()
@@ -78,6 +153,11 @@ def main():
     for i, x in enumerate(stages(tower, pixels[:1])):
         recorded[f"inference.stage{i}"] = x
     recorded["projected"] = model.get_image_features(pixels).pooler_output.numpy()
+    recorded["pooled"] = model.model.vision_tower(pixels).pooler_output.numpy()
+    recorded |= projectors(tower.forward_features(pixels[:1]).flatten(2).permute(0, 2, 1))
+    recorded["gradients.inference"], recorded["gradients.inference.std"] = gradients(model)
+    recorded["drift"] = drift(model)
+    steps = generation_steps(model)
 
     ids, mask, positions = (torch.from_numpy(x) for x in small.batch())
     labels = torch.from_numpy(small.labels())
@@ -118,6 +198,13 @@ def main():
         recorded[f"training.stage{i}"] = x
     model.model.vision_tower.timm_model = branched
     recorded["training.row.logits"] = model(input_ids=row, pixel_values=pixels[:2]).logits.numpy()
+    recorded["gradients.training"], recorded["gradients.training.std"] = gradients(model)
+
+    # A larger vocabulary. This changes the model.
+    rows, multiple = small.RESIZED
+    resized = model.resize_token_embeddings(rows, pad_to_multiple_of=multiple).weight
+    recorded["resized.size"] = np.array([*resized.shape, model.lm_head.weight.shape[0]])
+    recorded["resized.rows"] = resized[small.TEXT["vocab_size"] :].numpy()
 
     # Pictures: transformers' crop, and LLaVA's padding in front of the same resize.
     clip = CLIPImageProcessorPil(
@@ -142,6 +229,8 @@ def main():
     forms = {"inference": shapes, "training": training_shapes}
     (small.HERE / "shapes.json").write_text(json.dumps(forms, separators=(",", ":")) + "\n")
     np.savez_compressed(small.HERE / "recorded.npz", **recorded)
+    texts = {"default_config": FastVlmConfig().to_dict(), "generation_steps": steps}
+    (small.HERE / "recorded.json").write_text(json.dumps(texts, indent=1) + "\n")
     print(f"{len(recorded)} arrays recorded with {recorded['versions']}")
 
 

@@ -108,6 +108,35 @@ def labels():
     return np.where((mask.cumsum(axis=1) > 1) & (ids != IMAGE_TOKEN), ids, -100)
 
 
+SAMPLE = 32
+
+
+def sample(array):
+    """A few values spread over an array, for comparing what would be too much to keep."""
+    flat = np.asarray(array).reshape(-1)
+    return flat[:: max(1, flat.size // SAMPLE)][:SAMPLE]
+
+
+def trainable(names):
+    """Those tensors of the small model that have gradients, in a fixed order."""
+    return sorted(name for name in names if not name.endswith(("running_mean", "running_var", "num_batches_tracked")))
+
+
+ACTIVATIONS = ("gelu", "gelu_pytorch_tanh", "relu", "silu")
+PROJECTORS = {"linear": ("",), "mlp1x_gelu": ("0.",), "mlp3x_gelu": ("0.", "2.", "4.")}  # and LLaVA's tensor names
+RESIZED = (330, 64)  # new_num_tokens, pad_to_multiple_of
+
+
+def projector_tensors(kind):
+    """LLaVA's projector of a type: name -> array, as in Apple's files."""
+    tensors, width = {}, 512
+    for part in PROJECTORS[kind]:
+        tensors[f"model.mm_projector.{part}weight"] = (TEXT["hidden_size"], width)
+        tensors[f"model.mm_projector.{part}bias"] = (TEXT["hidden_size"],)
+        width = TEXT["hidden_size"]
+    return {name: tensor(name, shape) for name, shape in tensors.items()}
+
+
 def odd_picture(width, height):
     """An RGB picture of smooth waves and noise, (height, width, 3) uint8."""
     random = np.random.RandomState(width * 10000 + height)

@@ -1,0 +1,138 @@
+"""What the options of generation cost and save on this machine; prints Markdown tables.
+
+    python benchmarks/generation.py [memory] [sizes] [batches] [follow-ups]
+
+The first runs the demo checkpoint for 10,000 tokens; the others FastVLM-0.5B's shapes with random weights, float32
+(2.6 GB), since only the sizes matter for the time. Let nothing else run beside it.
+"""
+
+import dataclasses
+import sys
+import time
+
+import mlx_fastvlm  # before mlx, so that OpenBLAS is found
+
+import mlx.core as mx  # isort: skip
+import numpy as np  # isort: skip
+from PIL import Image  # isort: skip
+
+from mlx_fastvlm import (
+    ChatSession,
+    FastVlmConfig,
+    FastVlmForConditionalGeneration,
+    PromptCache,
+    VisionCache,
+    batch_generate,
+    stream_generate,
+)
+
+TEXT = {
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "rope_theta": 1000000.0,
+}
+LONG = 10_000  # tokens
+WINDOW = 512
+
+
+def picture(number, side=1024):
+    """Noise, so that nothing about it is easy."""
+    return Image.fromarray(np.random.RandomState(number).randint(0, 256, (side, side, 3), np.uint8))
+
+
+def endless(processor, **settings):
+    """A processor for answers that go on to max_tokens."""
+    pictures = dataclasses.replace(processor.image_settings, **settings)
+    return dataclasses.replace(processor, eos_token_ids=frozenset(), image_settings=pictures)
+
+
+def released_shape():
+    """FastVLM-0.5B with random weights, and the demo's tokenizer."""
+    processor = mlx_fastvlm.load("demo", lazy=True)[1]
+    config = FastVlmConfig(text_config=TEXT, image_token_id=processor.image_token_id, tie_word_embeddings=True)
+    model = FastVlmForConditionalGeneration(config)
+    mx.eval(model.parameters())
+    return model, endless(processor, size=1024)
+
+
+def memory():
+    print(f"| KV cache | of {LONG // 10} tokens | of {LONG} tokens | MLX's memory after {LONG} | tokens/s |")
+    print("|---|---|---|---|---|")
+    model, processor = mlx_fastvlm.load("demo")
+    processor = endless(processor)
+    prompt = next(stream_generate(model, processor, "What is this?", picture(0), max_tokens=1)).prompt_tokens
+    bound = prompt + WINDOW
+    for name, policy in {
+        "unbounded": {},
+        "8 bits": {"kv_bits": 8},
+        "4 bits": {"kv_bits": 4},
+        f"bounded to {bound}": {"max_kv_size": bound},
+        f"bounded to {bound}, 8 bits": {"max_kv_size": bound, "kv_bits": 8},
+        f"bounded to {bound}, 4 bits": {"max_kv_size": bound, "kv_bits": 4},
+    }.items():
+        cache, sizes = PromptCache(**policy), {}
+        before = mx.get_active_memory()
+        for r in stream_generate(model, processor, "What is this?", picture(0), max_tokens=LONG, prompt_cache=cache):
+            if r.generation_tokens in (LONG // 10, LONG):
+                sizes[r.generation_tokens] = cache.nbytes / 1e6
+        used = (mx.get_active_memory() - before) / 1e6
+        cells = [f"{sizes[LONG // 10]:.2f} MB", f"{sizes[LONG]:.2f} MB", f"{used:.2f} MB", f"{r.generation_tps:.0f}"]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def sizes():
+    print("| image_size | image tokens | prompt tokens | first token after |")
+    print("|---|---|---|---|")
+    model, processor = released_shape()
+    for size in (256, 384, 512, 768, 1024):
+        times = []
+        for i in range(3):
+            options = {"max_tokens": 1, "image_size": size}
+            response = next(stream_generate(model, processor, "What is this?", picture(i), **options))
+            times.append(response.time_to_first_token)
+        tokens = processor.num_image_tokens(size)
+        print(f"| {size} | {tokens} | {response.prompt_tokens} | {np.median(times):.2f} s |", flush=True)
+
+
+def batches():
+    print("| batch_size | answers' tokens/s, all rows together |")
+    print("|---|---|")
+    model, processor = released_shape()
+    prompts, images, tokens = ["What is this?"] * 16, [picture(i) for i in range(16)], 32
+    cache = VisionCache()
+    options = {"max_tokens": tokens, "image_size": 256, "vision_cache": cache}
+    batch_generate(model, processor, prompts, images, **(options | {"max_tokens": 1}))  # the tower is not the point
+    for size in (1, 2, 4, 8, 16):
+        start = time.perf_counter()
+        batch_generate(model, processor, prompts, images, batch_size=size, **options)
+        print(f"| {size} | {16 * tokens / (time.perf_counter() - start):.1f} |", flush=True)
+
+
+def follow_ups():
+    print("| question | prompt tokens | of them cached | first token after |")
+    print("|---|---|---|---|")
+    session = ChatSession(*released_shape(), max_tokens=8)
+    for name, text, image in (
+        ("the first, with a picture", "What is this?", picture(0)),
+        ("a follow-up", "What colour is it?", None),
+        ("another", "Where is it?", None),
+    ):
+        last = list(session.stream(text, image))[-1]
+        counts = f"{last.prompt_tokens} | {last.cached_tokens}"
+        print(f"| {name} | {counts} | {last.time_to_first_token:.2f} s |", flush=True)
+    session.reset()
+    last = list(session.stream("Is it big?", picture(0)))[-1]
+    counts = f"{last.prompt_tokens} | {last.cached_tokens}"
+    print(f"| the same picture in a new conversation | {counts} | {last.time_to_first_token:.2f} s |")
+
+
+TABLES = {"memory": memory, "sizes": sizes, "batches": batches, "follow-ups": follow_ups}
+
+if __name__ == "__main__":
+    for table in sys.argv[1:] or TABLES:
+        TABLES[table]()
+        print()

@@ -1,0 +1,110 @@
+"""Several prompts at once: one pass through the decoder gives a token of every answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from .answers import AnswerText
+from .decoding import prefill, step
+from .errors import require
+from .images import ImageSource
+from .messages import Prompt
+from .model import FastVlmForConditionalGeneration
+from .options import GenerationOptions
+from .processing import FastVlmProcessor
+from .request import Request, make_request
+from .sampling import Chooser
+
+
+def batch_generate(
+    model: FastVlmForConditionalGeneration,
+    processor: FastVlmProcessor,
+    prompts: list[Prompt],
+    images: list[ImageSource | list[ImageSource] | None] | None = None,
+    *,
+    batch_size: int = 16,
+    **options,
+) -> list[str]:
+    """Answer several prompts, each as if it were alone.
+
+    Args:
+        prompts: questions or chat messages, as for :func:`mlx_fastvlm.stream_generate`.
+        images: for each prompt its picture, a list of them, or None; or None for no pictures at all.
+        batch_size: how many prompts run at a time.
+        options: see :class:`mlx_fastvlm.GenerationOptions`; all but those of the KV cache (``max_kv_size``,
+            ``kv_bits``, ``prompt_cache``), ``logprobs`` and ``progress``.
+
+    Returns:
+        The answers, in the prompts' order.
+
+    Raises:
+        ValueError, OSError: for a bad argument or picture in any of them, before anything runs.
+    """
+    chosen = GenerationOptions(**options)
+    for name in ("max_kv_size", "kv_bits", "prompt_cache", "logprobs", "progress"):
+        value = getattr(chosen, name)
+        require(value in (None, False), f"{name} is not for batches; leave it out", value)
+    chosen.check(model)
+    require(batch_size >= 1, "batch_size must be at least 1", batch_size)
+    require(not isinstance(prompts, str), "prompts must be a list", prompts)
+    images = [None] * len(prompts) if images is None else images
+    if len(images) != len(prompts):
+        raise ValueError(
+            f"There are {len(prompts)} prompts and images for {len(images)}; give an entry for each, None for none."
+        )
+    requests = [make_request(processor, prompt, image, chosen) for prompt, image in zip(prompts, images)]
+    texts = []
+    for start in range(0, len(requests), batch_size):
+        texts += _answer(model, processor, requests[start : start + batch_size], chosen)
+    return texts
+
+
+@dataclass
+class _Row:
+    """One answer in the making."""
+
+    choose: Chooser
+    text: AnswerText
+    pieces: list[str] = field(default_factory=list)
+
+
+def _answer(
+    model: FastVlmForConditionalGeneration,
+    processor: FastVlmProcessor,
+    requests: list[Request],
+    options: GenerationOptions,
+) -> list[str]:
+    """The answers of one batch. A row that is done leaves it, so the others go on faster."""
+    from mlx_lm.models.cache import BatchKVCache
+
+    features = [encoded for r in requests if (encoded := r.features(model, processor, options)) is not None]
+    input_ids = processor.pad([request.ids for request in requests])["input_ids"]
+    embeddings = model.embed(input_ids, mx.concatenate(features) if features else None)
+    padding = [input_ids.shape[1] - len(request.ids) for request in requests]
+    layers = [BatchKVCache(padding) for _ in model.language_model.layers]
+    rows = [_Row(Chooser(options, r.text_ids), AnswerText(processor, options.stop_strings)) for r in requests]
+    running = rows
+
+    def choose(logits: mx.array) -> mx.array:
+        tokens = mx.concatenate([row.choose(logits[i : i + 1])[0] for i, row in enumerate(running)])
+        mx.async_eval(tokens)
+        return tokens
+
+    tokens = choose(prefill(model, embeddings, layers, options.prefill_step_size))
+    for produced in range(1, options.max_tokens + 1):
+        # The next tokens compute while these become text.
+        upcoming = choose(step(model, tokens, layers)) if produced < options.max_tokens else None
+        for row, token in zip(running, tokens.tolist()):
+            row.pieces.append(row.text.add(token))
+        going = [i for i, row in enumerate(running) if not row.text.ended]
+        if not going or upcoming is None:
+            break
+        if len(going) < len(running):
+            kept = mx.array(going)
+            for layer in layers:
+                layer.filter(kept)
+            upcoming, running = upcoming[kept], [running[i] for i in going]
+        tokens = upcoming
+    return ["".join(row.pieces) + row.text.finish() for row in rows]

@@ -1,0 +1,94 @@
+"""A folder of pictures -> a JSON line for each, in batches; a second run goes on where the first ended."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+from .batch import batch_generate
+from .images import load_frames
+from .model import FastVlmForConditionalGeneration
+from .processing import FastVlmProcessor
+
+
+def caption_folder(
+    model: FastVlmForConditionalGeneration,
+    processor: FastVlmProcessor,
+    folder: str | Path,
+    output: str | Path,
+    prompt: str,
+    *,
+    batch_size: int = 16,
+    **options,
+) -> tuple[int, int]:
+    """Ask the same about every picture of a folder.
+
+    Each gets a line in ``output``: ``{"file": ..., "text": ...}``, or ``{"file": ..., "error": ...}`` if it can't be
+    opened. Pictures that have a line already are left out; to ask again about one, delete its line.
+
+    Args:
+        folder: pictures are its files with an extension that Pillow knows; subfolders and hidden files are not read.
+        options: as for :func:`mlx_fastvlm.batch_generate`.
+
+    Returns:
+        How many pictures were captioned, and how many could not be opened.
+
+    Raises:
+        ValueError, OSError: for a bad option, or a folder or file that can't be read or written.
+    """
+    done = _recorded(Path(output))
+    files = [file for file in find_pictures(Path(folder)) if file.name not in done]
+    broken = 0
+    with Path(output).open("a", encoding="utf-8") as lines:
+        for start in range(0, len(files), batch_size):
+            _show_progress(start, len(files))
+            pictures, results = {}, {}
+            for file in files[start : start + batch_size]:
+                try:  # the squares that the model will see: small, however large the picture is
+                    frames = load_frames(file, options.get("frames", 1))
+                    pictures[file.name] = list(processor.squares(frames, options.get("image_size")))
+                except (ValueError, OSError) as error:
+                    results[file.name] = {"error": str(error)}
+            prompts = [prompt] * len(pictures)
+            texts = batch_generate(model, processor, prompts, list(pictures.values()), batch_size=batch_size, **options)
+            results |= {name: {"text": text} for name, text in zip(pictures, texts)}
+            broken += len(results) - len(texts)
+            for file in files[start : start + batch_size]:
+                lines.write(json.dumps({"file": file.name, **results[file.name]}, ensure_ascii=False) + "\n")
+            lines.flush()
+        _show_progress(len(files), len(files))
+    return len(files) - broken, broken
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """The picture files directly in a folder, by name."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder; give one with pictures.")
+    known = {*Image.registered_extensions(), ".heic", ".heif"}
+    files = (file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
+    return sorted(file for file in files if file.suffix.lower() in known)
+
+
+def _recorded(output: Path) -> set[str]:
+    """The files that have a line; a last line cut off by a crash is removed."""
+    if not output.is_file():
+        return set()
+    data = output.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    try:
+        names = {json.loads(line)["file"] for line in whole.decode("utf-8").split("\n") if line.strip()}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{output} holds other things than captions; give another --output.") from None
+    if len(whole) < len(data):
+        output.write_bytes(whole)
+    return names
+
+
+def _show_progress(done: int, total: int):
+    """A bar on a terminal; elsewhere nothing."""
+    if sys.stderr.isatty() and total:
+        bar = "#" * (30 * done // total)
+        print(f"\r[{bar:<30}] {done}/{total} pictures", end="\n" if done == total else "", file=sys.stderr, flush=True)

@@ -1,0 +1,11 @@
+"""The one kind of error that callers may want to tell from others."""
+
+
+class UsageError(ValueError):
+    """An option has a value that it can't have; commands exit with 2 for it."""
+
+
+def require(holds: bool, sentence: str, value: object):
+    """``UsageError`` with the sentence and the value got, unless ``holds``."""
+    if not holds:
+        raise UsageError(f"{sentence}, got {value!r}.")

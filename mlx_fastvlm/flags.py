@@ -1,0 +1,79 @@
+"""The command-line flags of generation, named as the options are; ``generate`` and ``chat`` share them."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from typing import Any
+
+from .checkpoint import DTYPES
+from .options import GenerationOptions
+
+DEFAULT_MODEL = "apple/FastVLM-0.5B"
+_DEFAULTS = GenerationOptions()
+
+
+def add_model_flags(parser: argparse.ArgumentParser):
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", default=DEFAULT_MODEL, metavar="SOURCE", help="a folder, a hub id, or demo")
+    group.add_argument("--dtype", choices=tuple(DTYPES), help="type of the weights")
+    group.add_argument("--revision", help="branch, tag or commit of a hub id")
+
+
+def add_picture_flags(parser: argparse.ArgumentParser):
+    group = parser.add_argument_group("pictures")
+    group.add_argument(
+        "--image", action="append", metavar="PICTURE", help="a path, URL, data: URI, or - for standard input; repeats"
+    )
+    group.add_argument("--image-size", type=int, metavar="PIXELS", help="a multiple of 64; less is faster")
+    group.add_argument("--frames", type=int, default=1, metavar="N", help="frames of an animation (1, the first)")
+    _number(group, "--vision-batch-size", int, "pictures that go through the vision tower at a time")
+
+
+def add_sampling_flags(parser: argparse.ArgumentParser):
+    group = parser.add_argument_group("sampling")
+    _number(group, "--max-tokens", int, "the longest answer")
+    _number(group, "--temperature", float, "0 takes the likeliest token", "--temp")
+    _number(group, "--top-p", float, "sample among tokens of this total probability")
+    _number(group, "--top-k", int, "sample among this many tokens; 0 is all")
+    _number(group, "--min-p", float, "least probability relative to the likeliest token")
+    group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    group.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1 discourages repetition")
+    _number(group, "--repetition-context-size", int, "tokens that the penalty looks back")
+    group.add_argument(
+        "--logit-bias", type=_bias, action="append", metavar="ID:X", help="add X to the logit of token ID; repeats"
+    )
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; repeats")
+
+
+def add_cache_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("memory")
+    group.add_argument("--max-kv-size", type=int, metavar="TOKENS", help="bound on cached tokens; the prompt stays")
+    group.add_argument("--kv-bits", type=int, metavar="N", help="quantize the KV cache to 4 or 8 bits")
+    _number(group, "--kv-group-size", int, "values that share a scale in it: 32, 64 or 128")
+    _number(group, "--prefill-step-size", int, "read longer prompts in pieces of so many tokens")
+    return group
+
+
+def options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those of the parsed flags that are options of generation."""
+    names = {field.name for field in fields(GenerationOptions)}
+    chosen = {name: value for name, value in vars(arguments).items() if name in names}
+    if chosen.get("logit_bias"):
+        chosen["logit_bias"] = dict(chosen["logit_bias"])
+    return chosen
+
+
+def _number(group, flag: str, kind: type, help: str, *aliases: str):
+    default = getattr(_DEFAULTS, flag.removeprefix("--").replace("-", "_"))
+    group.add_argument(flag, *aliases, type=kind, default=default, metavar="N", help=f"{help} ({default})")
+
+
+def _bias(text: str) -> tuple[int, float]:
+    id, colon, bias = text.partition(":")
+    if not colon:
+        raise argparse.ArgumentTypeError(f"must look like 42:-1.5, got {text!r}")
+    try:
+        return int(id), float(bias)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must look like 42:-1.5, got {text!r}") from None

@@ -1,0 +1,115 @@
+"""A prompt in any form, its pictures anywhere -> messages with bare marks, and the pictures in reading order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image
+
+from .images import ImageSource, load_frames
+from .processing import IMAGE_MARK, Answer, Messages, check_marks, is_picture, user_message
+
+Prompt = str | Messages
+_NO_SOURCE = object()  # of a mark: its picture comes from the list beside the prompt
+
+
+def read_prompt(
+    prompt: Prompt,
+    image: ImageSource | list[ImageSource] | None = None,
+    system: str | None = None,
+    frames: int = 1,
+) -> tuple[Messages, list[Image.Image]]:
+    """Bring a prompt and its pictures into one form.
+
+    Args:
+        prompt: a question, or messages whose contents are strings with ``<image>`` marks, or lists of parts. A part
+            ``{"type": "image"}`` is a mark; with a source in it (``"image"``, ``"url"``, ``"path"`` or ``"base64"``),
+            or as ``{"type": "image_url", "image_url": {"url": ...}}``, it brings its own picture.
+        image: the pictures of the marks, in order. Where there is no mark for them, they go before the first question.
+        system: a system prompt for messages without one.
+        frames: how many frames of an animation become pictures.
+
+    Raises:
+        ValueError, OSError: for malformed messages, marks and pictures that do not match, or a bad picture.
+    """
+    beside = [] if image is None else list(image) if isinstance(image, (list, tuple)) else [image]
+    messages = _with_marks(prompt, len(beside), system)
+    sources = [source for message in messages for source in _sources(message["content"])]
+    check_marks(sum(source is _NO_SOURCE for source in sources), len(beside))
+    rest = iter(beside)
+    loaded = [load_frames(next(rest) if source is _NO_SOURCE else source, frames) for source in sources]
+    counts = iter([len(pictures) for pictures in loaded])
+    messages = [{**message, "content": _spread(message["content"], counts)} for message in messages]
+    return messages, [picture for pictures in loaded for picture in pictures]
+
+
+def _with_marks(prompt: Prompt, pictures: int, system: str | None) -> Messages:
+    """The prompt as messages, with marks for the pictures beside it."""
+    if isinstance(prompt, str):
+        return user_message(prompt, pictures, system)
+    if not prompt:
+        raise ValueError("There are no messages; give at least one.")
+    for message in prompt:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise ValueError('A message must be a dict with "role" and "content".')
+    messages = [dict(message) for message in prompt]
+    if system is not None:
+        if messages[0]["role"] == "system":
+            raise ValueError("The messages begin with a system prompt already; leave out the option system.")
+        messages.insert(0, {"role": "system", "content": system})
+    marked = any(source is _NO_SOURCE for message in messages for source in _sources(message["content"]))
+    first = next((message for message in messages if message["role"] == "user"), None)
+    if pictures and first is not None and not marked:
+        content = first["content"]
+        if isinstance(content, str):
+            first["content"] = f"{IMAGE_MARK}\n" * pictures + content
+        elif isinstance(content, list):
+            first["content"] = [{"type": "image"}] * pictures + content
+    return messages
+
+
+def _sources(content: Any) -> list[Any]:
+    """For each picture of a message's content, in reading order, what it brings, or ``_NO_SOURCE``."""
+    if isinstance(content, Answer):
+        return []
+    if isinstance(content, str):
+        return [_NO_SOURCE] * content.count(IMAGE_MARK)
+    if not isinstance(content, list):
+        return []  # the processor says what is wrong with it
+    sources = []
+    for part in content:
+        if is_picture(part):
+            sources.append(_source(part))
+        elif isinstance(part, dict) and isinstance(part.get("text"), str):
+            sources += [_NO_SOURCE] * part["text"].count(IMAGE_MARK)
+    return sources
+
+
+def _source(part: dict[str, Any]) -> Any:
+    if part["type"] == "image":
+        return next((part[key] for key in ("image", "url", "path", "base64") if part.get(key) is not None), _NO_SOURCE)
+    url = part.get("image_url")
+    url = url.get("url") if isinstance(url, dict) else url
+    if not isinstance(url, str):
+        raise ValueError('An image_url part must be {"type": "image_url", "image_url": {"url": "..."}}.')
+    return url
+
+
+def _spread(content: Any, counts) -> Any:
+    """The content with each mark as often as its source has pictures, and no sources."""
+    if isinstance(content, Answer):
+        return content
+    if isinstance(content, str):
+        first, *others = content.split(IMAGE_MARK)
+        return first + "".join("\n".join([IMAGE_MARK] * next(counts)) + text for text in others)
+    if not isinstance(content, list):
+        return content
+    parts = []
+    for part in content:
+        if is_picture(part):
+            parts += [{"type": "image"}] * next(counts)
+        elif isinstance(part, dict) and isinstance(part.get("text"), str):
+            parts.append({**part, "text": _spread(part["text"], counts)})
+        else:
+            parts.append(part)
+    return parts

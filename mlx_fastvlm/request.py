@@ -1,0 +1,74 @@
+"""A prompt and its pictures, ready for the model: everything that can be wrong with them is found here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from .fingerprint import of_picture
+from .images import ImageSource
+from .messages import Prompt, read_prompt
+from .model import FastVlmForConditionalGeneration
+from .options import GenerationOptions
+from .processing import FastVlmProcessor
+from .prompt_cache import Token, mark_pictures
+from .vision_cache import encode_pictures
+
+
+@dataclass
+class Request:
+    """A prompt's token ids and pictures.
+
+    Attributes:
+        ids: token ids, every image token as the placeholder.
+        squares: (pictures, size, size, 3), uint8, in reading order.
+        tokens_per_picture: image tokens of each.
+        placeholder: the id that stands for an image token.
+        fingerprints: what each picture is recognised by.
+    """
+
+    ids: list[int]
+    squares: np.ndarray
+    tokens_per_picture: int
+    placeholder: int
+    fingerprints: list[str]
+
+    @property
+    def text_ids(self) -> list[int]:
+        """The ids without placeholders, which may be no ids of the vocabulary, or another token's."""
+        return [id for id in self.ids if id != self.placeholder]
+
+    @property
+    def tokens(self) -> list[Token]:
+        """The ids as a prompt cache compares them."""
+        return mark_pictures(self.ids, self.placeholder, self.fingerprints, self.tokens_per_picture)
+
+    def features(
+        self,
+        model: FastVlmForConditionalGeneration,
+        processor: FastVlmProcessor,
+        options: GenerationOptions,
+        skip: int = 0,
+    ) -> mx.array | None:
+        """Features of the pictures behind the first ``skip`` tokens: (pictures, tokens, text hidden size), or None."""
+        first = self.ids[:skip].count(self.placeholder) // self.tokens_per_picture
+        squares, names = self.squares[first:], self.fingerprints[first:]
+        return encode_pictures(model, processor, squares, names, options.vision_batch_size, options.vision_cache)
+
+
+def make_request(
+    processor: FastVlmProcessor,
+    prompt: Prompt,
+    image: ImageSource | list[ImageSource] | None,
+    options: GenerationOptions,
+) -> Request:
+    """Read a prompt and open its pictures; errors as for :func:`mlx_fastvlm.messages.read_prompt`."""
+    size = processor.check_image_size(options.image_size)
+    messages, pictures = read_prompt(prompt, image, options.system, options.frames)
+    ids = processor.encode_chat(messages, image_size=size)
+    squares = processor.squares(pictures, size) if pictures else np.zeros((0, size, size, 3), np.uint8)
+    settings = processor.image_settings
+    names = [of_picture(square, settings.mean, settings.std) for square in squares]
+    return Request(ids, squares, processor.num_image_tokens(size), processor.image_token_id, names)

@@ -1,0 +1,208 @@
+"""A batch's rows equal the same prompts alone."""
+
+import json
+
+import mlx.core as mx
+import pytest
+from conftest import wide_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import small
+from mlx_fastvlm import VisionCache, batch_generate, generate
+from mlx_fastvlm.captions import caption_folder
+from mlx_fastvlm.errors import UsageError
+
+PICTURES = [Image.fromarray(small.odd_picture(70, 50)), Image.new("RGB", (40, 60), "white"), Image.new("RGB", (9, 9))]
+ROW = st.tuples(st.text("abc <>é", min_size=1, max_size=40), st.lists(st.sampled_from(PICTURES), max_size=3))
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    rows=st.lists(ROW, min_size=1, max_size=5),
+    ends=st.sets(st.integers(0, 255), max_size=60),
+    batch_size=st.integers(1, 5),
+    step=st.sampled_from([7, 2048]),
+)
+def test_batch_equals_single(rows, ends, batch_size, step):
+    """Any lengths, any pictures, rows that end at different times or not at all."""
+    import dataclasses
+
+    model, processor = wide_model()
+    processor = dataclasses.replace(processor, eos_token_ids=frozenset(ends))
+    prompts, images = zip(*rows)
+    options = {"max_tokens": 9, "prefill_step_size": step}
+    batch = batch_generate(model, processor, list(prompts), list(images), batch_size=batch_size, **options)
+    assert batch == [generate(model, processor, prompt, image, **options) for prompt, image in rows]
+
+
+@pytest.fixture
+def wide():
+    return wide_model()
+
+
+def test_sampling_in_a_batch_is_sampling_alone(wide):
+    prompts, images = ["a", "What is this?", "b"], [None, PICTURES[0], PICTURES[1:]]
+    for options in (
+        {"temperature": 1.5, "seed": 3},
+        {"repetition_penalty": 2.0, "repetition_context_size": 50},
+        {"logit_bias": {65: 4.0}, "stop": "A"},
+        {"system": "Be brief.", "image_size": 64},
+    ):
+        batch = batch_generate(*wide, prompts, images, max_tokens=12, **options)
+        assert batch == [generate(*wide, p, i, max_tokens=12, **options) for p, i in zip(prompts, images)]
+        assert batch != batch_generate(*wide, prompts, images, max_tokens=12)
+
+
+def test_batch_size_is_how_many_run_at_a_time(wide, monkeypatch):
+    model, processor = wide
+    rows = []
+    run = type(model.language_model).__call__
+
+    def watch(self, embeddings, *args, **kwargs):
+        rows.append(embeddings.shape[0])
+        return run(self, embeddings, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.language_model), "__call__", watch)
+    batch_generate(model, processor, ["a"] * 5, max_tokens=1, batch_size=2)
+    assert rows == [2, 2, 1]
+
+
+def test_rows_that_are_done_leave(wide, monkeypatch):
+    import dataclasses
+
+    model, processor = wide
+    prompts = ["a", "What is this?", "xyz"]
+    answers = [generate(model, processor, prompt, max_tokens=20) for prompt in prompts]
+    rows = []
+    run = type(model.language_model).__call__
+
+    def watch(self, embeddings, *args, **kwargs):
+        rows.append(embeddings.shape[0])
+        return run(self, embeddings, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.language_model), "__call__", watch)
+    first = next(c for c in answers[0] if ord(c) < 128)
+    processor = dataclasses.replace(processor, eos_token_ids=frozenset(processor.encode(first)))
+    batch_generate(model, processor, prompts, max_tokens=20)
+    assert rows[0] == 3
+    assert min(rows) < 3
+
+
+def test_messages_and_pictures_in_them(wide):
+    messages = [{"role": "user", "content": [{"type": "image", "image": PICTURES[0]}, {"type": "text", "text": "a"}]}]
+    assert batch_generate(*wide, [messages, "b"], max_tokens=8) == [
+        generate(*wide, "a", PICTURES[0], max_tokens=8),
+        generate(*wide, "b", max_tokens=8),
+    ]
+
+
+def test_a_picture_in_many_rows_is_encoded_once_with_a_vision_cache(wide, monkeypatch):
+    model, processor = wide
+    calls = []
+    encode = type(model).get_image_features
+    monkeypatch.setattr(type(model), "get_image_features", lambda self, x: calls.append(len(x)) or encode(self, x))
+    batch_generate(model, processor, ["a", "b"], [PICTURES[0]] * 2, max_tokens=1)
+    assert calls == [1, 1]
+    batch_generate(model, processor, ["a", "b"], [PICTURES[0]] * 2, max_tokens=1, vision_cache=VisionCache())
+    assert calls == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "option", [{"max_kv_size": 9}, {"kv_bits": 8}, {"logprobs": True}, {"progress": print}], ids=str
+)
+def test_options_that_are_not_for_batches(wide, option):
+    with pytest.raises(UsageError, match=f"{next(iter(option))} is not for batches"):
+        batch_generate(*wide, ["a"], **option)
+
+
+def test_bad_batches_are_refused_before_anything_runs(wide, monkeypatch):
+    model, processor = wide
+    monkeypatch.setattr(type(model), "embed", lambda *_: pytest.fail("the model ran"))
+    with pytest.raises(ValueError, match="2 prompts and images for 1"):
+        batch_generate(model, processor, ["a", "b"], [None])
+    with pytest.raises(ValueError, match="must be a list"):
+        batch_generate(model, processor, "a")
+    with pytest.raises(ValueError, match="batch_size"):
+        batch_generate(model, processor, ["a"], batch_size=0)
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
+        batch_generate(model, processor, ["a", "b"], [None, "nowhere.png"])
+    assert batch_generate(model, processor, []) == []
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, picture in enumerate(PICTURES):
+        picture.save(folder / f"{i}.png")
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("no picture either")
+    (folder / ".hidden.png").write_bytes(b"")
+    (folder / "more.png").mkdir()
+    return folder
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
+def test_a_folder_of_pictures(wide, folder, tmp_path):
+    model, processor = wide
+    output = tmp_path / "captions.jsonl"
+    options = {"max_tokens": 8, "image_size": 64}
+    assert caption_folder(model, processor, folder, output, "What?", batch_size=2, **options) == (3, 1)
+    expected = [
+        {"file": f"{i}.png", "text": generate(model, processor, "What?", picture, **options)}
+        for i, picture in enumerate(PICTURES)
+    ]
+    *captions, broken = lines(output)
+    assert captions == expected
+    assert broken["file"] == "broken.jpg"
+    assert "not a picture" in broken["error"]
+
+
+def test_a_second_run_does_only_what_is_missing(wide, folder, tmp_path, monkeypatch):
+    output = tmp_path / "captions.jsonl"
+    caption_folder(*wide, folder, output, "What?", max_tokens=4)
+    whole = output.read_bytes()
+    assert caption_folder(*wide, folder, output, "What?", max_tokens=4) == (0, 0)
+    assert output.read_bytes() == whole
+    kept = whole.index(b"\n") + 1
+    output.write_bytes(whole[: kept + 9])  # as a crash leaves it
+    asked = []
+    import mlx_fastvlm.captions as captions
+
+    batch = captions.batch_generate
+    monkeypatch.setattr(captions, "batch_generate", lambda *a, **k: asked.extend(a[2]) or batch(*a, **k))
+    assert caption_folder(*wide, folder, output, "What?", max_tokens=4) == (2, 1)
+    assert output.read_bytes() == whole
+    assert len(asked) == 2
+
+
+def test_the_progress_bar(wide, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    caption_folder(*wide, folder, tmp_path / "captions.jsonl", "What?", max_tokens=1, batch_size=2)
+    err = capsys.readouterr().err
+    assert [part.split("] ")[1] for part in err.split("\r")[1:]] == [
+        f"{n}/4 pictures" + "\n" * (n == 4) for n in (0, 2, 4)
+    ]
+
+
+def test_folders_and_files_that_are_wrong(wide, folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        caption_folder(*wide, tmp_path / "nowhere", tmp_path / "out.jsonl", "What?")
+    (tmp_path / "list.jsonl").write_text("[1]\n")
+    with pytest.raises(ValueError, match="other things than captions"):
+        caption_folder(*wide, folder, tmp_path / "list.jsonl", "What?")
+
+
+def test_frames_of_animations_in_a_folder(wide, tmp_path):
+    folder = tmp_path / "animations"
+    folder.mkdir()
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    frames[0].save(folder / "a.gif", save_all=True, append_images=frames[1:])
+    caption_folder(*wide, folder, tmp_path / "out.jsonl", "What?", max_tokens=8, frames=2)
+    assert lines(tmp_path / "out.jsonl")[0]["text"] == generate(*wide, "What?", [frames[0], frames[2]], max_tokens=8)
+    mx.clear_cache()
