@@ -75,7 +75,15 @@ class Attention(nn.Module):
 
         Returns:
             (batch, length, hidden size), and with ``eager`` the weights, (batch, heads, length, keys).
+
+        Raises:
+            ValueError: for ``eager`` over a quantized cache, which has no plain keys.
         """
+        if eager and hasattr(cache, "bits"):
+            raise ValueError(
+                "Attention weights can't be had from a quantized cache; leave out kv_bits, or take 'sdpa' attention "
+                "without output_attentions."
+            )
         batch, length, _ = x.shape
         q, k, v = (
             proj(x).reshape(batch, length, -1, self._head_dim).transpose(0, 2, 1, 3)

@@ -290,3 +290,10 @@ def test_a_model_with_one_other_number_is_another(checkpoint):
     weight = model.language_model.layers[1].mlp.up_proj.weight
     weight[0, 0] += 1
     assert of_model(model) != before
+
+
+def test_attention_weights_of_a_quantized_cache_are_refused(wide):
+    model, _ = wide
+    cache = make_cache(model, kv_bits=8)
+    with pytest.raises(ValueError, match="leave out kv_bits"):
+        model(mx.array([[1, 2]]), past_key_values=cache, output_attentions=True)

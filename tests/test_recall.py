@@ -5,15 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mlx_fastvlm import checkpoint
-
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 from recall import answers, late_answers, single_questions
-
-pytestmark = pytest.mark.skipif(
-    not (checkpoint.DEMO / "config.json").is_file(), reason="the embedded checkpoint is not there yet"
-)
 
 CONVERSATIONS = 16
 
