@@ -12,7 +12,7 @@ The stages follow each other, and each leaves its result in WORK, so a run that 
 4. decoder    projector and Qwen2, taught conversations about those features
 5. export     config, tokenizer and float32 weights
 
-Stages 2 to 5 come twice (ROUNDS): the second time, both halves go on from the first, at lower learning rates.
+Stages 2 to 5 come twice (ROUNDS), the second going on from the first at lower learning rates.
 """
 
 from __future__ import annotations
@@ -242,6 +242,8 @@ def train_tower(work: Path, number: int, pictures: np.ndarray, check: np.ndarray
     path, step, spent = work / f"tower-{number}.pt", 0, 0.0
     if number > 0:
         model.load_state_dict(torch.load(work / f"tower-{number - 1}.pt")["model"])
+    if plan.tower_steps == 0:
+        save(path, model=model.state_dict(), optimizer=optimizer.state_dict(), step=0, spent=0.0)
     if path.exists():
         saved = torch.load(path)
         model.load_state_dict(saved["model"])
