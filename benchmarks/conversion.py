@@ -1,9 +1,9 @@
 """Time, memory and size of a conversion at the real models' shapes, with random weights.
 
-    python benchmarks/conversion.py 7b --folder /some/large/disk -- --quantize --no-verify
+    python benchmarks/conversion.py 7b --folder /some/large/disk --quantize --no-verify
 
-makes a bfloat16 checkpoint of that size (1.3, 3.9 or 15.7 GB) in FOLDER, once, and converts it with the options after
-``--`` in a process of its own, whose peak memory the operating system reports. The tokenizer is the demo checkpoint's,
+makes a bfloat16 checkpoint of that size (1.3, 3.9 or 15.7 GB) in FOLDER, once, and converts it with the other options
+in a process of its own, whose peak memory the operating system reports. The tokenizer is the demo checkpoint's,
 since the real one is not part of this project.
 """
 
@@ -56,18 +56,17 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("size", choices=SIZES)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where there is room")
-    parser.add_argument("options", nargs="*", help="of convert.py, after --")
-    arguments = parser.parse_args()
+    arguments, options = parser.parse_known_args()  # the others are convert.py's
     source = arguments.folder / f"random-fastvlm-{arguments.size}"
     target = arguments.folder / f"random-fastvlm-{arguments.size}-converted"
     if not source.exists():
         make(arguments.size, source)
     command = [sys.executable, ROOT / "convert.py", "--hf-path", source, "--mlx-path", target, "--force"]
     start = time.perf_counter()
-    subprocess.run([*map(str, command), *arguments.options], check=True)
+    subprocess.run([*map(str, command), *options], check=True)
     figures = {
         "size": arguments.size,
-        "options": arguments.options,
+        "options": options,
         "seconds": round(time.perf_counter() - start, 1),
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9, 2),
         "written_gb": round(sum(file.stat().st_size for file in target.glob("*.safetensors")) / 1e9, 3),

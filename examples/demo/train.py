@@ -242,8 +242,6 @@ def train_tower(work: Path, number: int, pictures: np.ndarray, check: np.ndarray
     path, step, spent = work / f"tower-{number}.pt", 0, 0.0
     if number > 0:
         model.load_state_dict(torch.load(work / f"tower-{number - 1}.pt")["model"])
-    if plan.tower_steps == 0:
-        save(path, model=model.state_dict(), optimizer=optimizer.state_dict(), step=0, spent=0.0)
     if path.exists():
         saved = torch.load(path)
         model.load_state_dict(saved["model"])
