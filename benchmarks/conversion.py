@@ -23,7 +23,7 @@ from mlx.utils import tree_flatten
 from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, FastVlmProcessor
 from mlx_fastvlm.checkpoint import DEMO, Weights, cast
 from mlx_fastvlm.export import to_transformers
-from mlx_fastvlm.writing import finished_folder, write_json, write_tensors
+from mlx_fastvlm.writing import finished_folder, write_tensors
 
 ROOT = Path(__file__).parent.parent
 SIZES = {
@@ -49,7 +49,7 @@ def make(size: str, folder: Path):
         weights, config = to_transformers(Weights(tensors, {}, tied, "random"), config, processor, unfinished)
         del tensors
         write_tensors(unfinished, weights.tensors, made_for="pt")
-        write_json(unfinished / "config.json", config.to_dict())
+        config.save_pretrained(unfinished)
 
 
 def main():

@@ -160,13 +160,14 @@ def convert(
             _copy_files(source, folder, TOKENIZER_FILES)
             write_json(folder / "preprocessor_config.json", preprocessor_config(processor))
         count = _parameters(weights)
-        _check_room(folder, weights)
-        with _Progress(sum(tensor.nbytes for tensor in weights.tensors.values()), "writing") as progress:
-            size = write_tensors(
+        size = sum(tensor.nbytes for tensor in weights.tensors.values())
+        _check_room(folder, size)
+        with _Progress(size, "writing") as progress:
+            write_tensors(
                 folder, weights.tensors, made_for="mlx" if layout == "mlx" else "pt", progress=progress.advance
             )
         peak = mx.get_peak_memory()
-        write_json(folder / "config.json", written.to_dict())
+        written.save_pretrained(folder)
         licenses = _copy_files(source, folder, LICENSE_PATTERNS)
         agreement = _verify(folder, prepare, source, config, processor, donor) if verify else None
         proof = None
@@ -241,8 +242,8 @@ def _copy_files(source: Path, folder: Path, patterns: tuple[str, ...]) -> list[s
     return [file.name for file in files]
 
 
-def _check_room(folder: Path, weights: Weights):
-    needed, free = sum(tensor.nbytes for tensor in weights.tensors.values()), shutil.disk_usage(folder).free
+def _check_room(folder: Path, needed: int):
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
             f"The result takes {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free; make room first."

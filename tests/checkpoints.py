@@ -5,6 +5,7 @@ import re
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 from safetensors.numpy import save_file
 
@@ -82,6 +83,19 @@ def mlx_vlm(tensors):
         name = name.replace("patch_embed.", "patch_embed.blocks.").replace("model.mm_projector", "mm_projector")
         name = re.sub(r"^model\.(embed_tokens|layers|norm)", r"language_model.model.\1", name)
         out[name.replace("lm_head.", "language_model.lm_head.")] = np.ascontiguousarray(value)
+    return out
+
+
+def packed(tensors, chosen, bits):
+    """The tensors with the matrices that ``chosen(name, value)`` picks quantized, in groups of 32."""
+    out = {}
+    for name, value in tensors.items():
+        if not chosen(name, value):
+            out[name] = value
+            continue
+        stem = name.removesuffix(".weight")
+        parts = mx.quantize(mx.array(value), group_size=32, bits=bits)
+        out |= {f"{stem}.{part}": np.array(x) for part, x in zip(("weight", "scales", "biases"), parts)}
     return out
 
 

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
 import small
-from checkpoints import apple_config, config, mlx_vlm, small_tensors, write
+from checkpoints import apple_config, config, mlx_vlm, packed, small_tensors, write
 from mlx_fastvlm import load
 from mlx_fastvlm.checkpoint import find_checkpoint
 
@@ -95,19 +95,13 @@ def test_an_unknown_dtype_is_refused(checkpoint):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantized_mlx_vlm_checkpoint_runs_with_a_picture(tmp_path, checkpoint, bits):
     """As mlx-community publishes them: decoder and projector quantized; here the tower's linear layers as well."""
-    named = mlx_vlm(small_tensors())
-    packed = {}
-    for name, value in named.items():
-        linear = value.ndim == 2 and value.shape[-1] % 32 == 0 and "head" not in name
-        if not linear:
-            packed[name] = value
-            continue
-        weight, scales, biases = mx.quantize(mx.array(value), group_size=32, bits=bits)
-        stem = name.removesuffix(".weight")
-        packed |= {name: np.array(weight), f"{stem}.scales": np.array(scales), f"{stem}.biases": np.array(biases)}
+
+    def linear(name, value):
+        return value.ndim == 2 and value.shape[-1] % 32 == 0 and "head" not in name
+
     settings = {"quantization": {"group_size": 32, "bits": bits}}
     folder = write(tmp_path, "mlx-vlm", config_dict=config("mlx-vlm") | settings)
-    save_file(packed, folder / "model.safetensors")
+    save_file(packed(mlx_vlm(small_tensors()), linear, bits), folder / "model.safetensors")
     quantized, _ = load(folder)
     plain, _ = load(checkpoint("mlx-vlm"))
     assert isinstance(quantized.language_model.layers[0].mlp.up_proj, nn.QuantizedLinear)
@@ -120,14 +114,8 @@ def test_a_quantized_mlx_vlm_checkpoint_runs_with_a_picture(tmp_path, checkpoint
 
 
 def test_quantized_tensors_need_a_truthful_config(tmp_path):
-    named = mlx_vlm(small_tensors())
-    name = "language_model.model.layers.0.mlp.up_proj"
-    weight, scales, biases = mx.quantize(mx.array(named[f"{name}.weight"]), group_size=32, bits=4)
-    named |= {
-        f"{name}.weight": np.array(weight),
-        f"{name}.scales": np.array(scales),
-        f"{name}.biases": np.array(biases),
-    }
+    name = "language_model.model.layers.0.mlp.up_proj.weight"
+    named = packed(mlx_vlm(small_tensors()), lambda found, _: found == name, bits=4)
     folder = write(tmp_path, "mlx-vlm")
     save_file(named, folder / "model.safetensors")
     with pytest.raises(ValueError, match="no 'quantization' entry"):

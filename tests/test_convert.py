@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import small
-from checkpoints import apple_config, config, mlx_vlm, small_tensors, write
+from checkpoints import apple_config, config, mlx_vlm, packed, small_tensors, write
 from mlx_fastvlm import load, quantization
 from mlx_fastvlm.convert import convert, main
 from mlx_fastvlm.verification import compare
@@ -159,17 +159,13 @@ def test_mxfp4(checkpoint, tmp_path):
 @pytest.fixture(scope="module")
 def quantized_mlx_vlm(tmp_path_factory):
     """As mlx-community publishes them: decoder and projector in 8 bits."""
-    packed = {}
-    for name, value in mlx_vlm(small_tensors()).items():
-        if value.ndim != 2 or name.startswith("vision_tower"):
-            packed[name] = value
-            continue
-        weight, scales, biases = mx.quantize(mx.array(value), group_size=32, bits=8)
-        stem = name.removesuffix(".weight")
-        packed |= {name: np.array(weight), f"{stem}.scales": np.array(scales), f"{stem}.biases": np.array(biases)}
+
+    def chosen(name, value):
+        return value.ndim == 2 and not name.startswith("vision_tower")
+
     settings = config("mlx-vlm") | {"quantization": {"group_size": 32, "bits": 8}}
     folder = write(tmp_path_factory.mktemp("packed"), "mlx-vlm", config_dict=settings)
-    save_file(packed, folder / "model.safetensors")
+    save_file(packed(mlx_vlm(small_tensors()), chosen, 8), folder / "model.safetensors")
     return folder
 
 
