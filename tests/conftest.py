@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import mlx_fastvlm  # before anything imports mlx, so that OpenBLAS is found
 
@@ -16,8 +17,11 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE / "reference")]
 
 import checkpoints  # noqa: E402
+import small  # noqa: E402
 
 SHARED = HERE.parent.parent / "shared"
+PICTURE = Image.fromarray(small.odd_picture(70, 50))
+PROMPT = "What is this?"
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +51,42 @@ def small_model(checkpoint):
     return mlx_fastvlm.load(checkpoint("apple"), dtype="float32")
 
 
+@pytest.fixture(scope="session")
+def untied_model(checkpoint):
+    """The same with a head of its own: with tied random weights every answer repeats its first token."""
+    return mlx_fastvlm.load(checkpoint("apple", head="own"))
+
+
+@pytest.fixture
+def ask(untied_model):
+    """Ids of the answer of the small model, which rambles: 12 tokens unless it is told otherwise."""
+    model, processor = untied_model
+    processor = dataclasses.replace(processor, eos_token_ids=frozenset())
+
+    def ask(prompt=PROMPT, image=PICTURE, **options):
+        options = {"max_tokens": 12, **options}
+        return [response.token for response in mlx_fastvlm.stream_generate(model, processor, prompt, image, **options)]
+
+    return ask
+
+
+@pytest.fixture
+def first_logits(ask):
+    """The logits that the first token is chosen from."""
+
+    def first_logits(*arguments, **options):
+        seen = []
+
+        def watch(_, logits):
+            seen.append(np.array(logits[0]))
+            return logits
+
+        ask(*arguments, max_tokens=1, logits_processors=[watch], **options)
+        return seen[0]
+
+    return first_logits
+
+
 @functools.cache
 def wide_model():
     """A model with heads of 64 channels, as the real ones have, that rambles: random weights, no end of sequence.
@@ -55,7 +95,6 @@ def wide_model():
     """
     import mlx.core as mx
 
-    import small
     from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, FastVlmProcessor
 
     text = {**small.TEXT, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}

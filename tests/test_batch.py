@@ -1,8 +1,5 @@
 """A batch's rows equal the same prompts alone."""
 
-import json
-
-import mlx.core as mx
 import pytest
 from conftest import wide_model
 from hypothesis import given, settings
@@ -11,7 +8,6 @@ from PIL import Image
 
 import small
 from mlx_fastvlm import VisionCache, batch_generate, generate
-from mlx_fastvlm.captions import caption_folder
 from mlx_fastvlm.errors import UsageError
 
 PICTURES = [Image.fromarray(small.odd_picture(70, 50)), Image.new("RGB", (40, 60), "white"), Image.new("RGB", (9, 9))]
@@ -129,80 +125,3 @@ def test_bad_batches_are_refused_before_anything_runs(wide, monkeypatch):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
         batch_generate(model, processor, ["a", "b"], [None, "nowhere.png"])
     assert batch_generate(model, processor, []) == []
-
-
-@pytest.fixture
-def folder(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for i, picture in enumerate(PICTURES):
-        picture.save(folder / f"{i}.png")
-    (folder / "broken.jpg").write_bytes(b"no picture")
-    (folder / "notes.txt").write_text("no picture either")
-    (folder / ".hidden.png").write_bytes(b"")
-    (folder / "more.png").mkdir()
-    return folder
-
-
-def lines(file):
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-
-
-def test_a_folder_of_pictures(wide, folder, tmp_path):
-    model, processor = wide
-    output = tmp_path / "captions.jsonl"
-    options = {"max_tokens": 8, "image_size": 64}
-    assert caption_folder(model, processor, folder, output, "What?", batch_size=2, **options) == (3, 1)
-    expected = [
-        {"file": f"{i}.png", "text": generate(model, processor, "What?", picture, **options)}
-        for i, picture in enumerate(PICTURES)
-    ]
-    *captions, broken = lines(output)
-    assert captions == expected
-    assert broken["file"] == "broken.jpg"
-    assert "not a picture" in broken["error"]
-
-
-def test_a_second_run_does_only_what_is_missing(wide, folder, tmp_path, monkeypatch):
-    output = tmp_path / "captions.jsonl"
-    caption_folder(*wide, folder, output, "What?", max_tokens=4)
-    whole = output.read_bytes()
-    assert caption_folder(*wide, folder, output, "What?", max_tokens=4) == (0, 0)
-    assert output.read_bytes() == whole
-    kept = whole.index(b"\n") + 1
-    output.write_bytes(whole[: kept + 9])  # as a crash leaves it
-    asked = []
-    import mlx_fastvlm.captions as captions
-
-    batch = captions.batch_generate
-    monkeypatch.setattr(captions, "batch_generate", lambda *a, **k: asked.extend(a[2]) or batch(*a, **k))
-    assert caption_folder(*wide, folder, output, "What?", max_tokens=4) == (2, 1)
-    assert output.read_bytes() == whole
-    assert len(asked) == 2
-
-
-def test_the_progress_bar(wide, folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    caption_folder(*wide, folder, tmp_path / "captions.jsonl", "What?", max_tokens=1, batch_size=2)
-    err = capsys.readouterr().err
-    assert [part.split("] ")[1] for part in err.split("\r")[1:]] == [
-        f"{n}/4 pictures" + "\n" * (n == 4) for n in (0, 2, 4)
-    ]
-
-
-def test_folders_and_files_that_are_wrong(wide, folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder"):
-        caption_folder(*wide, tmp_path / "nowhere", tmp_path / "out.jsonl", "What?")
-    (tmp_path / "list.jsonl").write_text("[1]\n")
-    with pytest.raises(ValueError, match="other things than captions"):
-        caption_folder(*wide, folder, tmp_path / "list.jsonl", "What?")
-
-
-def test_frames_of_animations_in_a_folder(wide, tmp_path):
-    folder = tmp_path / "animations"
-    folder.mkdir()
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
-    frames[0].save(folder / "a.gif", save_all=True, append_images=frames[1:])
-    caption_folder(*wide, folder, tmp_path / "out.jsonl", "What?", max_tokens=8, frames=2)
-    assert lines(tmp_path / "out.jsonl")[0]["text"] == generate(*wide, "What?", [frames[0], frames[2]], max_tokens=8)
-    mx.clear_cache()

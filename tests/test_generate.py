@@ -4,60 +4,23 @@ import base64
 import dataclasses
 import io
 import re
-from itertools import pairwise
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import wide_model
+from conftest import PICTURE, PROMPT, wide_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import small
-from mlx_fastvlm import VisionCache, generate, load, stream_generate
-from mlx_fastvlm.answers import StopStrings
-from mlx_fastvlm.errors import UsageError
+from mlx_fastvlm import generate, load, stream_generate
 
-PICTURE = Image.fromarray(small.odd_picture(70, 50))
 OTHER = Image.new("RGB", (40, 60), "white")
-PROMPT = "What is this?"
-
-
-@pytest.fixture(scope="module")
-def small_model(checkpoint):
-    """Model and processor with a head of their own: with tied random weights every answer repeats its first token."""
-    return load(checkpoint("apple", head="own"))
 
 
 @pytest.fixture
-def ask(small_model):
-    """Ids of the answer of the small model, which rambles: 12 tokens unless it is told otherwise."""
-    model, processor = small_model
-    processor = dataclasses.replace(processor, eos_token_ids=frozenset())
-
-    def ask(prompt=PROMPT, image=PICTURE, **options):
-        options = {"max_tokens": 12, **options}
-        return [response.token for response in stream_generate(model, processor, prompt, image, **options)]
-
-    return ask
-
-
-@pytest.fixture
-def first_logits(ask):
-    """The logits that the first token is chosen from."""
-
-    def first_logits(*arguments, **options):
-        seen = []
-
-        def watch(_, logits):
-            seen.append(np.array(logits[0]))
-            return logits
-
-        ask(*arguments, max_tokens=1, logits_processors=[watch], **options)
-        return seen[0]
-
-    return first_logits
+def small_model(untied_model):
+    return untied_model
 
 
 def same(a, b):
@@ -104,145 +67,6 @@ def test_every_end_of_sequence_id_ends_the_answer(small_model, ask):
     assert [piece.token for piece in pieces] == answer[: end + 1]
     assert pieces[-1].finish_reason == "stop"
     assert "".join(piece.text for piece in pieces) == processor.decode(answer[:end]).rstrip("\ufffd")
-
-
-def test_sampling(ask):
-    greedy = ask()
-    hot = {"temperature": 5.0}
-    assert ask(**hot, seed=1) == ask(**hot, seed=1)
-    assert ask(**hot, seed=1) != ask(**hot, seed=2)
-    for narrow in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}):
-        assert ask(**hot, **narrow, seed=1) == greedy
-
-
-def test_temperature_samples_the_softmax(small_model):
-    """The first token's frequencies over many seeds, against the probabilities."""
-    model, processor = small_model
-    ids = processor.encode_chat([{"role": "user", "content": "a"}])
-    expected = np.array(mx.softmax(model(mx.array([ids])).logits[0, -1] / 0.3))
-    counts = np.zeros_like(expected)
-    for seed in range(400):
-        step = next(stream_generate(model, processor, "a", temperature=0.3, max_tokens=1, seed=seed))
-        counts[step.token] += 1
-    likely = expected > 0.02
-    assert likely.sum() >= 3
-    assert np.abs(counts / 400 - expected)[likely].max() < 0.08
-
-
-def test_a_seed_depends_on_nothing_else(small_model, ask):
-    """Not on what was generated before, nor on what is generated in between."""
-    model, processor = small_model
-    hot = {"temperature": 5.0, "seed": 1, "max_tokens": 12}
-    expected = ask(**hot)
-    ask(temperature=5.0)
-    first, second = (stream_generate(model, processor, PROMPT, PICTURE, **hot) for _ in range(2))
-    pairs = [(a.token, b.token) for a, b in zip(first, second)]
-    assert pairs == [(token, token) for token in expected[: len(pairs)]]
-    mx.random.seed(7)
-    free = ask(temperature=5.0)
-    mx.random.seed(7)
-    assert ask(temperature=5.0) == free != ask(temperature=5.0)
-
-
-def test_top_k_may_be_larger_than_the_vocabulary(ask):
-    assert ask(temperature=5.0, seed=1, top_k=10**6) == ask(temperature=5.0, seed=1)
-
-
-def test_logit_bias(ask):
-    answer = ask()
-    assert ask(logit_bias={7: 1e9}) == [7] * 12
-    assert answer[0] not in ask(logit_bias={answer[0]: -1e9})
-    with pytest.raises(UsageError, match="ids from 0 to 319, got 320"):
-        ask(logit_bias={320: 1.0})
-
-
-def test_log_probabilities(small_model, ask):
-    """Those of the whole context without a cache, after the processors."""
-    model, processor = small_model
-    processor = dataclasses.replace(processor, eos_token_ids=frozenset())
-    options = {"max_tokens": 4, "logit_bias": {7: 1.0}, "temperature": 2.0, "seed": 1}
-    pieces = list(stream_generate(model, processor, PROMPT, PICTURE, logprobs=True, **options))
-    ids = processor.encode_chat([{"role": "user", "content": f"<image>\n{PROMPT}"}])
-    for i, piece in enumerate(pieces):
-        context = ids + [before.token for before in pieces[:i]]
-        logits = np.array(model(mx.array([context]), processor.preprocess(PICTURE)).logits[0, -1], np.float64)
-        logits[7] += 1
-        assert abs(piece.logprob - (logits[piece.token] - np.log(np.exp(logits).sum()))) < 1e-4
-    assert [piece.token for piece in pieces] == ask(**options)
-    assert next(stream_generate(model, processor, PROMPT, max_tokens=1)).logprob is None
-
-
-def test_stop_strings(small_model):
-    model, processor = small_model
-    processor = dataclasses.replace(processor, eos_token_ids=frozenset())
-    whole = generate(model, processor, PROMPT, PICTURE, max_tokens=40)
-    for start in (3, 5):
-        stop = whole[start : start + 3]
-        pieces = list(stream_generate(model, processor, PROMPT, PICTURE, max_tokens=40, stop=["never", stop]))
-        assert "".join(piece.text for piece in pieces) == whole[: whole.index(stop)]
-        assert pieces[-1].finish_reason == "stop"
-        assert generate(model, processor, PROMPT, PICTURE, max_tokens=40, stop=stop) == whole[: whole.index(stop)]
-    # What only begins like a stop string comes out after all.
-    assert generate(model, processor, PROMPT, PICTURE, max_tokens=40, stop=whole[-1] + "!") == whole
-
-
-@given(
-    text=st.text("abc", max_size=30),
-    strings=st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
-    cuts=st.lists(st.integers(0, 30), max_size=8),
-)
-def test_stop_strings_do_not_depend_on_the_pieces(text, strings, cuts):
-    def run(pieces):
-        stop, shown = StopStrings(strings), ""
-        for piece in pieces:
-            shown += stop.add(piece)
-            assert not any(string in shown for string in strings)
-            if stop.found:
-                return shown
-        return shown + stop.finish()
-
-    cuts = [0, *sorted(cuts), len(text)]
-    shown = run([text[a:b] for a, b in pairwise(cuts)])
-    assert shown == run(list(text)) == run([text])
-    assert text.startswith(shown)
-    assert (shown == text) == (not any(string in text for string in strings))
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 257), max_size=40) | st.text(max_size=12).map(lambda text: list(text.encode())))
-def test_streamed_text_is_the_decoded_text(values):
-    """Any bytes, whole characters or not: nothing broken in the middle, nothing lost at the end."""
-    _, processor = wide_model()
-    stream = processor.detokenizer()
-    pieces = [stream.add(id) for id in values]  # this tokenizer's ids are bytes, and two specials
-    assert "".join(pieces) + stream.finish() == processor.decode(values).rstrip("\ufffd")
-
-
-def test_repetition_penalty_and_its_window(ask):
-    plain = ask(max_tokens=30)
-    assert len(set(plain)) < 30
-    strong = ask(max_tokens=30, repetition_penalty=1e9, repetition_context_size=1000)
-    assert len(set(strong)) == 30
-    assert ask(max_tokens=30, repetition_penalty=1e9, repetition_context_size=1) != strong
-
-
-def test_a_pictures_placeholder_is_no_token_to_penalise(small_model, first_logits):
-    """Apple's is -200, which would count from the vocabulary's end."""
-    penalised = first_logits(repetition_penalty=2.0, repetition_context_size=1000)
-    changed = np.flatnonzero(np.abs(penalised - first_logits()) > 1e-6)
-    ids = small_model[1].encode_chat([{"role": "user", "content": f"<image>\n{PROMPT}"}])
-    assert set(changed) == {id for id in ids if id >= 0}
-
-
-def test_logits_processors_see_the_tokens_and_change_the_logits(ask):
-    seen = []
-
-    def only_seven(tokens, logits):
-        seen.append(tokens.size)
-        return mx.where(mx.arange(logits.shape[-1]) == 7, logits, -mx.inf)
-
-    assert ask(logits_processors=[only_seven], max_tokens=4) == [7] * 4
-    assert seen == list(range(seen[0], seen[0] + 4))
 
 
 def test_system_picture_and_prompt_matter(first_logits):
@@ -356,68 +180,6 @@ def test_features_stand_at_exactly_their_places(parts):
         elif part:
             expected.append(model.get_input_embeddings()(mx.array(processor.encode(part))))
     assert mx.abs(embedded - mx.concatenate(expected)).max() < 1e-6
-
-
-@pytest.fixture
-def tower_calls(small_model, monkeypatch):
-    """How many pictures went through the tower at each call."""
-    calls = []
-    encode = type(small_model[0]).get_image_features
-    monkeypatch.setattr(
-        type(small_model[0]), "get_image_features", lambda self, x: calls.append(len(x)) or encode(self, x)
-    )
-    return calls
-
-
-def test_pictures_go_through_the_tower_in_small_groups(ask, tower_calls):
-    pictures = [Image.new("RGB", (8, 8), (level, 0, 0)) for level in range(0, 200, 40)]
-    one = ask(image=pictures)
-    assert tower_calls == [1] * 5
-    assert ask(image=pictures, vision_batch_size=2) == one
-    assert tower_calls[5:] == [2, 2, 1]
-
-
-def test_a_vision_cache_goes_by_pixels(ask, tower_calls, tmp_path):
-    """Neither by the file's name, nor by its bytes without their shape."""
-    cache, path = VisionCache(), tmp_path / "picture.png"
-    PICTURE.save(path)
-    first = ask(image=str(path), vision_cache=cache)
-    assert ask(image=PICTURE, vision_cache=cache) == first
-    assert (tower_calls, cache.hits, cache.misses) == ([1], 1, 1)
-    OTHER.save(path)
-    assert ask(image=str(path), vision_cache=cache) == ask(image=OTHER)
-    calls = len(tower_calls)
-    ask(image=PICTURE, vision_cache=cache, image_size=64)
-    assert len(tower_calls) == calls + 1
-
-
-def test_a_vision_cache_goes_by_model(checkpoint, tower_calls):
-    cache = VisionCache()
-    model, processor = load(checkpoint("apple", head="own"))
-    generate(model, processor, PROMPT, PICTURE, vision_cache=cache, max_tokens=1)
-    model.multi_modal_projector.linear_2.bias = model.multi_modal_projector.linear_2.bias + 1
-    generate(model, processor, PROMPT, PICTURE, vision_cache=cache, max_tokens=1)
-    assert tower_calls == [1, 1]
-    settings = dataclasses.replace(processor.image_settings, mean=(0.5, 0.5, 0.5))
-    generate(model, dataclasses.replace(processor, image_settings=settings), "a", PICTURE, vision_cache=cache)
-    assert tower_calls == [1, 1, 1]
-
-
-def test_a_vision_cache_is_bounded_and_forgets_the_longest_unused(ask, tower_calls):
-    colours = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
-    one = 4 * 64 * 4  # tokens of a picture, hidden size, bytes of a float
-    cache = VisionCache(max_bytes=2 * one)
-    for picture in (colours[0], colours[1], colours[0], colours[2]):
-        ask(image=picture, vision_cache=cache, max_tokens=1)
-    assert len(tower_calls) == 3
-    assert (len(cache), cache.nbytes) == (2, 2 * one)
-    ask(image=colours[0], vision_cache=cache, max_tokens=1)
-    assert len(tower_calls) == 3
-    ask(image=colours[1], vision_cache=cache, max_tokens=1)
-    assert len(tower_calls) == 4
-    tiny = VisionCache(max_bytes=one - 1)
-    ask(image=PICTURE, vision_cache=tiny, max_tokens=1)
-    assert len(tiny) == 0
 
 
 def test_messages_instead_of_a_question(ask, first_logits):

@@ -7,7 +7,7 @@ import mlx.nn as nn
 import pytest
 
 import small
-from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, load
+from mlx_fastvlm import FastVlmForConditionalGeneration, load
 
 
 def pixels(count, height=128, width=192):
@@ -74,44 +74,6 @@ def test_unsupported_arguments_are_refused(small_model):
         model(mx.array([[1, 2]]), attention_mask=mx.ones((1, 3)))
     with pytest.raises(ValueError, match="labels"):
         model(mx.array([[1, 2]]), labels=mx.array([[1, 2, 3]]))
-
-
-@pytest.mark.parametrize("shape", [(128, 192, 3), (1, 128, 192, 1), (1, 3, 128, 192), (1, 100, 128, 3), (1, 0, 64, 3)])
-def test_bad_pixel_shapes(small_model, shape):
-    with pytest.raises(ValueError, match="pixel_values"):
-        small_model[0].vision_tower(mx.zeros(shape))
-
-
-def test_pictures_in_a_batch_do_not_mix(small_model):
-    tower = small_model[0].vision_tower
-    pictures = pixels(3)
-    together = tower(pictures).last_hidden_state
-    for i in range(3):
-        assert mx.allclose(tower(pictures[i : i + 1]).last_hidden_state[0], together[i], atol=1e-4)
-
-
-def test_any_sides_that_are_multiples_of_64(small_model):
-    tower = small_model[0].vision_tower
-    out = tower(pixels(1, 64, 320), output_hidden_states=True)
-    assert out.last_hidden_state.shape == (1, 1, 5, 512)
-    assert out.pooler_output.shape == (1, 512)
-    assert [x.shape[1:3] for x in out.hidden_states] == [(16, 80), (8, 40), (4, 20), (2, 10), (1, 5)]
-    assert tower(pixels(1)).hidden_states is None
-
-
-def test_an_unknown_projector_is_refused():
-    with pytest.raises(ValueError, match="projector_hidden_act"):
-        FastVlmForConditionalGeneration(FastVlmConfig(projector_hidden_act="sine"))
-
-
-def test_an_identity_passes_the_features_on(recorded):
-    text = {**small.TEXT, "hidden_size": 512}
-    config = FastVlmConfig(small.VISION, text, projector_type="identity")
-    model = FastVlmForConditionalGeneration(config)
-    assert not model.multi_modal_projector.parameters()
-    picture = pixels(1)
-    features = model.vision_tower(picture).last_hidden_state
-    assert mx.array_equal(model.get_image_features(picture), features.flatten(1, 2))
 
 
 def test_input_and_output_embeddings(checkpoint):
@@ -198,57 +160,3 @@ def test_float16_weights_run_with_a_bfloat16_tower(checkpoint, small_model):
     assert (out.image_hidden_states.dtype, out.logits.dtype) == (mx.bfloat16, mx.float16)
     exact = small_model[0](ids, picture).logits
     assert mx.abs(out.logits - exact).max() < 0.1 * exact.std()
-
-
-@pytest.mark.parametrize("head", [None, "own"])
-def test_save_and_from_pretrained(tmp_path, checkpoint, head):
-    model, processor = load(checkpoint("apple", head=head), dtype="float32")
-    inputs = processor("What is <image>?", mx.zeros((128, 128, 3), dtype=mx.uint8))
-    expected = model(inputs["input_ids"], inputs["pixel_values"]).logits
-    model.save_pretrained(tmp_path / "alone")
-    again = FastVlmForConditionalGeneration.from_pretrained(tmp_path / "alone", dtype="float32")
-    assert mx.array_equal(again(inputs["input_ids"], inputs["pixel_values"]).logits, expected)
-    with pytest.raises(FileExistsError, match="exists already"):
-        model.save_pretrained(tmp_path / "alone")
-    model.save_pretrained(tmp_path / "alone", processor=processor, force=True)
-    again, same = load(tmp_path / "alone")
-    question = same("What is <image>?", mx.zeros((128, 128, 3), dtype=mx.uint8))
-    assert all(mx.array_equal(question[name], inputs[name]) for name in inputs)
-    assert (same.eos_token_ids, same.pad_token_id, same.image_settings, same.chat_template) == (
-        processor.eos_token_ids,
-        processor.pad_token_id,
-        processor.image_settings,
-        processor.chat_template,
-    )
-
-
-@pytest.mark.parametrize("source", ["apple", "transformers"])
-def test_save_for_transformers(tmp_path, checkpoint, source):
-    model, processor = load(checkpoint(source), dtype="float32")
-    ids, picture = [1, *[model.config.image_token_id] * 6, 2], pixels(1)
-    expected = model(mx.array([ids]), picture).logits
-    if source == "apple":
-        with pytest.raises(ValueError, match="is no token"):
-            model.save_pretrained(tmp_path / "saved", layout="transformers")
-        model.save_pretrained(tmp_path / "saved", layout="transformers", processor=processor)
-    else:
-        model.save_pretrained(tmp_path / "saved", layout="transformers")
-    again = FastVlmForConditionalGeneration.from_pretrained(tmp_path / "saved", dtype="float32")
-    ids = [again.config.image_token_id if id == model.config.image_token_id else id for id in ids]
-    assert mx.allclose(again(mx.array([ids]), picture).logits[..., :320], expected, atol=1e-4)
-
-
-def test_what_transformers_can_not_hold(tmp_path, checkpoint):
-    model, processor = load(checkpoint("transformers"), dtype="float32")
-    with pytest.raises(ValueError, match="layout must be"):
-        model.save_pretrained(tmp_path / "x", layout="onnx")
-    nn.quantize(model, group_size=32, bits=8, class_predicate=lambda path, _: path.endswith("_proj"))
-    with pytest.raises(ValueError, match="quantized"):
-        model.save_pretrained(tmp_path / "x", layout="transformers")
-    model.save_pretrained(tmp_path / "quantized", processor=processor)
-    again, _ = load(tmp_path / "quantized", dtype="float32")
-    assert mx.array_equal(again(mx.array([[1, 2]])).logits, model(mx.array([[1, 2]])).logits)
-    linear = FastVlmForConditionalGeneration(FastVlmConfig(small.VISION, small.TEXT, projector_type="linear"))
-    with pytest.raises(ValueError, match="no projector 'linear'"):
-        linear.save_pretrained(tmp_path / "x", layout="transformers")
-    assert not (tmp_path / "x").exists()

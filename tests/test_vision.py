@@ -1,0 +1,31 @@
+"""The tower's own promises beyond parity."""
+
+import mlx.core as mx
+import pytest
+
+
+def pixels(count, height=128, width=192):
+    return mx.random.uniform(shape=(count, height, width, 3))
+
+
+@pytest.mark.parametrize("shape", [(128, 192, 3), (1, 128, 192, 1), (1, 3, 128, 192), (1, 100, 128, 3), (1, 0, 64, 3)])
+def test_bad_pixel_shapes(small_model, shape):
+    with pytest.raises(ValueError, match="pixel_values"):
+        small_model[0].vision_tower(mx.zeros(shape))
+
+
+def test_pictures_in_a_batch_do_not_mix(small_model):
+    tower = small_model[0].vision_tower
+    pictures = pixels(3)
+    together = tower(pictures).last_hidden_state
+    for i in range(3):
+        assert mx.allclose(tower(pictures[i : i + 1]).last_hidden_state[0], together[i], atol=1e-4)
+
+
+def test_any_sides_that_are_multiples_of_64(small_model):
+    tower = small_model[0].vision_tower
+    out = tower(pixels(1, 64, 320), output_hidden_states=True)
+    assert out.last_hidden_state.shape == (1, 1, 5, 512)
+    assert out.pooler_output.shape == (1, 512)
+    assert [x.shape[1:3] for x in out.hidden_states] == [(16, 80), (8, 40), (4, 20), (2, 10), (1, 5)]
+    assert tower(pixels(1)).hidden_states is None
