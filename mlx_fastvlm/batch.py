@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 
 from .answers import AnswerText
-from .decoding import prefill, step
+from .decoding import check_finite, prefill, step
 from .errors import require
 from .images import ImageSource
 from .messages import Prompt
@@ -87,16 +87,20 @@ def _answer(
     rows = [_Row(Chooser(options, r.text_ids), AnswerText(processor, options.stop_strings)) for r in requests]
     running = rows
 
-    def choose(logits: mx.array) -> mx.array:
-        tokens = mx.concatenate([row.choose(logits[i : i + 1])[0] for i, row in enumerate(running)])
-        mx.async_eval(tokens)
-        return tokens
+    def choose(logits: mx.array) -> tuple[mx.array, mx.array]:
+        """Every row's token, and the largest of its logits."""
+        choices = [row.choose(logits[i : i + 1]) for i, row in enumerate(running)]
+        tokens = mx.concatenate([choice.token for choice in choices])
+        largest = mx.concatenate([choice.largest for choice in choices])
+        mx.async_eval(tokens, largest)
+        return tokens, largest
 
-    tokens = choose(prefill(model, embeddings, layers, options.prefill_step_size))
+    tokens, largest = choose(prefill(model, embeddings, layers, options.prefill_step_size))
     for produced in range(1, options.max_tokens + 1):
         # The next tokens compute while these become text.
         upcoming = choose(step(model, tokens, layers)) if produced < options.max_tokens else None
-        for row, token in zip(running, tokens.tolist()):
+        for row, token, logit in zip(running, tokens.tolist(), largest.tolist()):
+            check_finite(logit, model, bool(options.logits_processors))
             row.pieces.append(row.text.add(token))
         going = [i for i, row in enumerate(running) if not row.text.ended]
         if not going or upcoming is None:
@@ -105,6 +109,6 @@ def _answer(
             kept = mx.array(going)
             for layer in layers:
                 layer.filter(kept)
-            upcoming, running = upcoming[kept], [running[i] for i in going]
-        tokens = upcoming
+            upcoming, running = [x[kept] for x in upcoming], [running[i] for i in going]
+        tokens, largest = upcoming
     return ["".join(row.pieces) + row.text.finish() for row in rows]

@@ -1,10 +1,12 @@
-"""The decoder's two movements, over any caches: reading a prompt, and one step on."""
+"""The decoder's two movements, over any caches: reading a prompt, and one step on; and a check of what comes out."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from .model import FastVlmForConditionalGeneration
 from .options import Progress
@@ -25,9 +27,6 @@ def prefill(
 
     Returns:
         Logits after the last token, (batch, vocabulary); the head runs for no other.
-
-    Raises:
-        ValueError: where they are not finite.
     """
     length = embeddings.shape[1]
     for start in range(0, length, step_size):
@@ -39,13 +38,32 @@ def prefill(
             mx.clear_cache()
         if progress is not None:
             progress(end, length)
-    logits = model.logits(hidden[:, -1])
-    if not mx.isfinite(logits).all():
-        raise ValueError("The model computes values that are not finite; its weights are broken: convert them again.")
-    return logits
+    return model.logits(hidden[:, -1])
 
 
 def step(model: FastVlmForConditionalGeneration, tokens: mx.array, layers: list[Any]) -> mx.array:
     """Tokens (batch,) -> the logits that follow, (batch, vocabulary)."""
     embeddings = model.get_input_embeddings()(tokens[:, None])
     return model.logits(model.language_model(embeddings, cache=layers).last_hidden_state[:, -1])
+
+
+def check_finite(largest: float, model: FastVlmForConditionalGeneration, processors: bool):
+    """``ValueError`` with the likeliest cause, where a token was chosen from logits that are not finite.
+
+    Args:
+        largest: the largest of them, which is NaN if any is, and minus infinity only if all are.
+        processors: whether the caller's ``logits_processors`` took part.
+    """
+    if math.isfinite(largest):
+        return
+    parameters = tree_flatten(model.parameters())
+    spoilt = [name for name, x in parameters if mx.issubdtype(x.dtype, mx.floating) and not mx.isfinite(x).all()]
+    if spoilt:
+        cause = f"{len(spoilt)} tensors hold NaN or infinity, first {spoilt[0]}: download or convert the model again"
+    elif processors:
+        cause = "the weights are finite, so look at the logits processors first"
+    elif any(x.dtype == mx.float16 for _, x in parameters):
+        cause = "float16 overflows: load the model with dtype bfloat16 or float32"
+    else:
+        cause = "the weights are finite but far too large: download or convert the model again"
+    raise ValueError(f"The model's logits are not finite; {cause}.")

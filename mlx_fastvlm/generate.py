@@ -17,7 +17,7 @@ from .answers import AnswerText
 from .captions import caption_folder
 from .checkpoint import load
 from .cli import run
-from .decoding import prefill, step
+from .decoding import check_finite, prefill, step
 from .images import ImageSource
 from .messages import Prompt
 from .model import FastVlmForConditionalGeneration
@@ -25,7 +25,7 @@ from .options import GenerationOptions
 from .processing import FastVlmProcessor
 from .prompt_cache import PromptCache, load_prompt_cache, save_prompt_cache
 from .request import Request, make_request
-from .sampling import Chooser
+from .sampling import Choice, Chooser
 
 DEFAULT_PROMPT = "Describe the image."
 
@@ -120,18 +120,19 @@ def _stream(
     choose = Chooser(options, request.text_ids)
     answer = AnswerText(processor, options.stop_strings)
 
-    def ahead(logits: mx.array) -> tuple[mx.array, mx.array | None]:
-        token, logprob = choose(logits)
-        mx.async_eval(token, *([] if logprob is None else [logprob]))
-        return token, logprob
+    def ahead(logits: mx.array) -> Choice:
+        choice = choose(logits)
+        mx.async_eval(*choice.arrays)
+        return choice
 
     logits = prefill(model, embeddings, cache.layers, options.prefill_step_size, options.progress)
     upcoming = ahead(logits)
     for count in range(1, options.max_tokens + 1):
-        token, logprob = upcoming
+        choice = upcoming
         if count < options.max_tokens:
-            upcoming = ahead(step(model, token, cache.layers))
-        token = token.item()
+            upcoming = ahead(step(model, choice.token, cache.layers))
+        token = choice.token.item()
+        check_finite(choice.largest.item(), model, bool(options.logits_processors))
         cache.tokens.append(token)
         now = time.perf_counter()
         if count == 1:
@@ -151,7 +152,7 @@ def _stream(
             generation_tps=(count - 1) / (now - first) if count > 1 else 0.0,
             time_to_first_token=first - start,
             peak_memory=mx.get_peak_memory() / 1e9,
-            logprob=None if logprob is None else logprob.item(),
+            logprob=None if choice.logprob is None else choice.logprob.item(),
         )
         if last:
             return

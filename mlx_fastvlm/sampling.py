@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import mlx.core as mx
 
 from .options import GenerationOptions
+
+
+@dataclass
+class Choice:
+    """What a :class:`Chooser` chose, nothing of it computed yet.
+
+    Attributes:
+        token: (1,), int.
+        largest: (1,), the largest logit, for ``decoding.check_finite``: it comes along with the token, so nothing waits
+            for it.
+        logprob: (1,), the token's log-probability, if asked for.
+    """
+
+    token: mx.array
+    largest: mx.array
+    logprob: mx.array | None
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        return [self.token, self.largest] + ([] if self.logprob is None else [self.logprob])
 
 
 class Chooser:
@@ -25,8 +47,8 @@ class Chooser:
             seed = mx.random.randint(0, 2**31 - 1).item() if options.seed is None else options.seed
             self._key = mx.random.key(seed)
 
-    def __call__(self, logits: mx.array) -> tuple[mx.array, mx.array | None]:
-        """Logits (1, vocabulary) -> the token (1,), int, and its log-probability (1,) if asked for.
+    def __call__(self, logits: mx.array) -> Choice:
+        """Choose by logits (1, vocabulary).
 
         Log-probabilities are those of the logits that the processors leave, before temperature and selection.
         """
@@ -35,9 +57,10 @@ class Chooser:
         token = mx.argmax(logits, axis=-1) if self._options.temperature == 0 else self._sample(logits)
         if self._processors:
             self._tokens = mx.concatenate([self._tokens, token.astype(mx.int32)])
-        if not self._options.logprobs:
-            return token, None  # greedy needs no normalisation, and none is computed
-        return token, mx.take_along_axis(_normalise(logits), token[:, None], axis=-1)[:, 0]
+        logprob = None  # greedy needs no normalisation, and none is computed
+        if self._options.logprobs:
+            logprob = mx.take_along_axis(_normalise(logits), token[:, None], axis=-1)[:, 0]
+        return Choice(token, logits.max(axis=-1), logprob)
 
     def _sample(self, logits: mx.array) -> mx.array:
         from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
