@@ -1,0 +1,152 @@
+"""Every example runs, with the demo checkpoint, and shows what it promises."""
+
+import json
+import re
+import runpy
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+FIRST = "A big blue star, a big orange square, a big green triangle and a big cyan triangle."
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs an example as ``python examples/NAME.py ARGUMENTS`` would, and returns what it printed."""
+
+    def run(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        monkeypatch.setattr(sys, "path", sys.path.copy())
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def plotting():
+    pytest.importorskip("matplotlib")
+
+
+def is_a_picture(file):
+    """That shows something."""
+    with Image.open(file) as picture:
+        return np.asarray(picture.convert("L")).std() > 5
+
+
+def test_all_are_tested():
+    tests = Path(__file__).read_text(encoding="utf-8")
+    for example in EXAMPLES.glob("*.py"):
+        assert f'run("{example.stem}"' in tests, example
+
+
+def test_describe(run):
+    assert run("describe") == FIRST + "\n"
+    picture = EXAMPLES / "images" / "shapes-8.png"
+    assert run("describe", picture, "--prompt", "What colour is it?") == "Red.\n"
+
+
+def test_stream(run):
+    assert run("stream") == FIRST + "\n"
+
+
+def test_chat_session(run):
+    lines = run("chat_session").splitlines()
+    assert lines[1::2] == [FIRST, "Blue.", "Big.", "A big green triangle."]
+    computed = [int(re.search(r"\((\d+) of", line)[1]) for line in lines[::2]]
+    assert computed[0] > 2 * max(computed[1:])
+
+
+def test_batch_folder(run):
+    *answers, speed = run("batch_folder", "--batch-size", "3").splitlines()
+    assert len(answers) == 8
+    assert answers[0] == f"shapes-1.png: {FIRST}"
+    assert re.fullmatch(r"\d+\.\d\d pictures a second", speed)
+
+
+def test_compare_quantization(run, tmp_path, plotting):
+    name = "shapes-1.png"
+    asked = {"question": "Describe the image.", "answer": FIRST}, {"question": "Describe the image.", "answer": "No."}
+    (tmp_path / name).write_bytes((EXAMPLES / "images" / name).read_bytes())
+    (tmp_path / "mine.json").write_text(json.dumps({name: {"questions": asked}}))
+    plot = tmp_path / "plot.png"
+    rows = run("compare_quantization", "--questions", tmp_path / "mine.json", "--plot", plot).splitlines()[1:]
+    sizes = {row[:20].strip(): float(row[20:29]) for row in rows}
+    assert sizes["16 bits"] > sizes["8 bits"] > sizes["4 bits"] > sizes["4 bits, vision too"]
+    assert all(row.endswith(" 50.0% right") for row in rows[:3])
+    assert is_a_picture(plot)
+
+
+def test_image_encoder(run, tmp_path, plotting):
+    plot = tmp_path / "plot.png"
+    options = ["--query", EXAMPLES / "images" / "shapes-3.png", "--plot", plot]
+    lines = run("image_encoder", EXAMPLES / "images", *options).splitlines()
+    assert "512 channels" in lines[0]
+    assert lines[3] == "   1.00  shapes-3.png"  # itself
+    assert is_a_picture(plot)
+
+
+def still(number):
+    return Image.open(EXAMPLES / "images" / f"shapes-{number}.png").convert("RGB").resize((256, 256))
+
+
+def test_live_folders_and_animations(run, tmp_path):
+    for number in (8, 5):
+        still(number).save(tmp_path / f"{number}.png")
+    expected = {5: "A small orange star and a big yellow triangle.", 8: "A small red triangle."}
+    for line, number in zip(run("live", tmp_path).splitlines(), (5, 8)):
+        assert re.fullmatch(rf" +\d+  {expected[number]}   \[[\d.]+ frames/s\]", line)
+    still(8).save(tmp_path / "a.webp", save_all=True, append_images=[still(5)], lossless=True)
+    lines = run("live", tmp_path / "a.webp").splitlines()
+    assert [line[6:].partition("   ")[0] for line in lines] == [expected[8], expected[5]]
+
+
+def test_live_videos(run, tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    film = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 2, (256, 256))
+    for number in (8, 5, 5, 8, 8):
+        film.write(np.asarray(still(number))[..., ::-1])
+    film.release()
+    lines = run("live", tmp_path / "film.avi", "--every", "1").splitlines()
+    assert ["red" in line for line in lines] == [True, False, True]
+    with pytest.raises(SystemExit, match="can't open"):
+        run("live", tmp_path / "nothing.mp4")
+
+
+def test_live_cameras(run, monkeypatch):
+    """A camera that stops after one frame: that one is captioned, and the example ends."""
+    cv2 = pytest.importorskip("cv2")
+    taken, frames = threading.Event(), [np.asarray(still(8))[..., ::-1]]
+
+    class Camera:
+        def __init__(self, number):
+            self.there = number == 1
+
+        def isOpened(self):
+            return self.there
+
+        def read(self):
+            if frames:
+                return True, frames.pop()
+            assert taken.wait(60)
+            return False, None
+
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    monkeypatch.setattr(Image, "fromarray", lambda *_, old=Image.fromarray: taken.set() or old(*_))
+    assert run("live", "1").count("A small red triangle.") == 1
+    with pytest.raises(SystemExit, match="no camera 0"):
+        run("live", "0")
+
+
+def test_finetune_small(run, tmp_path, plotting):
+    plot, saved = tmp_path / "loss.png", tmp_path / "model"
+    said = run("finetune_small", "--steps", "10", "--plot", plot, "--save", saved)
+    first, last = (float(loss) for loss in re.findall(r"loss +([\d.]+)", said))
+    assert last < first / 2
+    assert is_a_picture(plot)
+    assert (saved / "model.safetensors").exists()
