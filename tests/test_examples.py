@@ -1,5 +1,6 @@
 """Every example runs, with the demo checkpoint, and shows what it promises."""
 
+import ast
 import json
 import re
 import runpy
@@ -150,3 +151,28 @@ def test_finetune_small(run, tmp_path, plotting):
     assert last < first / 2
     assert is_a_picture(plot)
     assert (saved / "model.safetensors").exists()
+
+
+def test_the_notebook(monkeypatch, capsys, plotting):
+    """Its cells still run, and say what the saved outputs say."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    monkeypatch.chdir(EXAMPLES)
+    names, checked = {}, 0
+    for cell in json.loads((EXAMPLES / "tour.ipynb").read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        code = ast.parse("".join(cell["source"]))
+        last = ast.Expression(code.body.pop().value) if isinstance(code.body[-1], ast.Expr) else None
+        exec(compile(code, "tour.ipynb", "exec"), names)
+        value = eval(compile(last, "tour.ipynb", "eval"), names) if last else None
+        printed = capsys.readouterr().out
+        for output in cell["outputs"]:
+            if output["output_type"] == "stream":
+                assert printed == "".join(output["text"])
+                checked += 1
+            elif "image/png" not in output["data"]:
+                assert repr(value) == "".join(output["data"]["text/plain"])
+                checked += 1
+    assert checked == 5
