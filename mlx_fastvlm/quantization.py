@@ -72,11 +72,13 @@ def quantize_modules(model: nn.Module, modules: dict[str, dict]):
 
 
 def dequantized(tensors: dict[str, mx.array], modules: dict[str, dict]) -> dict[str, mx.array]:
-    """The tensors with these modules' weights unpacked to float32."""
+    """The tensors with these modules' weights unpacked to float32. Nothing is computed yet."""
     tensors = dict(tensors)
     for module, how in modules.items():
-        scales, biases = tensors.pop(f"{module}.scales"), tensors.pop(f"{module}.biases", None)
-        weight = mx.dequantize(tensors[f"{module}.weight"], scales, biases, **how)
+        parts = [tensors.pop(f"{module}.scales"), tensors.pop(f"{module}.biases", None)]
+        if how["mode"] == "affine":  # in the type of its scales, of which a product needs more digits than they have
+            parts = [part.astype(mx.float32) for part in parts]
+        weight = mx.dequantize(tensors[f"{module}.weight"], *parts, **how)
         tensors[f"{module}.weight"] = weight.astype(mx.float32)
     return tensors
 

@@ -9,7 +9,8 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .checkpoint import Weights, build_model
+from . import quantization
+from .checkpoint import Weights, build_model, cast
 from .config import FastVlmConfig
 from .images import ImageSource
 from .model import FastVlmForConditionalGeneration
@@ -77,14 +78,22 @@ def predictions(weights: Weights, config: FastVlmConfig, processor: FastVlmProce
     The layers run one after the other and are dropped as soon as they have, so that a model that is larger than the
     memory can be checked: ``weights`` are used up.
     """
-    model = build_model(weights, config, mx.float32)
+    tensors, modules = cast(weights.tensors, mx.float32), weights.modules
     weights.tensors.clear()
+    if mx.default_device().type == mx.DeviceType.cpu:
+        # Packed matrices multiply slowly there; unpacked, layer by layer, they cost little memory and no accuracy.
+        tensors, modules = quantization.dequantized(tensors, modules), {}
+    model = build_model(replace(weights, tensors=tensors, modules=modules), config, mx.float32)
+    del tensors
     size = min(PICTURE_SIZE, processor.image_settings.size)
     ids = processor.encode_chat(user_message(PROMPT, images=1), image_size=size)
     features = model.get_image_features(processor.preprocess(picture(size), size))
     mx.eval(features)
     model.vision_tower = model.multi_modal_projector = None
     x = model.embed(mx.array([ids]), features)
+    mx.eval(x)
+    if not weights.tied:  # otherwise it is the head as well
+        model.language_model.embed_tokens = None
     layers = model.language_model.layers
     for i in range(len(layers)):
         x, _ = layers[i](x, "causal")

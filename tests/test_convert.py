@@ -19,7 +19,8 @@ from safetensors.numpy import load_file, save_file
 
 import small
 from checkpoints import apple_config, config, mlx_vlm, packed, small_tensors, write
-from mlx_fastvlm import load, quantization
+from mlx_fastvlm import FastVlmConfig, load, quantization, verification
+from mlx_fastvlm.checkpoint import read_weights
 from mlx_fastvlm.convert import convert, main
 from mlx_fastvlm.verification import compare
 
@@ -184,6 +185,13 @@ def test_quantized_sources(quantized_mlx_vlm, tmp_path):
         convert(quantized_mlx_vlm, tmp_path / "hf", layout="transformers")
 
 
+def test_unpacking_rounds_nothing(checkpoint, tmp_path):
+    """Not even where the scales are stored in bfloat16."""
+    convert(checkpoint("apple"), tmp_path / "packed", quantize=True, q_group_size=32, dtype="bfloat16")
+    convert(tmp_path / "packed", tmp_path / "plain", dequantize=True, dtype="float32")
+    assert deviations(logits(tmp_path / "plain"), logits(tmp_path / "packed")) < 1e-5
+
+
 def test_apples_mlx_export_takes_its_tower_from_elsewhere(checkpoint, tmp_path):
     tower = "model.vision_tower.timm_model."
     named = {
@@ -334,6 +342,20 @@ def test_verification_catches_a_wrong_result(checkpoint, tmp_path, monkeypatch):
     assert convert(checkpoint("apple"), tmp_path / "mlx", verify=False).agreement is None
 
 
+@pytest.mark.parametrize(("mode", "limit"), [("affine", 1e-5), ("mxfp4", 1e-2)])
+def test_verification_predicts_what_the_model_does(checkpoint, tmp_path, mode, limit):
+    """Layer by layer, and with unpacked weights, but the same (MLX looks up mxfp4's embeddings in bfloat16)."""
+    folder = tmp_path / "packed"
+    convert(checkpoint("apple", head="own"), folder, quantize=True, q_group_size=32, q_mode=mode, verify=False)
+    model, processor = load(folder, dtype="float32")
+    ids = processor.encode_chat([{"role": "user", "content": f"<image>\n{verification.PROMPT}"}])
+    whole = model(mx.array([ids]), processor.preprocess(verification.picture(128))).logits[0]
+    config = FastVlmConfig.from_file(folder / "config.json")
+    predicted = verification.predictions(read_weights(folder, config), config, processor)
+    assert predicted.shape[0] >= 64
+    assert deviations(predicted, np.array(whole[-predicted.shape[0] :])) < limit
+
+
 def test_agreement_of_known_predictions():
     a = mx.log(mx.array([[0.5, 0.25, 0.25], [0.2, 0.7, 0.1]]))
     b = mx.log(mx.array([[0.25, 0.5, 0.25], [0.2, 0.7, 0.1]]))
@@ -354,8 +376,6 @@ def test_the_golden_check_is_for_the_released_sizes(checkpoint, tmp_path):
 
 
 def test_the_golden_check_compares(checkpoint, monkeypatch):
-    from mlx_fastvlm import verification
-
     model, processor = load(checkpoint("transformers"))
     ids = processor.encode_chat([{"role": "user", "content": "<image>\nWhat are these?"}])
     values = model(mx.array([ids]), processor.preprocess(PICTURE), logits_to_keep=1).logits[0, -1, :3].tolist()
