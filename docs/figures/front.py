@@ -1,0 +1,76 @@
+"""Draws docs/figures/front.png, the README's picture: an example beside what a terminal really shows about it.
+
+    python docs/figures/front.py
+
+The commands are run, and what they print is drawn as it is, wrapped. Needs matplotlib, for its fonts.
+"""
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+from matplotlib import get_data_path
+from PIL import Image, ImageDraw, ImageFont
+
+ROOT = Path(__file__).parent.parent.parent
+PICTURE = "examples/images/shapes-1.png"
+ASK = ["mlx_fastvlm.generate", "--model", "demo", "--image", PICTURE, "--prompt", "What are these?"]
+CHAT = ["mlx_fastvlm.chat", "--model", "demo", "--image", PICTURE]
+QUESTIONS = ["What colour is the star?", "What is to the left of it?", "Can you see an orange square?"]
+
+SIZE = 26  # pixels of the type
+COLUMNS = 74
+PADDING = 36
+BACKGROUND, BAR, INK, PROMPT, DIM = "#15191f", "#2a303a", "#e6e9ee", "#7cc7ff", "#93a0ae"
+
+
+def run(command, **options):
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, **options)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return done
+
+
+def quoted(command):
+    return "python -m " + " ".join(f'"{word}"' if " " in word else word for word in command)
+
+
+def session():
+    """(line, colour) of everything on the terminal."""
+    asked = run(ASK)
+    yield f"$ {quoted(ASK)}", PROMPT
+    yield asked.stdout.strip(), INK
+    yield asked.stderr.strip(), DIM
+    yield "", INK
+    yield f"$ {quoted(CHAT)} 2>/dev/null", PROMPT
+    # Its prompt and its answers come in turns; what was typed is not echoed where the input is no terminal.
+    answers = run(CHAT, input="\n".join([*QUESTIONS, "/quit\n"])).stdout.split("> ")[1:]
+    for question, answer in zip(QUESTIONS, answers):
+        yield f"> {question}", PROMPT
+        yield answer.strip(), INK
+
+
+def draw():
+    font = ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSansMono.ttf"), SIZE)
+    lines = [
+        (part, colour)
+        for line, colour in session()
+        for part in textwrap.wrap(line, COLUMNS, subsequent_indent="  ", break_on_hyphens=False) or [""]
+    ]
+    width, height = int(COLUMNS * font.getlength("m")) + 2 * PADDING, int(len(lines) * SIZE * 1.42) + 110
+    left = height + 24  # the picture is as high as the terminal
+    image = Image.new("RGBA", (left + width, height))
+    image.paste(Image.open(ROOT / PICTURE).resize((height, height), Image.Resampling.LANCZOS))
+    pen = ImageDraw.Draw(image)
+    pen.rounded_rectangle((left, 0, image.width - 1, height - 1), 18, fill=BACKGROUND)
+    pen.rounded_rectangle((left, 0, image.width - 1, 48), 18, fill=BAR, corners=(True, True, False, False))
+    for i, colour in enumerate(("#ff5f57", "#febc2e", "#28c840")):
+        pen.ellipse((left + 22 + 34 * i, 16, left + 40 + 34 * i, 34), fill=colour)
+    for i, (line, colour) in enumerate(lines):
+        pen.text((left + PADDING, 72 + int(i * SIZE * 1.42)), line, font=font, fill=colour)
+    return image
+
+
+if __name__ == "__main__":
+    draw().save(Path(__file__).parent / "front.png", optimize=True)

@@ -1,0 +1,109 @@
+"""What the Markdown files point at is there: files, headings, commands, tests."""
+
+import ast
+import re
+import urllib.parse
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    page
+    for page in sorted(ROOT.rglob("*.md"))
+    if not any(part.startswith(".") or part in ("build", "site", "dist") for part in page.relative_to(ROOT).parts)
+]
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)|<img[^>]* src=\"([^\"]+)\"")
+CODE = re.compile(r"^```.*?^```", re.M | re.S)
+
+
+def text(page):
+    return page.read_text(encoding="utf-8")
+
+
+def anchors(page):
+    """GitHub's and MkDocs' names of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", CODE.sub("", text(page)), re.M)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)|[`*_]", r"\1", heading) for heading in headings)
+    return {re.sub(r" ", "-", re.sub(r"[^\w\- ]", "", heading.strip().lower())) for heading in plain}
+
+
+def ids(page):
+    return str(page.relative_to(ROOT))
+
+
+def test_there_are_pages():
+    assert {"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md"} <= {ids(page) for page in PAGES}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_links(page):
+    for found in LINK.finditer(CODE.sub("", text(page))):
+        address, _, anchor = (found[1] or found[2]).partition("#")
+        if re.match(r"[a-z]+:", address):
+            assert urllib.parse.urlparse(address).netloc, address
+            continue
+        target = (page.parent / urllib.parse.unquote(address)).resolve() if address else page
+        assert target.is_relative_to(ROOT), f"{page} links out of the repository: {address}"
+        assert target.exists(), f"{page} links to {address}, which is not there"
+        assert not anchor or anchor in anchors(target), f"{page} links to #{anchor}, which {target} has no heading for"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_scripts_and_modules_in_commands(page):
+    for script in re.findall(r"\bpython3? ((?!-)[\w./-]+\.py)", text(page)):
+        assert (ROOT / script).is_file(), f"{page} runs {script}, which is not there"
+    for module in re.findall(r"\bpython3? -m mlx_fastvlm\.(\w+)", text(page)):
+        assert (ROOT / "mlx_fastvlm" / f"{module}.py").is_file(), f"{page} runs {module}, which is not there"
+    for path in re.findall(r"`((?:mlx_fastvlm|tests|examples|benchmarks|docs)/[\w./-]+)`", text(page)):
+        assert (ROOT / path).exists(), f"{page} names {path}, which is not there"
+
+
+def test_flags_in_commands():
+    """Of the package's own commands: every flag that a page shows is one that the command has."""
+    folders = ("mlx_fastvlm/*.py", "examples/**/*.py", "benchmarks/*.py", "tests/reference/*.py")
+    known = {
+        flag
+        for file in (file for folder in folders for file in ROOT.glob(folder))
+        for flag in re.findall(r"\"(--[a-z][a-z-]+)\"", text(file))
+    }
+    for page in PAGES:
+        for command in re.findall(r"^(?:python3?|fastvlm) (?!-m (?:pytest|build|venv|twine|pip)).*$", text(page), re.M):
+            unknown = set(re.findall(r"(?<= )--[a-z][a-z-]+", command)) - known
+            assert not unknown, f"{page}: {command}"
+
+
+def test_tests_named_in_the_reference():
+    """docs/reference.md lists a test for each capability."""
+    named = re.findall(r"`(test_\w+\.py)`: ((?:`test_\w+`(?:, )?)+)", text(ROOT / "docs" / "reference.md"))
+    assert len(named) > 20
+    for file, tests in named:
+        tree = ast.parse(text(ROOT / "tests" / file))
+        there = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        assert set(re.findall(r"test_\w+", tests)) <= there, file
+
+
+def test_python_in_pages_is_valid():
+    for page in PAGES:
+        for code in re.findall(r"^```python\n(.*?)^```", text(page), re.M | re.S):
+            compile(code, str(page), "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+def test_the_site_builds(tmp_path):
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("material")
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True))
+    page = (tmp_path / "architecture" / "index.html").read_text(encoding="utf-8")
+    assert "architecture.svg" in page
+    assert not re.search(r'(?:href|src)="[^":]*(?:README\.md|\.py)"', page)
+
+
+def test_the_drawing_is_the_scripts(monkeypatch):
+    """docs/figures/architecture.svg is what its script draws from the configuration today."""
+    monkeypatch.syspath_prepend(ROOT / "docs" / "figures")
+    import architecture
+
+    assert architecture.draw() == text(ROOT / "docs" / "figures" / "architecture.svg")

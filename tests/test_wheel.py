@@ -1,0 +1,60 @@
+"""The wheel: built from the sdist, installed apart, it works from an empty folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "mlx_fastvlm")
+
+
+def run(*command, **options):
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """Built in a copy, so that nothing is left in the working tree, and nothing in it that git does not know helps."""
+    pytest.importorskip("build")
+    tree, built = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("built")
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, tree)
+    run(sys.executable, "-m", "build", "--outdir", built, tree)
+    (wheel,) = built.glob("*.whl")
+    assert list(built.glob("*.tar.gz"))
+    return wheel
+
+
+def test_it_holds_the_package_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as file:
+        names = {name for name in file.namelist() if ".dist-info/" not in name}
+    files = (path for path in (ROOT / "mlx_fastvlm").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    assert names == {str(path.relative_to(ROOT).as_posix()) for path in files}
+    assert {"mlx_fastvlm/demo/model.safetensors", "mlx_fastvlm/py.typed"} <= names
+
+
+def test_it_works_from_an_empty_folder(wheel, tmp_path):
+    site, empty = tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel)
+    env = {**os.environ, "PYTHONPATH": str(site)}
+    where = run(sys.executable, "-c", "import mlx_fastvlm; print(mlx_fastvlm.__file__)", env=env, cwd=empty)
+    assert Path(where.strip()).parent == site / "mlx_fastvlm"
+    picture = ROOT / "examples" / "images" / "shapes-8.png"
+    command = ["-m", "mlx_fastvlm.generate", "--model", "demo", "--image", picture, "--json"]
+    assert json.loads(run(sys.executable, *command, env=env, cwd=empty))["text"] == "A small red triangle."
+    assert list(empty.iterdir()) == []
+    version = run(sys.executable, "-c", "import mlx_fastvlm; print(mlx_fastvlm.__version__)", env=env, cwd=empty)
+    assert f"-{version.strip()}-" in wheel.name
+    assert (site / "bin" / "fastvlm").exists()
