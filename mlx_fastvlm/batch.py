@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import mlx.core as mx
 
@@ -99,7 +100,8 @@ def _answer(
     for produced in range(1, options.max_tokens + 1):
         # The next tokens compute while these become text.
         upcoming = choose(step(model, tokens, layers)) if produced < options.max_tokens else None
-        for row, token, logit in zip(running, tokens.tolist(), largest.tolist()):
+        values: Any = (tokens.tolist(), largest.tolist())
+        for row, token, logit in zip(running, *values):
             check_finite(logit, model, bool(options.logits_processors))
             row.pieces.append(row.text.add(token))
         going = [i for i, row in enumerate(running) if not row.text.ended]
@@ -109,6 +111,6 @@ def _answer(
             kept = mx.array(going)
             for layer in layers:
                 layer.filter(kept)
-            upcoming, running = [x[kept] for x in upcoming], [running[i] for i in going]
+            upcoming, running = (upcoming[0][kept], upcoming[1][kept]), [running[i] for i in going]
         tokens, largest = upcoming
     return ["".join(row.pieces) + row.text.finish() for row in rows]

@@ -44,6 +44,9 @@ class BoundedQuantizedKVCache(BoundedKVCache):
     ``keys`` and ``values`` are triples (packed, scales, biases) of arrays (batch, heads, tokens, ...).
     """
 
+    keys: Any
+    values: Any
+
     def __init__(self, max_size: int, keep: int, group_size: int, bits: int):
         super().__init__(max_size, keep)
         self.group_size = group_size

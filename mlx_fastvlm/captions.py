@@ -10,6 +10,7 @@ from PIL import Image
 
 from .batch import batch_generate
 from .images import load_frames
+from .messages import Prompt
 from .model import FastVlmForConditionalGeneration
 from .processing import FastVlmProcessor
 
@@ -52,7 +53,7 @@ def caption_folder(
                     pictures[file.name] = list(processor.squares(frames, options.get("image_size")))
                 except (ValueError, OSError) as error:
                     results[file.name] = {"error": str(error)}
-            prompts = [prompt] * len(pictures)
+            prompts: list[Prompt] = [prompt] * len(pictures)
             texts = batch_generate(model, processor, prompts, list(pictures.values()), batch_size=batch_size, **options)
             results |= {name: {"text": text} for name, text in zip(pictures, texts)}
             broken += len(results) - len(texts)

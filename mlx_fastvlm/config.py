@@ -106,7 +106,7 @@ class TextConfig:
     num_attention_heads: int = 28
     num_key_value_heads: int = 4
     vocab_size: int = 152128
-    head_dim: int | None = None
+    head_dim: int = None  # type: ignore[assignment]  # __post_init__ sets it
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
     max_position_embeddings: int = 32768
@@ -192,7 +192,7 @@ class FastVlmConfig:
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> FastVlmConfig:
         """Read a parsed ``config.json`` of any layout; ``ValueError`` where it is not a FastVLM's."""
-        read = _READERS.get(config.get("model_type"))
+        read = _READERS.get(str(config.get("model_type")))
         if read is None:
             raise ValueError(
                 f"config.json has model_type {config.get('model_type')!r}, which is not a FastVLM; "
@@ -388,11 +388,12 @@ def _read_apple(config: dict[str, Any]) -> FastVlmConfig:
 
 def _read_transformers(config: dict[str, Any]) -> FastVlmConfig:
     """transformers' fast_vlm, and ours, which adds ``image_aspect_ratio`` and ``quantization``."""
-    text = config.get("text_config") or {}
+    vision: Any = config.get("vision_config") or {}
+    text: Any = config.get("text_config") or {}
     tied = config.get("tie_word_embeddings") or text.get("tie_word_embeddings") or False
     eos = config.get("eos_token_id")
     base = FastVlmConfig(
-        vision_config=config.get("vision_config") or {},
+        vision_config=vision,
         text_config=text,
         image_token_id=_first(config, "image_token_id", "image_token_index", default=151646),
         tie_word_embeddings=bool(tied),

@@ -73,6 +73,7 @@ def to_transformers(
     tokenizer = Tokenizer.from_str(processor.tokenizer.to_str())
     tokenizer.add_special_tokens([AddedToken(IMAGE_MARK, normalized=False, special=True)])
     image_token = tokenizer.token_to_id(IMAGE_MARK)
+    assert image_token is not None  # it is there now, at the latest
     vocabulary = config.text_config.vocab_size
     if config.image_token_id != image_token:
         vocabulary = math.ceil((vocabulary + 2) / PAD_TO) * PAD_TO

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 def of_picture(pixels: np.ndarray, *settings: object) -> str:
     """Of a picture's bytes (uint8), their shape, and the settings that decide what the model sees of it."""
     digest = hashlib.sha256(repr((pixels.shape, pixels.dtype.str, settings)).encode())
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()[:32]
 
 

@@ -220,8 +220,8 @@ def _modules(config: VisionConfig) -> Iterator[tuple[Callable[..., Named], tuple
             down, size = f"{stage}.downsample", config.down_patch_size
             yield _conv, (f"{down}.proj.0", f"{down}.depthwise", (width, size, size, 1))
             yield _pointwise, (f"{down}.proj.1", f"{down}.pointwise", width)
-        if config.pos_embs_shapes[index]:
-            size = config.pos_embs_shapes[index][0]
+        if position := config.pos_embs_shapes[index]:
+            size = position[0]
             yield _position, (f"{stage}.pos_emb", f"{stage}.pos_emb", (width, size, size, 1))
         for number in range(config.layers[index]):
             block = f"{stage}.blocks.{number}"

@@ -223,7 +223,8 @@ class Qwen2Model(nn.Module):
         checkpoint = self.gradient_checkpointing and self.training and not cache
         mask = self._mask(inputs_embeds, attention_mask, cache)
         x = inputs_embeds
-        hidden_states, attentions = [x], []
+        hidden_states: list[mx.array] = [x]
+        attentions: list[Any] = []
         for layer, layer_cache in zip(self.layers, cache or [None] * len(self.layers)):
             run = nn.utils.checkpoint(layer) if checkpoint else layer
             x, weights = run(x, mask, layer_cache, position_ids, eager)

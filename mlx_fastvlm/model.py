@@ -45,8 +45,8 @@ class FastVlmCausalLMOutputWithPast:
         past_key_values, hidden_states, attentions, image_hidden_states: see :class:`FastVlmModelOutputWithPast`.
     """
 
-    loss: mx.array | None = None
-    logits: mx.array | None = None
+    loss: mx.array | None
+    logits: mx.array
     past_key_values: list[Any] | None = None
     hidden_states: tuple[mx.array, ...] | None = None
     attentions: tuple[mx.array, ...] | None = None
@@ -214,6 +214,7 @@ class FastVlmModel(nn.Module):
             (batch, length, text hidden size), in the embedding's dtype.
         """
         if inputs_embeds is None:
+            assert input_ids is not None  # one of the two is given
             placeholders = input_ids == self.config.image_token_id
             inputs_embeds = self.get_input_embeddings()(mx.where(placeholders, 0, input_ids))
         if image_features is None:
@@ -358,7 +359,7 @@ class FastVlmForConditionalGeneration(FastVlmModel):
         """
         first = slice(None if next_sequence_length is None else -next_sequence_length, None)
         if inputs_embeds is not None and is_first_iteration:
-            inputs = {"inputs_embeds": inputs_embeds[:, first]}
+            inputs: dict[str, Any] = {"inputs_embeds": inputs_embeds[:, first]}
         else:
             inputs = {"input_ids": input_ids[:, first]}
         (step,) = inputs.values()
@@ -377,7 +378,7 @@ class FastVlmForConditionalGeneration(FastVlmModel):
             return self.lm_head(hidden_states)
         return self.language_model.embed_tokens.as_linear(hidden_states)
 
-    def __call__(
+    def __call__(  # type: ignore[override]  # labels come in the midst, as in transformers
         self,
         input_ids: mx.array | None = None,
         pixel_values: mx.array | None = None,

@@ -245,7 +245,7 @@ class FastVlmProcessor:
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}.")
         images = [] if images is None else _as_list(images)
-        inputs = {}
+        inputs: dict[str, mx.array] = {}
         if text is not None:
             rows = [self.encode(prompt, image_size) for prompt in ([text] if isinstance(text, str) else text)]
             marks = sum(row.count(self.image_token_id) for row in rows) // self.num_image_tokens(image_size)
@@ -280,11 +280,12 @@ class FastVlmProcessor:
             return f"\ue000{nonce}:{len(said) - 1}\ue001"
 
         wants_parts = nonce not in render(messages=[{"role": "user", "content": nonce}], add_generation_prompt=False)
-        prepared = []
+        prepared: list[dict[str, Any]] = []
         for message in messages:
             if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
                 raise ValueError('A message must be a dict with "role" and "content".')
             parts = _parts(message["content"])
+            content: str | list[dict[str, Any]]
             if wants_parts:
                 content = [{"type": "image"} if is_picture(p) else {**p, "text": stand_in(p["text"])} for p in parts]
             else:
@@ -298,12 +299,12 @@ class FastVlmProcessor:
         placeholders = [self.image_token_id] * self.num_image_tokens(image_size)
         ids: list[int] = []
         for run in self._runs(pieces):
-            if run == IMAGE_MARK:
-                ids += placeholders
+            if isinstance(run, _Plain):
+                ids += self.tokenizer.encode(run.text, add_special_tokens=False).ids
             elif isinstance(run, int):
                 ids.append(run)
             else:
-                ids += self.tokenizer.encode(run.text, add_special_tokens=False).ids
+                ids += placeholders
         return ids
 
     def _runs(self, pieces: list[tuple[str, bool]]) -> Iterable[str | int | _Plain]:
@@ -483,9 +484,9 @@ def _eos_token_ids(tokenizer: Tokenizer, config: FastVlmConfig, *files: dict[str
     contents = {"<|im_end|>", "<|endoftext|>"}
     for settings in files:
         ids.update(_as_list(settings.get("eos_token_id") or []))
-        contents.add(_content(settings.get("eos_token")))
-    ids.update(tokenizer.token_to_id(content) for content in contents if content)
-    return frozenset(ids - {None})
+        contents.add(_content(settings.get("eos_token")) or "")
+    found = (tokenizer.token_to_id(content) for content in contents)
+    return frozenset(ids).union(id for id in found if id is not None)
 
 
 def _template(folder: Path, settings: dict[str, Any]) -> str:

@@ -75,7 +75,7 @@ def dequantized(tensors: dict[str, mx.array], modules: dict[str, dict]) -> dict[
     """The tensors with these modules' weights unpacked to float32. Nothing is computed yet."""
     tensors = dict(tensors)
     for module, how in modules.items():
-        parts = [tensors.pop(f"{module}.scales"), tensors.pop(f"{module}.biases", None)]
+        parts: list[Any] = [tensors.pop(f"{module}.scales"), tensors.pop(f"{module}.biases", None)]
         if how["mode"] == "affine":  # in the type of its scales, of which a product needs more digits than they have
             parts = [part.astype(mx.float32) for part in parts]
         weight = mx.dequantize(tensors[f"{module}.weight"], *parts, **how)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
@@ -44,7 +45,7 @@ class Chooser:
         self._tokens = mx.array(ids, mx.int32)
         # Without a seed it takes one from MLX's generator, which mx.random.seed controls.
         if options.temperature > 0:
-            seed = mx.random.randint(0, 2**31 - 1).item() if options.seed is None else options.seed
+            seed: Any = mx.random.randint(0, 2**31 - 1).item() if options.seed is None else options.seed
             self._key = mx.random.key(seed)
 
     def __call__(self, logits: mx.array) -> Choice:
