@@ -60,6 +60,27 @@ def test_a_failed_download_is_an_oserror(monkeypatch):
         load("apple/FastVLM-0.5B")
 
 
+@pytest.mark.parametrize(
+    ("fault", "kind", "advice"),
+    [
+        ("GatedRepoError", OSError, "accept its terms on the hub"),
+        ("RepositoryNotFoundError", FileNotFoundError, "no such model; check the name"),
+        ("RevisionNotFoundError", FileNotFoundError, "has no revision 'v9'"),
+    ],
+)
+def test_what_the_hub_refuses(monkeypatch, fault, kind, advice):
+    from huggingface_hub import errors
+
+    error = getattr(errors, fault)
+
+    def refuse(*_, **__):
+        raise error.__new__(error)  # what it is made of depends on the hub package's version
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(kind, match=advice):
+        load("someone/model", revision="v9")
+
+
 @pytest.mark.parametrize("name", ["nowhere", "./a/b", "a/b/c", "/no/such/folder"])
 def test_no_such_checkpoint(name):
     with pytest.raises(FileNotFoundError, match="hub id"):
