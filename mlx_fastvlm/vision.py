@@ -11,12 +11,14 @@ matrix product, and the only form that can be quantized.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from .config import VisionConfig
+from .kernels import add_matmul, add_two, attention, depthwise_conv2d, gelu
 
 
 class DepthwiseConv2d(nn.Module):
@@ -34,19 +36,18 @@ class DepthwiseConv2d(nn.Module):
         if bias:
             self.bias = mx.zeros((out_channels,))
         self._stride = stride
-        self._padding = kernel_size // 2
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """(batch, height, width, in_channels) -> (batch, height / stride, width / stride, out_channels)."""
-        channels = x.shape[-1]
-        per_input = self.weight.shape[0] // channels
-        # Metal has a fast kernel for exactly one output per group: run one such convolution for each of the two.
-        outputs = [
-            mx.conv2d(x, self.weight[i::per_input], self._stride, self._padding, groups=channels)
-            for i in range(per_input)
-        ]
-        y = outputs[0] if per_input == 1 else mx.stack(outputs, axis=-1).flatten(-2)
-        return y + self.bias if "bias" in self else y
+    def __call__(self, x: mx.array, then: Callable[[mx.array, slice], mx.array] = lambda y, rows: y) -> mx.array:
+        """(batch, height, width, in_channels) -> (batch, height / stride, width / stride, out_channels).
+
+        Args:
+            then: what follows for each pixel on its own, given the rows; a CPU does both a band of rows at a time.
+        """
+        return depthwise_conv2d(x, self.weight, self.get("bias"), self._stride, then)
+
+    def without_bias(self, x: mx.array) -> mx.array:
+        """The convolution alone, for a bias that is added together with something else."""
+        return depthwise_conv2d(x, self.weight, None, self._stride)
 
 
 class Stem(nn.Module):
@@ -63,9 +64,7 @@ class Stem(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(batch, height, width, 3) -> (batch, height / 4, width / 4, channels)."""
-        x = nn.gelu(self.conv(x))
-        x = nn.gelu(self.depthwise(x))
-        return nn.gelu(self.pointwise(x))
+        return self.depthwise(gelu(self.conv(x)), lambda y, rows: gelu(self.pointwise(gelu(y))))
 
 
 class Downsample(nn.Module):
@@ -81,14 +80,13 @@ class Downsample(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(batch, height, width, in_channels) -> (batch, height / 2, width / 2, out_channels)."""
-        x = nn.gelu(self.depthwise(x))
-        return nn.gelu(self.pointwise(x))
+        return self.depthwise(x, lambda y, rows: gelu(self.pointwise(gelu(y))))
 
 
 class ConvMlp(nn.Module):
     """A 7x7 depthwise convolution for spatial context, then a two-layer perceptron for each pixel.
 
-    timm's ``ConvMlp`` of FastViT, with its BatchNorm and the layer scale behind it folded in.
+    timm's ``ConvMlp`` of FastViT and the skip around it, with its BatchNorm and the layer scale behind it folded in.
     """
 
     def __init__(self, channels: int, hidden: int):
@@ -97,9 +95,9 @@ class ConvMlp(nn.Module):
         self.fc1 = nn.Linear(channels, hidden)
         self.fc2 = nn.Linear(hidden, channels)
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """(batch, height, width, channels) -> the same shape."""
-        return self.fc2(nn.gelu(self.fc1(self.conv(x))))
+    def __call__(self, x: mx.array, skip: mx.array) -> mx.array:
+        """``skip`` + the perceptron of x, without its last bias, which is in ``skip``: all of x's shape."""
+        return self.conv(x, lambda y, rows: add_matmul(skip[:, rows], gelu(self.fc1(y)), self.fc2))
 
 
 class Attention(nn.Module):
@@ -116,7 +114,7 @@ class Attention(nn.Module):
         batch, height, width, channels = x.shape
         qkv = self.qkv(x).reshape(batch, height * width, 3, -1, self._head_dim)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)
-        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=self._head_dim**-0.5)
+        y = attention(q, k, v, scale=self._head_dim**-0.5)
         return self.proj(y.transpose(0, 2, 1, 3).reshape(batch, height, width, channels))
 
 
@@ -133,8 +131,8 @@ class RepMixerBlock(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(batch, height, width, channels) -> the same shape."""
-        x = self.token_mixer(x)
-        return x + self.mlp(x)
+        x, skip = add_two(self.token_mixer.without_bias(x), self.token_mixer.bias, self.mlp.fc2.bias)
+        return self.mlp(x, skip)
 
 
 class AttentionBlock(nn.Module):
@@ -151,8 +149,8 @@ class AttentionBlock(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(batch, height, width, channels) -> the same shape."""
-        x = x + self.token_mixer(self.norm(x))
-        return x + self.mlp(x)
+        x, skip = add_two(self.token_mixer(self.norm(x)), x, self.mlp.fc2.bias)
+        return self.mlp(x, skip)
 
 
 class Stage(nn.Module):
@@ -221,7 +219,7 @@ class FinalConv(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(batch, height, width, in_channels) -> (batch, height, width, out_channels)."""
-        return nn.gelu(self.se(self.depthwise(x)))
+        return gelu(self.se(self.depthwise(x)))
 
 
 @dataclass
