@@ -107,3 +107,16 @@ def test_the_drawing_is_the_scripts(monkeypatch):
     import architecture
 
     assert architecture.draw() == text(ROOT / "docs" / "figures" / "architecture.svg")
+
+
+def test_files_import_only_files_above_them():
+    """docs/architecture.md lists every file of the package, and each imports, at its top, only those listed before."""
+    listed = re.findall(r"^\| `(\w+)\.py` \|", text(ROOT / "docs" / "architecture.md"), re.M)
+    assert sorted(listed) == sorted(
+        file.stem for file in (ROOT / "mlx_fastvlm").glob("*.py") if file.stem != "__init__"
+    )
+    for position, name in enumerate(listed):
+        for node in ast.parse(text(ROOT / "mlx_fastvlm" / f"{name}.py")).body:
+            if isinstance(node, ast.ImportFrom) and node.level:
+                imported = {node.module} if node.module else {alias.name for alias in node.names}
+                assert imported <= set(listed[:position]), f"{name}.py imports {imported}, listed below it"
