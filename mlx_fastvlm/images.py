@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 URL_TIMEOUT = 20  # seconds without an answer
 URL_DEADLINE = 120  # seconds for all of it
@@ -119,7 +119,7 @@ def _frames(image: Image.Image, name: str, frames: int) -> list[Image.Image]:
     pictures, before = [], image.tell()
     for place in np.linspace(0, count - 1, min(frames, count)).round():
         image.seek(int(place))
-        pictures.append(_to_rgb(image, name))
+        pictures.append(_to_rgb(image.copy(), name))
     image.seek(before)
     return pictures
 
@@ -142,14 +142,16 @@ def _register_heif():
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     try:
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)  # which copies what is upright already
         if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
             return _from_high_range(image)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             paper = Image.new("RGBA", image.size, "white")
             return Image.alpha_composite(paper, image).convert("RGB")
-        return image.convert("RGB")  # a no-op but for a copy where it is RGB already
+        image.load()
+        return image if image.mode == "RGB" else image.convert("RGB")  # which copies what is RGB already
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise _broken(name, error) from None
 

@@ -109,28 +109,36 @@ def add_matmul(x: mx.array, y: mx.array, layer: nn.Linear) -> mx.array:
 # Attention
 
 
-def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-    """Attention of all queries to all keys.
+def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | str | None = None) -> mx.array:
+    """Scaled dot-product attention.
 
     Args:
         q: (batch, heads, queries, head_dim).
-        k, v: (batch, heads, keys, head_dim).
+        k, v: (batch, heads or a divisor of it, keys, head_dim).
+        mask: bool, broadcast to (batch, 1, queries, keys), True where a query may look; or "causal"; or None.
 
     Returns:
         The shape of ``q``.
     """
-    if not slow_device(q):
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+    if not slow_device(q) or q.shape[2] == 1:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+    (batch, heads, queries, _), (_, kv_heads, keys, _) = q.shape, k.shape
+    # Query heads that share a key head: (batch, key heads, queries of all of them, head_dim).
+    shared = heads // kv_heads
+    q = (q * scale).reshape(batch, kv_heads, shared * queries, -1)
+    if isinstance(mask, str):
+        mask = mx.arange(keys - queries, keys)[:, None] >= mx.arange(keys)
     # Some heads at a time, each group only after the one before: their scores are the tower's largest arrays.
-    scores_per_head = q.shape[0] * q.shape[2] * k.shape[2]
-    group = max(1, 2 * PIECE // scores_per_head)
+    group = max(1, 2 * PIECE // (batch * shared * queries * keys))
     done: list[mx.array] = []
-    for first in range(0, q.shape[1], group):
-        part = q[:, first : first + group] * scale
-        scores = mx.depends([part], done[-1:])[0] @ k[:, first : first + group].swapaxes(-1, -2)
+    for first in range(0, kv_heads, group):
+        part = slice(first, first + group)
+        scores = mx.depends([q[:, part]], done[-1:])[0] @ k[:, part].swapaxes(-1, -2)
+        if mask is not None:
+            scores = mx.where(mask, scores.reshape(batch, -1, queries, keys), -1e9).reshape(scores.shape)
         weights = _exp_from_root(_root_of_exp(scores - scores.max(axis=-1, keepdims=True)))
-        done.append((weights @ v[:, first : first + group]) / weights.sum(axis=-1, keepdims=True))
-    return mx.concatenate(done, axis=1)
+        done.append((weights @ v[:, part]) / weights.sum(axis=-1, keepdims=True))
+    return mx.concatenate(done, axis=1).reshape(batch, heads, queries, -1)
 
 
 # Depthwise convolution

@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .config import TextConfig
+from .kernels import attention, silu
 
 
 def rotate(x: mx.array, position_ids: mx.array, base: float) -> mx.array:
@@ -102,7 +103,7 @@ class Attention(nn.Module):
 
             y = scaled_dot_product_attention(q, k, v, cache=cache, scale=scale, mask=mask)
         else:
-            y = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+            y = attention(q, k, v, scale, mask)
         return self.o_proj(y.transpose(0, 2, 1, 3).reshape(batch, length, -1)), weights
 
 
@@ -142,7 +143,7 @@ class MLP(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(..., hidden size) -> the same shape."""
-        return self.down_proj(nn.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class DecoderLayer(nn.Module):

@@ -83,10 +83,14 @@ def square(image: Image.Image, size: int, aspect_ratio: str) -> Image.Image:
     width, height = image.size
     if aspect_ratio == "pad":
         side = max(width, height)
+        canvas = (side, side)
+        if width > height:
+            # Pillow resizes along rows first, and here the rows are whole: do that before the black bars are added.
+            image, canvas = image.resize((size, height), Image.Resampling.BICUBIC), (size, side)
         if width != height:
-            canvas = Image.new("RGB", (side, side))
-            canvas.paste(image, ((side - width) // 2, (side - height) // 2))
-            image = canvas
+            padded = Image.new("RGB", canvas)
+            padded.paste(image, ((canvas[0] - image.width) // 2, (side - height) // 2))
+            image = padded
         return image.resize((size, size), Image.Resampling.BICUBIC)
     short, long = min(width, height), max(width, height)
     long = int(size * long / short)

@@ -1,0 +1,139 @@
+"""The CPU's forms of slow operations against MLX's own, and how much work a picture is on a GPU."""
+
+import math
+import re
+import shutil
+from collections import Counter
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from mlx_fastvlm import FastViTHD, VisionConfig, kernels
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu():
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    yield
+    mx.set_default_device(before)
+
+
+def plain_convolution(x, weight, bias, stride):
+    y = mx.conv2d(x, weight, stride, weight.shape[1] // 2, groups=x.shape[-1])
+    return y if bias is None else y + bias
+
+
+@pytest.mark.parametrize(
+    ("batch", "height", "width", "channels", "per_input", "size", "stride"),
+    [
+        (1, 16, 16, 8, 1, 7, 1),
+        (2, 20, 37, 8, 1, 3, 1),  # a width that strips don't divide
+        (1, 64, 64, 16, 2, 7, 2),
+        (2, 9, 9, 4, 2, 3, 1),
+        (1, 17, 23, 4, 1, 3, 2),  # odd sides at stride 2
+        (3, 128, 130, 32, 1, 7, 2),  # several bands
+        (1, 1, 1, 4, 1, 7, 1),
+        (1, 5, 2, 4, 1, 7, 2),
+    ],
+)
+def test_depthwise_convolution_and_its_gradients(batch, height, width, channels, per_input, size, stride, monkeypatch):
+    monkeypatch.setattr(kernels, "PIECE", 2**12)  # bands, without the size that makes them worth their while
+    mx.random.seed(0)
+    x = mx.random.normal((batch, height, width, channels))
+    weight = mx.random.normal((channels * per_input, size, size, 1))
+    bias = mx.random.normal((channels * per_input,))
+
+    def ours(x, weight, bias):
+        return kernels.depthwise_conv2d(x, weight, bias, stride)
+
+    def plain(x, weight, bias):
+        return plain_convolution(x, weight, bias, stride)
+
+    assert mx.allclose(ours(x, weight, bias), plain(x, weight, bias), atol=3e-5)
+    assert mx.allclose(ours(x, weight, None), plain(x, weight, None), atol=3e-5)
+    weighted = mx.random.normal(plain(x, weight, bias).shape)
+    gradients = [
+        mx.grad(lambda *a, f=f: (f(*a) * weighted).sum(), argnums=(0, 1, 2))(x, weight, bias) for f in (ours, plain)
+    ]
+    for got, expected in zip(*gradients):
+        assert mx.abs(got - expected).max() <= 1e-5 * mx.abs(expected).max()
+
+
+def test_what_follows_a_convolution_sees_the_rows_it_is_given(monkeypatch):
+    monkeypatch.setattr(kernels, "PIECE", 2**9)
+    x, weight = mx.random.normal((1, 40, 16, 8)), mx.random.normal((8, 7, 7, 1))
+    seen = []
+
+    def add(y, rows):
+        seen.append(rows)
+        return y + x[:, rows]
+
+    y = kernels.depthwise_conv2d(x, weight, None, 1, add)
+    assert len(seen) == 10
+    assert mx.allclose(y, plain_convolution(x, weight, None, 1) + x, atol=3e-5)
+
+
+def test_activations_are_exact_and_their_gradients_finite():
+    values = np.concatenate([np.linspace(-12, 12, 20001), [-6e4, -100, 100, 6e4]]).astype(np.float32)
+    x = mx.array(values)
+    gelu = [v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in values.astype(float)]
+    silu = [v / (1 + math.exp(-v)) if v > -700 else 0.0 for v in values.astype(float)]
+    assert np.abs(np.array(kernels.gelu(x)) - gelu).max() <= 1e-6
+    assert np.abs(np.array(kernels.silu(x)) - silu).max() <= 3e-6
+    for ours, plain in ((kernels.gelu, nn.gelu), (kernels.silu, nn.silu)):
+        got, expected = (mx.grad(lambda x, f=f: f(x).sum())(x) for f in (ours, plain))
+        assert mx.abs(got - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("mask", [None, "causal", "padding"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+def test_attention(mask, heads, kv_heads, monkeypatch):
+    monkeypatch.setattr(kernels, "PIECE", 2**10)  # heads in groups
+    mx.random.seed(1)
+    q = mx.random.normal((2, heads, 24, 16)) * 3
+    k, v = (mx.random.normal((2, kv_heads, 40, 16)) * 3 for _ in range(2))
+    if mask == "padding":
+        mask = mx.arange(40)[None, None, None] >= mx.array([3, 0])[:, None, None, None]
+    expected = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.25, mask=mask)
+    assert mx.abs(kernels.attention(q, k, v, 0.25, mask) - expected).max() <= 3e-5
+
+
+def test_both_forms_of_the_tower_agree(monkeypatch):
+    config = VisionConfig(layers=[1, 1, 1, 1, 1], embed_dims=[8, 16, 32, 32, 64])
+    tower = FastViTHD(config)
+    mx.random.seed(2)
+    tower.update(random_like(tower.parameters()))
+    pixels = mx.random.uniform(shape=(2, 128, 192, 3))
+    ours = tower(pixels).last_hidden_state
+    monkeypatch.setattr(kernels, "slow_device", lambda x: False)
+    gpu = tower(pixels).last_hidden_state
+    assert mx.abs(ours - gpu).max() <= 1e-4 * gpu.std()
+
+
+def random_like(tree):
+    if isinstance(tree, dict):
+        return {name: random_like(value) for name, value in tree.items()}
+    if isinstance(tree, list):
+        return [random_like(value) for value in tree]
+    return mx.random.normal(tree.shape) * (0.2 if tree.ndim > 1 else 0.1)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="MLX fuses on the CPU only with a C++ compiler")
+def test_kernels_of_a_picture_on_a_gpu(monkeypatch, tmp_path):
+    """The exported graph of the tower as a GPU gets it. What only looks at an array differently is no kernel; the
+    operations that are one kernel on a GPU, but several on the CPU that builds the graph here, are replaced by one.
+    """
+    monkeypatch.setattr(kernels, "slow_device", lambda x: False)
+    monkeypatch.setattr(mx.fast, "layer_norm", lambda x, *_: mx.sort(x))
+    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", lambda q, k, v, **_: mx.sort(q))
+    tower = FastViTHD(VisionConfig())
+    mx.eval(tower.parameters())
+    mx.export_to_dot(str(tmp_path / "graph.dot"), tower(mx.zeros((1, 1024, 1024, 3))).last_hidden_state)
+    operations = Counter(re.findall(r'label ="([^"]+)", shape=rectangle', (tmp_path / "graph.dot").read_text()))
+    views = {"Reshape", "Transpose", "Slice", "Broadcast", "Flatten", "Unflatten", "Squeeze", "ExpandDims", "Split"}
+    kernels_per_picture = sum(count for name, count in operations.items() if name not in views)
+    assert operations["Convolution"] == 96
+    assert kernels_per_picture <= 340
