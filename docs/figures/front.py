@@ -51,14 +51,14 @@ def session():
         yield answer.strip(), INK
 
 
-def draw():
+def draw(lines):
     font = ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSansMono.ttf"), SIZE)
-    lines = [
+    wrapped = [
         (part, colour)
-        for line, colour in session()
+        for line, colour in lines
         for part in textwrap.wrap(line, COLUMNS, subsequent_indent="  ", break_on_hyphens=False) or [""]
     ]
-    width, height = int(COLUMNS * font.getlength("m")) + 2 * PADDING, int(len(lines) * SIZE * 1.42) + 110
+    width, height = int(COLUMNS * font.getlength("m")) + 2 * PADDING, int(len(wrapped) * SIZE * 1.42) + 110
     left = height + 24  # the picture is as high as the terminal
     image = Image.new("RGBA", (left + width, height))
     image.paste(Image.open(ROOT / PICTURE).resize((height, height), Image.Resampling.LANCZOS))
@@ -67,10 +67,10 @@ def draw():
     pen.rounded_rectangle((left, 0, image.width - 1, 48), 18, fill=BAR, corners=(True, True, False, False))
     for i, colour in enumerate(("#ff5f57", "#febc2e", "#28c840")):
         pen.ellipse((left + 22 + 34 * i, 16, left + 40 + 34 * i, 34), fill=colour)
-    for i, (line, colour) in enumerate(lines):
+    for i, (line, colour) in enumerate(wrapped):
         pen.text((left + PADDING, 72 + int(i * SIZE * 1.42)), line, font=font, fill=colour)
     return image
 
 
 if __name__ == "__main__":
-    draw().save(Path(__file__).parent / "front.png", optimize=True)
+    draw(session()).save(Path(__file__).parent / "front.png", optimize=True)
