@@ -112,19 +112,15 @@ def test_the_architecture_is_drawn_from_the_configuration(figures):
     assert architecture.draw() == text(ROOT / "docs" / "figures" / "architecture.svg")
 
 
-def test_the_other_drawings(figures):
+def test_the_front_picture_shows_what_the_terminal_does(figures):
     pytest.importorskip("matplotlib")
     import front
-    import sizes
 
     answer = "A big blue star, a big orange square, a big green triangle and a big cyan triangle."
     lines = [line for line, _ in front.session()]
     assert lines[1] == answer
     assert lines[5:] == ["> What colour is the star?", "Blue.", *lines[7:]]
     assert front.draw(lines=[(line, "white") for line in lines]).width > 1500
-    table = "| image_size | image tokens | ...\n|---|\n| 256 | 16 | 40 | 0.52 s |\n| 512 | 64 | 88 | 1.20 s |\n"
-    (line,) = sizes.draw(table).axes[0].lines
-    assert line.get_xydata().tolist() == [[256, 0.52], [512, 1.2]]
 
 
 def test_files_import_only_files_above_them():
