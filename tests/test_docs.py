@@ -24,7 +24,7 @@ def text(page):
 def anchors(page):
     """GitHub's and MkDocs' names of a page's headings."""
     headings = re.findall(r"^#+ (.+)$", CODE.sub("", text(page)), re.M)
-    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)|[`*_]", r"\1", heading) for heading in headings)
+    plain = (re.sub(r"\[([^\]]*)\]\([^)]*\)|[`*]", r"\1", heading) for heading in headings)
     return {re.sub(r" ", "-", re.sub(r"[^\w\- ]", "", heading.strip().lower())) for heading in plain}
 
 
