@@ -1,7 +1,7 @@
 """KV-cache policies: what a generation keeps of its tokens, one cache for each decoder layer.
 
-Unbounded, a layer has mlx-lm's ``KVCache`` or ``QuantizedKVCache``. Bounded, it has one of the two classes here: they
-keep the first ``keep`` tokens, which are the prompt with its pictures, and of the others the latest.
+The usual one, which keeps everything, is here. The others are mlx-lm's or build on it, and mlx-lm is imported only for
+them: that takes longer than answering a question about a picture does on a Mac.
 """
 
 from __future__ import annotations
@@ -9,98 +9,67 @@ from __future__ import annotations
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_map
-from mlx_lm.models.cache import KVCache, QuantizedKVCache, RotatingKVCache
 
 from .errors import UsageError
 from .model import FastVlmModel
 
 
-class BoundedKVCache(RotatingKVCache):
-    """mlx-lm's rotating cache, which overwrites the oldest of the tokens behind the protected ones.
+class KVCache:
+    """Keeps all keys and values; an equal of mlx-lm's class of this name.
 
-    A token sees the first ``keep`` tokens and the last ``max_size - keep`` up to itself, no matter in what pieces the
-    tokens came.
+    Attributes:
+        keys, values: (batch, heads, places, head_dim), the first ``offset`` places taken; None while empty.
+        offset: how many tokens it holds.
+        step: places are added so many at a time.
     """
+
+    step = 256
+
+    def __init__(self):
+        self.keys: mx.array | None = None
+        self.values: mx.array | None = None
+        self.offset = 0
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Keys and values (batch, heads, new tokens, head_dim) -> those of all tokens."""
+        end = self.offset + keys.shape[2]
+        if self.keys is None or self.values is None:
+            self.keys, self.values = self._places(keys, end), self._places(values, end)
+        elif end > self.keys.shape[2]:
+            more = end - self.keys.shape[2]
+            self.keys = mx.concatenate([self.keys, self._places(keys, more)], axis=2)
+            self.values = mx.concatenate([self.values, self._places(values, more)], axis=2)
+        self.keys[..., self.offset : end, :] = keys
+        self.values[..., self.offset : end, :] = values
+        self.offset = end
+        return self.keys[..., :end, :], self.values[..., :end, :]
+
+    def _places(self, like: mx.array, needed: int) -> mx.array:
+        """Free places, at least as many as needed."""
+        count = -(-needed // self.step) * self.step
+        return mx.zeros((*like.shape[:2], count, like.shape[3]), like.dtype)
 
     def make_mask(self, length: int, window_size: int | None = None, return_array: bool = False):
-        """The mask for ``length`` new tokens: None, "causal", or (length, keys) of bool.
-
-        mlx-lm's own slides its window over the protected tokens too, so that the later tokens of a follow-up question
-        would lose sight of the picture.
-        """
+        """The mask for ``length`` new tokens: None for one, "causal", or (length, keys) of bool."""
         if length == 1:
-            return None  # all that the cache holds is for the newest token to see
-        offset = min(self.max_size - 1, self.offset)
-        if offset + length <= self.max_size and not return_array:
+            return None
+        if not return_array:
             return "causal"
-        query, key = mx.arange(offset, offset + length)[:, None], mx.arange(offset + length)
-        return (key <= query) & ((key < self.keep) | (query - key < self.max_size - self.keep))
+        return mx.arange(self.offset, self.offset + length)[:, None] >= mx.arange(self.offset + length)
 
+    def is_trimmable(self) -> bool:
+        """Whether :meth:`trim` can forget the latest tokens: always."""
+        return True
 
-class BoundedQuantizedKVCache(BoundedKVCache):
-    """The same with keys and values in ``bits`` bits, every ``group_size`` of them with a scale and a bias.
-
-    ``keys`` and ``values`` are triples (packed, scales, biases) of arrays (batch, heads, tokens, ...).
-    """
-
-    keys: Any
-    values: Any
-
-    def __init__(self, max_size: int, keep: int, group_size: int, bits: int):
-        super().__init__(max_size, keep)
-        self.group_size = group_size
-        self.bits = bits
-
-    @property
-    def _room(self) -> int:
-        """How many tokens the arrays have places for."""
-        return 0 if self.keys is None else self.keys[0].shape[2]
-
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[tuple[mx.array, ...], ...]:
-        """Keys and values (batch, heads, new tokens, head_dim) -> all that are kept, quantized."""
-        new = tuple(tuple(mx.quantize(x, group_size=self.group_size, bits=self.bits)) for x in (keys, values))
-        length = keys.shape[2]
-        if self.keys is None and length > 1:
-            self.keys, self.values = new
-            self._idx = length
-        elif length > 1:
-            self._append(new)
-        else:
-            self._write(new)
-        self.offset += length
-        if self.offset < self._room:
-            return tree_map(lambda x: x[..., : self.offset, :], (self.keys, self.values))
-        return self.keys, self.values
-
-    def _append(self, new):
-        """Several tokens: in temporal order behind the others, each with its whole window still there."""
-        ordered = tree_map(self._temporal_order, (self.keys, self.values))
-        overflow = ordered[0][0].shape[2] - self.max_size + 1
-        self.keys, self.values = tree_map(lambda old, x: self._trim(overflow, old, x), ordered, new)
-        self._idx = self._room
-
-    def _write(self, new):
-        """One token: over the oldest, or into free places, which grow by ``step`` at a time."""
-        if self._idx == self._room < self.max_size:
-            places = min(self.step, self.max_size - self._room)
-            free = tree_map(lambda x: mx.zeros((*x.shape[:2], places, x.shape[3]), x.dtype), new)
-            stored = (self.keys, self.values)
-            grown = free if self.keys is None else tree_map(lambda a, b: mx.concatenate([a, b], axis=2), stored, free)
-            self.keys, self.values = grown
-        overflow = self._room - self.max_size
-        if overflow > 0:
-            self.keys, self.values = tree_map(lambda x: self._trim(overflow, x), (self.keys, self.values))
-            self._idx = self.max_size
-        if self._idx == self.max_size:
-            self._idx = self.keep
-        for (_, place), (_, token) in zip(tree_flatten((self.keys, self.values)), tree_flatten(new)):
-            place[..., self._idx : self._idx + 1, :] = token
-        self._idx += 1
+    def trim(self, count: int) -> int:
+        """Forget the latest ``count`` tokens, or all; returns how many."""
+        count = min(count, self.offset)
+        self.offset -= count
+        return count
 
     @property
     def nbytes(self) -> int:
-        return sum(x.nbytes for _, x in tree_flatten((self.keys, self.values))) if self.keys is not None else 0
+        return 0 if self.keys is None or self.values is None else self.keys.nbytes + self.values.nbytes
 
 
 def make_cache(
@@ -123,15 +92,19 @@ def make_cache(
     Raises:
         UsageError: where ``max_kv_size`` leaves no room behind the protected tokens.
     """
+    layers = model.language_model.layers
+    if max_kv_size is None and kv_bits is None:
+        return [KVCache() for _ in layers]
     if max_kv_size is None:
-        make = KVCache if kv_bits is None else lambda: QuantizedKVCache(kv_group_size, kv_bits)
-    else:
-        check_room(max_kv_size, keep)
-        if kv_bits is None:
-            make = lambda: BoundedKVCache(max_kv_size, keep)  # noqa: E731
-        else:
-            make = lambda: BoundedQuantizedKVCache(max_kv_size, keep, kv_group_size, kv_bits)  # noqa: E731
-    return [make() for _ in model.language_model.layers]
+        from mlx_lm.models.cache import QuantizedKVCache
+
+        return [QuantizedKVCache(kv_group_size, kv_bits) for _ in layers]
+    check_room(max_kv_size, keep)
+    from .bounded_cache import BoundedKVCache, BoundedQuantizedKVCache
+
+    if kv_bits is None:
+        return [BoundedKVCache(max_kv_size, keep) for _ in layers]
+    return [BoundedQuantizedKVCache(max_kv_size, keep, kv_group_size, kv_bits) for _ in layers]
 
 
 def check_room(max_kv_size: int, keep: int):

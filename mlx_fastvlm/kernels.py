@@ -18,6 +18,8 @@ import mlx.nn as nn
 PIECE = 2**19
 # Columns that one banded matrix computes: few enough that little of it is zero, enough for a matrix product.
 STRIP = 8
+# Blocks of rows that the vocabulary's matrix is read in; it divides the released models' vocabularies.
+BLOCKS = 64
 
 
 def slow_device(x: mx.array) -> bool:
@@ -104,6 +106,19 @@ def add_matmul(x: mx.array, y: mx.array, layer: nn.Linear) -> mx.array:
         return x + mx.quantized_matmul(y, *packed)
     # Rows as one matrix: over a batch of them it would be a product each.
     return mx.addmm(x.flatten(0, -2), y.flatten(0, -2), layer.weight.T).reshape(x.shape)
+
+
+def apply_head(x: mx.array, layer: nn.Linear | nn.Embedding) -> mx.array:
+    """The vocabulary's logits, by the head or the tied embedding: (..., inputs) -> (..., outputs).
+
+    One row times a matrix as tall as the vocabulary is bound by memory, which the CPU's BLAS reads faster in blocks.
+    """
+    outputs = layer.weight.shape[0]
+    plain = not isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding)) and "bias" not in layer
+    if not (plain and slow_device(x) and x.size == x.shape[-1] and outputs % BLOCKS == 0):
+        return layer.as_linear(x) if isinstance(layer, (nn.Embedding, nn.QuantizedEmbedding)) else layer(x)
+    blocks = layer.weight.reshape(BLOCKS, outputs // BLOCKS, -1)
+    return (x.reshape(1, 1, -1) @ blocks.swapaxes(-1, -2)).reshape(*x.shape[:-1], outputs)
 
 
 # Attention

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -231,3 +232,11 @@ def test_public_names():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "has no attribute 'nothing'" in done.stdout, done.stderr
+
+
+def test_a_greedy_answer_needs_neither_mlx_lm_nor_transformers():
+    """Importing them takes longer than the demo's whole answer."""
+    picture = Path(__file__).parent.parent / "examples" / "images" / "shapes-1.png"
+    code = "import sys; from mlx_fastvlm.generate import main; main(['--image', sys.argv[1]]); "
+    code += "sys.exit(any(name in sys.modules for name in ('mlx_lm', 'transformers', 'torch')))"
+    assert subprocess.run([sys.executable, "-c", code, str(picture)], capture_output=True).returncode == 0

@@ -101,6 +101,16 @@ def test_attention(mask, heads, kv_heads, monkeypatch):
     assert mx.abs(kernels.attention(q, k, v, 0.25, mask) - expected).max() <= 3e-5
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_head(rows):
+    x = mx.random.normal((1, rows, 32))
+    head, embedding = nn.Linear(32, 640, bias=False), nn.Embedding(640, 32)
+    assert mx.allclose(kernels.apply_head(x, head), head(x), atol=1e-5)
+    assert mx.allclose(kernels.apply_head(x, embedding), embedding.as_linear(x), atol=1e-5)
+    packed = embedding.to_quantized(32, 8)
+    assert mx.allclose(kernels.apply_head(x, packed), packed.as_linear(x), atol=1e-5)
+
+
 def test_both_forms_of_the_tower_agree(monkeypatch):
     config = VisionConfig(layers=[1, 1, 1, 1, 1], embed_dims=[8, 16, 32, 32, 64])
     tower = FastViTHD(config)
