@@ -62,10 +62,10 @@ class Report:
 
     def __str__(self):
         rows = [
-            ("size", f"{self.size_before / 1e9:.3f} GB -> {self.size_after / 1e9:.3f} GB"),
+            ("size", f"{_readable(self.size_before)} -> {_readable(self.size_after)}"),
             ("bits per weight", f"{self.bits_per_weight:.2f}"),
             ("time", f"{self.seconds:.1f} s"),
-            ("peak memory", f"{self.peak_memory / 1e9:.2f} GB"),
+            ("peak memory", _readable(self.peak_memory)),
             ("agreement", str(self.agreement) if self.agreement else "not verified"),
         ]
         if self.golden:
@@ -74,6 +74,11 @@ class Report:
             rows.append(("full precision", f"{len(self.kept)} modules the group size does not divide:"))
             rows += [("", name) for name in self.kept]
         return "\n".join(f"{label:16} {value}" for label, value in rows)
+
+
+def _readable(size: int) -> str:
+    """Bytes in gigabytes, or megabytes where those are few."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def convert(
@@ -162,7 +167,7 @@ def convert(
         count = _parameters(weights)
         size = sum(tensor.nbytes for tensor in weights.tensors.values())
         _check_room(folder, size)
-        with _Progress(size, "writing") as progress:
+        with _Progress(size, "writing", "B") as progress:
             write_tensors(
                 folder, weights.tensors, made_for="mlx" if layout == "mlx" else "pt", progress=progress.advance
             )
@@ -227,12 +232,14 @@ def _verify(folder: Path, prepare, source: Path, config: FastVlmConfig, processo
     """Load what was written; it must compute what was meant to be written. Then compare it with the source."""
     written_config = FastVlmConfig.from_file(folder / "config.json")
     written_processor = FastVlmProcessor.from_folder(folder, written_config)
-    written = predictions(read_weights(folder, written_config), written_config, written_processor)
-    meant = predictions(prepare()[0], config, processor)
-    exact = compare(meant, written)
-    if not exact.max_difference <= LIMIT:
-        raise ValueError(f"The written checkpoint does not compute what its source does: {exact}. Nothing is kept.")
-    return compare(predictions(read_weights(source, config, donor), config, processor), written)
+    with _Progress(3 * config.text_config.num_hidden_layers, "verifying", "layers") as progress:
+        weights = read_weights(folder, written_config)
+        written = predictions(weights, written_config, written_processor, progress.advance)
+        meant = predictions(prepare()[0], config, processor, progress.advance)
+        exact = compare(meant, written)
+        if not exact.max_difference <= LIMIT:
+            raise ValueError(f"The written checkpoint does not compute what its source does: {exact}. Nothing is kept.")
+        return compare(predictions(read_weights(source, config, donor), config, processor, progress.advance), written)
 
 
 def _copy_files(source: Path, folder: Path, patterns: tuple[str, ...]) -> list[str]:
@@ -245,9 +252,7 @@ def _copy_files(source: Path, folder: Path, patterns: tuple[str, ...]) -> list[s
 def _check_room(folder: Path, needed: int):
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise OSError(
-            f"The result takes {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free; make room first."
-        )
+        raise OSError(f"The result takes {_readable(needed)}, but only {_readable(free)} are free; make room first.")
 
 
 def _model_card(source: str | Path, command: str, report: Report, licenses: list[str]) -> str:
@@ -287,10 +292,10 @@ def _upload(folder: Path, repo: str, public: bool):
 class _Progress:
     """A progress bar on stderr, if that is a terminal."""
 
-    def __init__(self, total: int, label: str):
+    def __init__(self, total: int, label: str, unit: str):
         from huggingface_hub.utils import tqdm
 
-        self._bar = tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=not sys.stderr.isatty())
+        self._bar = tqdm(total=total, desc=label, unit=unit, unit_scale=True, disable=not sys.stderr.isatty())
 
     def __enter__(self):
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
@@ -72,11 +73,16 @@ def picture(size: int) -> Image.Image:
     return image
 
 
-def predictions(weights: Weights, config: FastVlmConfig, processor: FastVlmProcessor) -> mx.array:
+def predictions(
+    weights: Weights,
+    config: FastVlmConfig,
+    processor: FastVlmProcessor,
+    progress: Callable[[int], None] = lambda _: None,
+) -> mx.array:
     """Logits after each token of :data:`PROMPT`, in float32: (positions, vocabulary size).
 
     The layers run one after the other and are dropped as soon as they have, so that a model that is larger than the
-    memory can be checked: ``weights`` are used up.
+    memory can be checked: ``weights`` are used up. ``progress`` is told 1 after each of them.
     """
     tensors, modules = cast(weights.tensors, mx.float32), weights.modules
     weights.tensors.clear()
@@ -99,6 +105,7 @@ def predictions(weights: Weights, config: FastVlmConfig, processor: FastVlmProce
         x, _ = layers[i](x, "causal")
         mx.eval(x)
         layers[i] = None
+        progress(1)
     after = ids[::-1].index(processor.image_token_id)  # the tokens behind the picture
     logits = model.logits(model.language_model.norm(x[0, -after:]))
     mx.eval(logits)

@@ -467,6 +467,14 @@ def test_the_command_prints_a_table(checkpoint, tmp_path, capfd):
     assert "language_model.layers.0.mlp.down_proj" in out
 
 
+def test_progress_bars_in_a_terminal(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    convert(checkpoint("apple"), tmp_path / "mlx")
+    bars = {line.split(":")[0]: line for line in capsys.readouterr().err.replace("\r", "\n").split("\n") if line}
+    assert bars.keys() == {"writing", "verifying"}
+    assert "9.00/9.00" in bars["verifying"]  # three times three layers
+
+
 def test_the_top_level_script_and_usage_errors():
     root = small.HERE.parent.parent
     done = subprocess.run([sys.executable, root / "convert.py"], capture_output=True, text=True, cwd=root)
