@@ -67,12 +67,12 @@ def memory():
     prompt = next(stream_generate(model, processor, "What is this?", picture(0), max_tokens=1)).prompt_tokens
     bound = prompt + WINDOW
     for name, policy in {
-        "unbounded": {},
-        "8 bits": {"kv_bits": 8},
-        "4 bits": {"kv_bits": 4},
         f"bounded to {bound}": {"max_kv_size": bound},
         f"bounded to {bound}, 8 bits": {"max_kv_size": bound, "kv_bits": 8},
         f"bounded to {bound}, 4 bits": {"max_kv_size": bound, "kv_bits": 4},
+        "unbounded": {},
+        "8 bits": {"kv_bits": 8},
+        "4 bits": {"kv_bits": 4},
     }.items():
         cache, sizes = PromptCache(**policy), {}
         before = mx.get_active_memory()
