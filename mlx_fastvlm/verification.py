@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -95,12 +96,12 @@ def predictions(
     ids = processor.encode_chat(user_message(PROMPT, images=1), image_size=size)
     features = model.get_image_features(processor.preprocess(picture(size), size))
     mx.eval(features)
-    model.vision_tower = model.multi_modal_projector = None
+    del model.vision_tower, model.multi_modal_projector
     x = model.embed(mx.array([ids]), features)
     mx.eval(x)
     if not weights.tied:  # otherwise it is the head as well
-        model.language_model.embed_tokens = None
-    layers = model.language_model.layers
+        del model.language_model.embed_tokens
+    layers: list[Any] = model.language_model.layers
     for i in range(len(layers)):
         x, _ = layers[i](x, "causal")
         mx.eval(x)
@@ -123,12 +124,12 @@ def compare(reference: mx.array, other: mx.array) -> Agreement:
     reference, other = reference[:, :shared], other[:, :shared]
     p, q = (x - mx.logsumexp(x, axis=-1, keepdims=True) for x in (reference, other))
     difference = mx.abs(reference - other).max() / mx.std(reference)
-    return Agreement(
-        reference.shape[0],
+    figures: list[Any] = [
         difference.item() if mx.isfinite(difference).item() else math.inf,
         (mx.exp(p) * (p - q)).sum(axis=-1).mean().item(),
         (reference.argmax(axis=-1) == other.argmax(axis=-1)).mean().item(),
-    )
+    ]
+    return Agreement(reference.shape[0], *figures)
 
 
 def golden(model: FastVlmForConditionalGeneration, processor: FastVlmProcessor, source: ImageSource) -> str:
@@ -150,7 +151,7 @@ def golden(model: FastVlmForConditionalGeneration, processor: FastVlmProcessor, 
     cropping = replace(processor, image_settings=replace(processor.image_settings, aspect_ratio="crop"))
     ids = cropping.encode_chat(user_message("What are these?", images=1))
     logits = model(mx.array([ids]), cropping.preprocess(source), logits_to_keep=1).logits[0, -1, :3]
-    ours = logits.astype(mx.float32).tolist()
+    ours: Any = logits.astype(mx.float32).tolist()
     said = (
         f'FastVLM-{name}, COCO picture 000000039769, "What are these?", centre crop, {len(ids)} tokens: the last '
         f"token's first logits are {', '.join(f'{x:.4f}' for x in ours)}, "
