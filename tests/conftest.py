@@ -139,6 +139,18 @@ def deviations(ours, theirs, spread=None):
     return found
 
 
+def logits(folder):
+    """The answer's first logits to a fixed question about a fixed picture, float32."""
+    model, processor = mlx_fastvlm.load(folder, dtype="float32")
+    inputs = processor(text="<image>\nWhat is this?", images=PICTURE, image_size=128)
+    return np.array(model(inputs["input_ids"], inputs["pixel_values"]).logits)
+
+
+def left(folder):
+    """Everything in a folder, hidden things too."""
+    return sorted(path.name for path in folder.iterdir())
+
+
 def pytest_addoption(parser):
     parser.addoption("--differences", action="store_true", help="print what each test measured (docs/reference.md)")
 

@@ -9,30 +9,17 @@ import warnings
 
 import hub
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import deviations
+from conftest import PICTURE, deviations, left, logits
 from mlx.utils import tree_flatten
-from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import small
-from checkpoints import apple_config, config, mlx_vlm, packed, small_tensors, write
-from mlx_fastvlm import FastVlmConfig, load, quantization, verification
+from checkpoints import apple_config, small_tensors, write
+from mlx_fastvlm import FastVlmConfig, load, verification
 from mlx_fastvlm.checkpoint import read_weights
 from mlx_fastvlm.convert import convert, main
-from mlx_fastvlm.verification import compare
-
-PICTURE = Image.fromarray(small.odd_picture(70, 50))
-
-
-def logits(folder):
-    """The answer's first logits to a fixed question about a fixed picture, float32."""
-    model, processor = load(folder, dtype="float32")
-    inputs = processor(text="<image>\nWhat is this?", images=PICTURE, image_size=128)
-    return np.array(model(inputs["input_ids"], inputs["pixel_values"]).logits)
-
 
 SOURCES = [
     ("apple", {}),
@@ -94,102 +81,6 @@ def test_transformers_layout_of_transformers_own_keeps_its_token(checkpoint, tmp
     convert(folder, tmp_path / "hf", layout="transformers")
     tensors = load_file(tmp_path / "hf" / "model.safetensors")
     assert tensors["model.language_model.embed_tokens.weight"].shape == (320, 64)
-
-
-@pytest.mark.parametrize("group_size", [32, 64])
-@pytest.mark.parametrize("bits", quantization.BITS)
-def test_every_precision(checkpoint, tmp_path, bits, group_size):
-    report = convert(checkpoint("apple"), tmp_path / "q", quantize=True, q_bits=bits, q_group_size=group_size)
-    settings = json.loads((tmp_path / "q" / "config.json").read_text())["quantization"]
-    assert {key: settings[key] for key in ("bits", "group_size", "mode")} == {
-        "bits": bits,
-        "group_size": group_size,
-        "mode": "affine",
-    }
-    model, _ = load(tmp_path / "q")
-    packed = {path for path, module in model.named_modules() if hasattr(module, "bits")}
-    assert packed == {key for key, value in settings.items() if isinstance(value, dict)}
-    # 160, the perceptron's width, divides by 32 only; what depends on it stays whole and is listed.
-    whole = [] if group_size == 32 else [f"language_model.layers.{i}.mlp.down_proj" for i in range(3)]
-    assert report.kept == whole
-    assert "language_model.embed_tokens" in packed
-    assert not [path for path in packed if path.startswith(("vision_tower", "multi_modal"))]
-    assert np.isfinite(logits(tmp_path / "q")).all()
-
-
-def test_more_bits_agree_better(checkpoint, tmp_path):
-    divergences = [
-        convert(
-            checkpoint("apple", head="own"), tmp_path / f"{bits}", quantize=True, q_bits=bits, q_group_size=32
-        ).agreement.kl_divergence
-        for bits in (2, 4, 8)
-    ]
-    assert divergences[0] > 4 * divergences[1] > 16 * divergences[2] > 0
-
-
-def test_mixed_precision(checkpoint, tmp_path):
-    source = checkpoint("apple", head="own")
-    plain = convert(source, tmp_path / "4", quantize=True, q_group_size=32)
-    mixed = convert(source, tmp_path / "mixed", quantize=True, q_group_size=32, q_mixed=True)
-    settings = json.loads((tmp_path / "mixed" / "config.json").read_text())["quantization"]
-    bits = {name: value["bits"] for name, value in settings.items() if isinstance(value, dict)}
-    assert bits["lm_head"] == bits["language_model.embed_tokens"] == 8
-    assert bits["language_model.layers.0.self_attn.q_proj"] == bits["language_model.layers.2.mlp.up_proj"] == 8
-    assert bits["language_model.layers.1.mlp.down_proj"] == 8
-    assert bits["language_model.layers.1.mlp.up_proj"] == bits["language_model.layers.1.self_attn.o_proj"] == 4
-    assert mixed.agreement.kl_divergence < plain.agreement.kl_divergence
-
-
-def test_the_vision_side_on_request(checkpoint, tmp_path):
-    convert(checkpoint("apple"), tmp_path / "q", quantize=True, q_bits=8, q_group_size=32, q_vision=True)
-    model, _ = load(tmp_path / "q")
-    assert isinstance(model.vision_tower.stages[3].blocks[0].token_mixer.qkv, nn.QuantizedLinear)
-    assert isinstance(model.vision_tower.stages[1].blocks[0].mlp.fc1, nn.QuantizedLinear)
-    assert isinstance(model.multi_modal_projector.linear_1, nn.QuantizedLinear)
-    assert isinstance(model.vision_tower.stages[0].blocks[0].mlp.fc1, nn.Linear)  # 16 channels: no group fits
-    assert deviations(logits(tmp_path / "q"), logits(checkpoint("apple"))) < 0.3
-
-
-def test_mxfp4(checkpoint, tmp_path):
-    convert(checkpoint("apple"), tmp_path / "q", quantize=True, q_mode="mxfp4")
-    settings = json.loads((tmp_path / "q" / "config.json").read_text())["quantization"]
-    assert (settings["mode"], settings["bits"], settings["group_size"]) == ("mxfp4", 4, 32)
-    assert np.isfinite(logits(tmp_path / "q")).all()
-
-
-@pytest.fixture(scope="module")
-def quantized_mlx_vlm(tmp_path_factory):
-    """As mlx-community publishes them: decoder and projector in 8 bits."""
-
-    def chosen(name, value):
-        return value.ndim == 2 and not name.startswith("vision_tower")
-
-    settings = config("mlx-vlm") | {"quantization": {"group_size": 32, "bits": 8}}
-    folder = write(tmp_path_factory.mktemp("packed"), "mlx-vlm", config_dict=settings)
-    save_file(packed(mlx_vlm(small_tensors()), chosen, 8), folder / "model.safetensors")
-    return folder
-
-
-def test_quantized_sources(quantized_mlx_vlm, tmp_path):
-    convert(quantized_mlx_vlm, tmp_path / "same")
-    assert deviations(logits(tmp_path / "same"), logits(quantized_mlx_vlm)) < 1e-5
-    settings = json.loads((tmp_path / "same" / "config.json").read_text())["quantization"]
-    assert "multi_modal_projector.linear_1" in settings
-    convert(quantized_mlx_vlm, tmp_path / "plain", dequantize=True)
-    assert not [name for name in load_file(tmp_path / "plain" / "model.safetensors") if name.endswith(".scales")]
-    assert "quantization" not in json.loads((tmp_path / "plain" / "config.json").read_text())
-    assert deviations(logits(tmp_path / "plain"), logits(quantized_mlx_vlm)) < 1e-4
-    convert(quantized_mlx_vlm, tmp_path / "again", quantize=True, q_bits=6, q_group_size=32)
-    assert json.loads((tmp_path / "again" / "config.json").read_text())["quantization"]["bits"] == 6
-    with pytest.raises(ValueError, match="--dequantize"):
-        convert(quantized_mlx_vlm, tmp_path / "hf", layout="transformers")
-
-
-def test_unpacking_rounds_nothing(checkpoint, tmp_path):
-    """Not even where the scales are stored in bfloat16."""
-    convert(checkpoint("apple"), tmp_path / "packed", quantize=True, q_group_size=32, dtype="bfloat16")
-    convert(tmp_path / "packed", tmp_path / "plain", dequantize=True, dtype="float32")
-    assert deviations(logits(tmp_path / "plain"), logits(tmp_path / "packed")) < 1e-5
 
 
 def test_apples_mlx_export_takes_its_tower_from_elsewhere(checkpoint, tmp_path):
@@ -274,11 +165,6 @@ def test_shards(checkpoint, tmp_path, monkeypatch):
     assert deviations(logits(tmp_path / "mlx"), logits(checkpoint("apple"))) < 1e-5
 
 
-def left(folder):
-    """Everything in a folder, hidden things too."""
-    return sorted(path.name for path in folder.iterdir())
-
-
 def test_an_existing_folder_is_kept_unless_forced(checkpoint, tmp_path):
     target = tmp_path / "mlx"
     target.mkdir()
@@ -326,22 +212,6 @@ def test_a_full_disk_is_noticed_before_writing(checkpoint, tmp_path, monkeypatch
     assert left(tmp_path) == []
 
 
-def test_verification_catches_a_wrong_result(checkpoint, tmp_path, monkeypatch):
-    """As if a tensor had been mixed up on the way to the disk."""
-    write_tensors = sys.modules["mlx_fastvlm.convert"].write_tensors
-
-    def spoil(folder, tensors, **options):
-        name = "language_model.layers.1.mlp.down_proj.weight"
-        tensors[name] = tensors[name][::-1]
-        return write_tensors(folder, tensors, **options)
-
-    monkeypatch.setattr(sys.modules["mlx_fastvlm.convert"], "write_tensors", spoil)
-    with pytest.raises(ValueError, match="does not compute what its source does"):
-        convert(checkpoint("apple"), tmp_path / "mlx")
-    assert left(tmp_path) == []
-    assert convert(checkpoint("apple"), tmp_path / "mlx", verify=False).agreement is None
-
-
 @pytest.mark.parametrize(("mode", "limit"), [("affine", 1e-5), ("mxfp4", 1e-2)])
 def test_verification_predicts_what_the_model_does(checkpoint, tmp_path, mode, limit):
     """Layer by layer, and with unpacked weights, but the same (MLX looks up mxfp4's embeddings in bfloat16)."""
@@ -354,37 +224,6 @@ def test_verification_predicts_what_the_model_does(checkpoint, tmp_path, mode, l
     predicted = verification.predictions(read_weights(folder, config), config, processor)
     assert predicted.shape[0] >= 64
     assert deviations(predicted, np.array(whole[-predicted.shape[0] :])) < limit
-
-
-def test_agreement_of_known_predictions():
-    a = mx.log(mx.array([[0.5, 0.25, 0.25], [0.2, 0.7, 0.1]]))
-    b = mx.log(mx.array([[0.25, 0.5, 0.25], [0.2, 0.7, 0.1]]))
-    agreement = compare(a, b)
-    assert agreement.positions == 2
-    assert agreement.same_next_token == 0.5
-    assert agreement.kl_divergence == pytest.approx((0.5 * np.log(2) - 0.25 * np.log(2)) / 2, rel=1e-5)
-    assert agreement.max_difference == pytest.approx(np.log(2) / np.array(a).std(), rel=1e-5)
-    assert compare(a, a * mx.nan).max_difference == float("inf")
-    with pytest.raises(ValueError, match="tokenizer"):
-        compare(a, a[:1])
-
-
-def test_the_golden_check_is_for_the_released_sizes(checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="not for a decoder of width 64"):
-        convert(checkpoint("apple"), tmp_path / "mlx", verify="golden", golden_image=PICTURE)
-    assert left(tmp_path) == []
-
-
-def test_the_golden_check_compares(checkpoint, monkeypatch):
-    model, processor = load(checkpoint("transformers"))
-    ids = processor.encode_chat([{"role": "user", "content": "<image>\nWhat are these?"}])
-    values = model(mx.array([ids]), processor.preprocess(PICTURE), logits_to_keep=1).logits[0, -1, :3].tolist()
-    monkeypatch.setattr(type(model.config), "num_image_tokens", 256)
-    monkeypatch.setitem(verification.GOLDEN, 64, ("tiny", tuple(values)))
-    assert "FastVLM-tiny, COCO picture" in verification.golden(model, processor, PICTURE)
-    monkeypatch.setitem(verification.GOLDEN, 64, ("tiny", (*values[:2], values[2] + 1)))
-    with pytest.raises(ValueError, match="differs by more than"):
-        verification.golden(model, processor, PICTURE)
 
 
 BAD_OPTIONS = {
