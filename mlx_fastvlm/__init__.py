@@ -26,7 +26,25 @@ def _prefer_openblas():
         pass  # not installed: MLX falls back on the BLAS in its wheel
 
 
+def _hush_interrupts():
+    """Let Ctrl-C end a command of this package without a traceback while it still imports; later ``cli.run`` does."""
+    words = sys.orig_argv
+    module = words[words.index("-m") + 1 :][:1] if "-m" in words else []
+    if not (module and module[0].startswith(f"{__name__}.")) and os.path.basename(sys.argv[0]) != "fastvlm":
+        return
+    default = sys.excepthook
+
+    def hook(kind, error, traceback):
+        if issubclass(kind, KeyboardInterrupt):
+            print("interrupted", file=sys.stderr)
+        else:
+            default(kind, error, traceback)
+
+    sys.excepthook = hook
+
+
 _prefer_openblas()
+_hush_interrupts()
 
 _HOME = {
     "FastVlmConfig": "config",

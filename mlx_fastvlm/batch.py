@@ -56,6 +56,8 @@ def batch_generate(
             f"There are {len(prompts)} prompts and images for {len(images)}; give an entry for each, None for none."
         )
     requests = [make_request(processor, prompt, image, chosen) for prompt, image in zip(prompts, images)]
+    for request in requests:
+        request.check(model)
     texts = []
     for start in range(0, len(requests), batch_size):
         texts += _answer(model, processor, requests[start : start + batch_size], chosen)

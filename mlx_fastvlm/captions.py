@@ -9,7 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from .batch import batch_generate
-from .images import load_frames
+from .errors import require
+from .images import FORMATS, load_frames
 from .messages import Prompt
 from .model import FastVlmForConditionalGeneration
 from .processing import FastVlmProcessor
@@ -40,10 +41,11 @@ def caption_folder(
     Raises:
         ValueError, OSError: for a bad option, or a folder or file that can't be read or written.
     """
+    require(batch_size >= 1, "batch_size must be at least 1", batch_size)
     done = _recorded(Path(output))
     files = [file for file in find_pictures(Path(folder)) if file.name not in done]
     broken = 0
-    with Path(output).open("a", encoding="utf-8") as lines:
+    with Path(output).open("a", encoding="utf-8", errors="backslashreplace") as lines:
         for start in range(0, len(files), batch_size):
             _show_progress(start, len(files))
             pictures, results = {}, {}
@@ -68,9 +70,12 @@ def find_pictures(folder: Path) -> list[Path]:
     """The picture files directly in a folder, by name."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; give one with pictures.")
-    known = {*Image.registered_extensions(), ".heic", ".heif"}
+    known = {end for end, kind in Image.registered_extensions().items() if kind in FORMATS} | {".heic", ".heif"}
     files = (file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
     return sorted(file for file in files if file.suffix.lower() in known)
+
+
+_BEGINNING = b'{"file": "'  # of every line
 
 
 def _recorded(output: Path) -> set[str]:
@@ -79,7 +84,10 @@ def _recorded(output: Path) -> set[str]:
         return set()
     data = output.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
+    rest = data[len(whole) :]
     try:
+        if not (rest.startswith(_BEGINNING) or _BEGINNING.startswith(rest)):
+            raise ValueError
         names = {json.loads(line)["file"] for line in whole.decode("utf-8").split("\n") if line.strip()}
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{output} holds other things than captions; give another --output.") from None

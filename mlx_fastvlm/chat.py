@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from . import flags
-from .checkpoint import load
-from .cli import run
+from .cli import Parser, printable, run, shown
 from .generate import GenerationResponse, statistics, stream_generate
 from .images import ImageSource, load_frames
 from .messages import read_prompt
@@ -20,6 +18,7 @@ from .options import GenerationOptions
 from .processing import Answer, FastVlmProcessor, Messages
 from .prompt_cache import PromptCache, StaleCache
 from .vision_cache import VisionCache
+from .writing import finished_file, write_json
 
 
 class ChatSession:
@@ -144,12 +143,15 @@ class Repl:
             except KeyboardInterrupt:  # drops the line, as in a shell
                 print()
                 continue
+            except UnicodeDecodeError:  # the line is gone; the next one may be better
+                print("error: that was not UTF-8; type it again.", file=sys.stderr)
+                continue
             if line == "/quit":
                 return None
             try:
                 self._handle(line)
             except (ValueError, OSError) as error:
-                print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+                print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
 
     def _handle(self, line: str):
         word, _, rest = line.partition(" ")
@@ -165,7 +167,7 @@ class Repl:
         self._images = []
         try:
             for last in responses:
-                print(last.text, end="", flush=True)
+                print(shown(last.text), end="", flush=True)
         except KeyboardInterrupt:
             print(" [stopped]", end="")
         finally:
@@ -187,9 +189,8 @@ class Repl:
     def _save(self, file: str):
         if not file:
             raise ValueError("/save needs a file to write to.")
-        Path(file).expanduser().write_text(
-            json.dumps(self._session.messages, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
-        )
+        with finished_file(Path(file).expanduser()) as unfinished:
+            write_json(unfinished, self._session.messages)
 
     def _help(self, _: str):
         print(HELP, file=sys.stderr)
@@ -197,7 +198,7 @@ class Repl:
 
 def parser() -> argparse.ArgumentParser:
     """The command line of ``python -m mlx_fastvlm.chat``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m mlx_fastvlm.chat",
         description="Talk with FastVLM about pictures.",
         epilog="example: python -m mlx_fastvlm.chat --image photo.jpg\n\n" + HELP,
@@ -219,7 +220,7 @@ def _chat(arguments: argparse.Namespace):
         pass
     options = flags.options(arguments)
     GenerationOptions(**options)  # what is wrong with the options is told before the model loads
-    model, processor = load(arguments.model, dtype=arguments.dtype, revision=arguments.revision)
+    model, processor = flags.load_model(arguments)
     Repl(ChatSession(model, processor, **options), arguments.image or []).run()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import atexit
 import re
 import warnings
 from dataclasses import dataclass, replace
@@ -11,11 +11,16 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from . import layouts, quantization
-from .config import FastVlmConfig
+from . import layouts, memory, quantization
+from .config import FastVlmConfig, read_json
+from .errors import short
 from .fusion import fuse_tower
 from .model import FastVlmForConditionalGeneration
 from .processing import FastVlmProcessor
+
+# MLX's threads must end before Python does, or the process may be aborted once other threads have used the model.
+# Versions of MLX that lack the function do it by themselves.
+atexit.register(getattr(mx, "clear_streams", lambda: None))
 
 DEMO = Path(__file__).parent / "demo"
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
@@ -26,7 +31,12 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def load(
-    path_or_repo: str | Path, *, dtype: str | mx.Dtype | None = None, revision: str | None = None, lazy: bool = False
+    path_or_repo: str | Path,
+    *,
+    dtype: str | mx.Dtype | None = None,
+    revision: str | None = None,
+    lazy: bool = False,
+    force: bool = False,
 ) -> tuple[FastVlmForConditionalGeneration, FastVlmProcessor]:
     """Load a FastVLM and its processor.
 
@@ -37,11 +47,12 @@ def load(
             where that is the fast one. The vision side never runs in float16, which overflows there: it takes
             bfloat16 instead.
         revision: branch, tag or commit of a hub repository.
-        lazy: leave the weights on disk until they are first used.
+        lazy: leave the weights on disk until they are first used, which must be in the thread that loaded them.
+        force: load even if less memory is free than the model and one picture are estimated to need.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        OSError: a download failed.
+        OSError: a download failed, or memory is too small.
         ValueError: it is no FastVLM, or its files are broken.
     """
     folder = find_checkpoint(path_or_repo, revision)
@@ -49,6 +60,8 @@ def load(
     processor = FastVlmProcessor.from_folder(folder, config)
     model = load_model(folder, config, dtype=dtype)
     if not lazy:
+        if not force:
+            memory.check_room(str(path_or_repo), model, processor.image_settings.size)
         mx.eval(model.parameters())
     return model, processor
 
@@ -64,14 +77,19 @@ def find_checkpoint(
     Both are file patterns; by default all that loading reads.
     """
     name = str(path_or_repo)
-    folder = DEMO if name == "demo" else Path(name).expanduser()
-    if folder.is_file():
+    try:
+        folder = DEMO if name == "demo" else Path(name).expanduser()
+        is_file = folder.is_file()
+    except (OSError, RuntimeError):  # a name too long for the system; a user that is none
+        folder, is_file = Path("/nonexistent"), False
+    if is_file:
         raise FileNotFoundError(f"{name} is a file; give the folder of a FastVLM checkpoint.")
     if not folder.is_dir() and _HUB_ID.fullmatch(name):
         folder = _download(name, revision, (*needed, *also))
     elif not folder.is_dir():
         raise FileNotFoundError(
-            f"{name!r} is no folder here and no hub id; give a folder, a hub id such as apple/FastVLM-0.5B, or demo."
+            f"{short(name)} is no folder here and no hub id; give a folder, a hub id such as apple/FastVLM-0.5B, or "
+            "demo."
         )
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{name} has no config.json; give the folder or hub id of a FastVLM checkpoint.")
@@ -101,7 +119,7 @@ def read_tensors(folder: Path) -> dict[str, mx.array]:
     """Every tensor of a checkpoint's safetensors files, single or sharded, not yet read from disk."""
     tensors: dict[str, mx.array] = {}
     for path in _weight_files(folder):
-        tensors.update(_read_file(path))
+        tensors.update(read_safetensors(path)[0])
     return tensors
 
 
@@ -115,12 +133,14 @@ def _weight_files(folder: Path) -> list[Path]:
             )
         return files
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        names = sorted(set(read_json(index)["weight_map"].values()))
+    except (KeyError, TypeError, AttributeError):
         raise ValueError(f"{index} is not a valid index; download it again.") from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise ValueError(f"{index} names {name!r}, a file outside its folder; don't trust this checkpoint.")
+        if not name.endswith(".safetensors"):
+            raise ValueError(f"{index} names {name!r}; only safetensors files are read, so save the model in them.")
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise FileNotFoundError(
@@ -129,13 +149,15 @@ def _weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _read_file(path: Path) -> dict[str, mx.array]:
+def read_safetensors(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """A safetensors file's tensors, not yet read from disk, and its metadata; ``ValueError`` where it is broken."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy"):  # checks that header and file agree, which mx.load leaves to chance
             pass
-        return mx.load(str(path))
+        # By its name alone, MLX would read a file as GGUF or NumPy's, with another parser.
+        return mx.load(str(path), format="safetensors", return_metadata=True)
     except (SafetensorError, RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"{path} is broken or cut off ({error}); download it again.") from None
 
@@ -258,6 +280,7 @@ class _Faults:
         self.missing: list[str] = []
         self.unexpected: list[str] = []
         self.misshapen: list[str] = []
+        self.mistyped: list[str] = []
 
     def compare(self, tensors: dict[str, mx.array], expected: dict[str, mx.array], sources: dict[str, str]):
         missing = [name for name in expected if name not in tensors]
@@ -269,6 +292,11 @@ class _Faults:
             f"{name} {tuple(tensor.shape)} instead of {tuple(expected[name].shape)}"
             for name, tensor in tensors.items()
             if name in expected and tensor.shape != expected[name].shape
+        ]
+        self.mistyped += [
+            f"{name} {tensor.dtype} instead of {'packed uint32' if expected[name].dtype == mx.uint32 else 'floats'}"
+            for name, tensor in tensors.items()
+            if name in expected and not _same_kind(tensor.dtype, expected[name].dtype)
         ]
 
     def report(self, folder: Path):
@@ -282,6 +310,11 @@ class _Faults:
                 f"The tensors in {folder} do not fit its config.json: {'; '.join(parts)}. Download the checkpoint "
                 "again, or correct its config."
             )
+
+
+def _same_kind(found: mx.Dtype, expected: mx.Dtype) -> bool:
+    """Whether both are floats, which are cast where they differ, or the same packed integers."""
+    return found == expected or (mx.issubdtype(found, mx.floating) and mx.issubdtype(expected, mx.floating))
 
 
 def _is_tied(tensors: dict[str, mx.array], config: FastVlmConfig, folder: Path) -> bool:

@@ -1,13 +1,39 @@
-"""What every command of this package does alike: exit codes, one-line errors, quiet ends."""
+"""What every command of this package does alike: flags, exit codes, one-line errors, quiet ends."""
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
+from typing import NoReturn
 
 from .errors import UsageError
+
+# What a terminal would obey: a checkpoint's names, a picture's or a model's words must not move its cursor, or more.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, and which knows what a misspelt flag was meant to be."""
+
+    def __init__(self, **options):
+        # An abbreviation that works today is ambiguous once there is another flag.
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse_args(self, args=None, namespace=None):
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = [flag for flag in self._option_string_actions if flag.startswith("--")]
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+            self.error(f"there is no {unknown[0]}" + (f"; did you mean {near[0]}?" if near else "; --help lists all"))
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {printable(' '.join(message.split()))}\n")
 
 
 def run(command: Callable[[], None], *, debug: bool = False) -> int:
@@ -17,19 +43,47 @@ def run(command: Callable[[], None], *, debug: bool = False) -> int:
     instead, with its traceback), and 2 if that is an option's value; 130 after Ctrl-C. What argparse finds wrong
     exits with 2 before.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that can't show a character still shows the others
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+            warnings.showwarning = lambda message, *_, **__: print(f"warning: {_line(message)}", file=sys.stderr)
             command()
+        sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader has gone, as in `| head -1`: nothing left to say, or to flush at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has gone, as in `| head -1`: nothing left to say
+        _discard_output()
         return 1
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if debug:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        if isinstance(error, MemoryError):
+            error = "there is not enough memory; close other programs, or take a smaller model or --image-size"
+        print(f"error: {_line(error)}", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # it was about stdout itself
+            _discard_output()
         return 2 if isinstance(error, UsageError) else 1
     return 0
+
+
+def printable(text: str) -> str:
+    """The text without characters that a terminal obeys instead of showing; line breaks and tabs stay."""
+    return _CONTROL.sub("\ufffd", text)
+
+
+def shown(text: str) -> str:
+    """What of an answer goes to stdout: for a terminal its printable text, for a file or a pipe all of it."""
+    return printable(text) if sys.stdout.isatty() else text
+
+
+def _line(message: object) -> str:
+    return printable(" ".join(str(message).split()))
+
+
+def _discard_output():
+    """Nothing more goes to stdout, so nothing can fail when Python flushes it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,7 +13,49 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from .errors import short
+
 LLAVA_IMAGE_TOKEN = -200  # LLaVA's placeholder (IMAGE_TOKEN_INDEX): no real token, so it can clash with none
+
+
+JSON_LIMIT = 64 * 2**20  # bytes; the largest file in use, Qwen2's tokenizer.json, has 11 MB
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a checkpoint's JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is too large, no JSON, or no object.
+    """
+    path = Path(path)
+    if path.stat().st_size > JSON_LIMIT:
+        raise ValueError(f"{path} is larger than {JSON_LIMIT >> 20} MB, which no checkpoint needs; don't trust it.")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply; don't trust this checkpoint.") from None
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise ValueError(f"{path} is not valid JSON ({error}); download it again.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object; download it again.")
+    return value
+
+
+# What no model comes near. A stranger's config could ask for a trillion layers, and making them would take forever.
+_MOST = {"layers": 1000, "width": 2**20, "vocabulary": 2**24, "pixels": 4096}
+
+
+def _whole(owner: str, name: str, value: Any, most: int):
+    """``ValueError`` unless a setting is a whole number from 1 to ``most``."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise ValueError(f"{owner}: {name} must be a whole number from 1 to {most}, got {short(value)}.")
+
+
+def _number(owner: str, name: str, value: Any):
+    """``ValueError`` unless a setting is a positive, finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e12:
+        raise ValueError(f"{owner}: {name} must be a positive number, got {short(value)}.")
 
 
 @dataclass
@@ -52,10 +94,26 @@ class VisionConfig:
     image_size: int = 1024
 
     def __post_init__(self):
+        for name in ("layers", "embed_dims", "mlp_ratios", "token_mixers", "pos_embs_shapes"):
+            if not isinstance(getattr(self, name), (list, tuple)):
+                raise ValueError(f"vision_config: {name} must be a list, got {short(getattr(self, name))}.")
         stages = len(self.layers)
+        _whole("vision_config", "the number of stages", stages, 16)
         for name in ("embed_dims", "mlp_ratios", "token_mixers", "pos_embs_shapes"):
             if len(getattr(self, name)) != stages:
                 raise ValueError(f"vision_config: {name} has {len(getattr(self, name))} entries for {stages} stages.")
+        for depth, width, ratio in zip(self.layers, self.embed_dims, self.mlp_ratios):
+            _whole("vision_config", "layers", depth, _MOST["layers"])
+            _whole("vision_config", "embed_dims", width, _MOST["width"])
+            _number("vision_config", "mlp_ratios", ratio)
+        for name in ("repmixer_kernel_size", "down_patch_size"):
+            _whole("vision_config", name, getattr(self, name), 63)
+        for shape in self.pos_embs_shapes:
+            if shape is not None and not (isinstance(shape, (list, tuple)) and len(shape) == 2):
+                raise ValueError(f"vision_config: pos_embs_shapes must hold pairs or null, got {short(shape)}.")
+            for side in shape or ():
+                _whole("vision_config", "pos_embs_shapes", side, 63)
+        _whole("vision_config", "image_size", self.image_size, _MOST["pixels"])
         for mixer in self.token_mixers:
             if mixer not in ("repmixer", "attention"):
                 raise ValueError(f"vision_config: unknown token mixer {mixer!r}; use 'repmixer' or 'attention'.")
@@ -113,6 +171,15 @@ class TextConfig:
     hidden_act: str = "silu"
 
     def __post_init__(self):
+        _whole("text_config", "num_hidden_layers", self.num_hidden_layers, _MOST["layers"])
+        _whole("text_config", "vocab_size", self.vocab_size, _MOST["vocabulary"])
+        for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):
+            _whole("text_config", name, getattr(self, name), _MOST["width"])
+        if self.head_dim is not None:
+            _whole("text_config", "head_dim", self.head_dim, _MOST["width"])
+        _whole("text_config", "max_position_embeddings", self.max_position_embeddings, 2**40)
+        for name in ("rms_norm_eps", "rope_theta"):
+            _number("text_config", name, getattr(self, name))
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
@@ -170,6 +237,11 @@ class FastVlmConfig:
         if isinstance(self.text_config, dict):
             self.extra = {"text_config": self.text_config, **self.extra}
             self.text_config = _pick(TextConfig, _flat_rope(self.text_config))
+        for id in (self.image_token_id, *self.eos_token_id):
+            if isinstance(id, bool) or not isinstance(id, int) or abs(id) >= 2**31:
+                raise ValueError(f"A token id must be a 32-bit number, got {short(id)}.")
+        if not isinstance(self.quantization, (dict, type(None))):
+            raise ValueError(f"quantization must be an object, got {short(self.quantization)}.")
         if self.vision_feature_select_strategy != "full":
             raise ValueError(
                 f"vision_feature_select_strategy {self.vision_feature_select_strategy!r} is not supported; "
@@ -192,24 +264,22 @@ class FastVlmConfig:
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> FastVlmConfig:
         """Read a parsed ``config.json`` of any layout; ``ValueError`` where it is not a FastVLM's."""
-        read = _READERS.get(str(config.get("model_type")))
+        kind = config.get("model_type")
+        read = _READERS.get(kind) if isinstance(kind, str) else None
         if read is None:
             raise ValueError(
-                f"config.json has model_type {config.get('model_type')!r}, which is not a FastVLM; "
+                f"config.json has model_type {short(kind)}, which is not a FastVLM; "
                 f"expected one of {', '.join(map(repr, _READERS))}."
             )
-        return read(config)
+        try:
+            return read(config)
+        except (TypeError, AttributeError, KeyError, IndexError, OverflowError) as error:  # a list for a word, and such
+            raise ValueError(f"config.json is malformed ({error}); download the checkpoint again.") from None
 
     @classmethod
     def from_file(cls, path: str | Path) -> FastVlmConfig:
         """Read a ``config.json``; ``ValueError`` where it is not JSON or not a FastVLM's."""
-        try:
-            config = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-            raise ValueError(f"{path} is not valid JSON ({error}); download the checkpoint again.") from None
-        if not isinstance(config, dict):
-            raise ValueError(f"{path} holds no JSON object; download the checkpoint again.")
-        return cls.from_dict(config)
+        return cls.from_dict(read_json(path))
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, *, revision: str | None = None) -> FastVlmConfig:
@@ -290,7 +360,7 @@ class FastVlmConfig:
         """Linear layers of the projector: 2 in the released models. ``ValueError`` for an unknown type."""
         number = re.fullmatch(r"mlp([1-9]\d*)x_gelu", self.projector_type)
         layers = {"identity": 0, "linear": 1}.get(self.projector_type, number and int(number[1]))
-        if layers is None:
+        if layers is None or layers > 16:
             raise ValueError(
                 f"mm_projector_type {self.projector_type!r} is not supported; use 'identity', 'linear' or 'mlp2x_gelu' "
                 "(any number of layers)."

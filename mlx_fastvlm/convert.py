@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from . import quantization
 from .checkpoint import DTYPES, Weights, cast, choose_dtype, find_checkpoint, load, read_weights
-from .cli import run
+from .cli import Parser, run
 from .config import FastVlmConfig
 from .export import preprocessor_config, to_transformers
 from .images import ImageSource
@@ -309,7 +309,7 @@ class _Progress:
 
 def parser() -> argparse.ArgumentParser:
     """The command line of ``convert.py`` and ``python -m mlx_fastvlm.convert``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="convert.py",
         description="Convert a FastVLM of any layout to MLX safetensors, quantized if wanted, and verify the result.",
         epilog="example: python convert.py --hf-path apple/FastVLM-0.5B --mlx-path fastvlm-4bit --quantize",

@@ -8,4 +8,10 @@ class UsageError(ValueError):
 def require(holds: bool, sentence: str, value: object):
     """``UsageError`` with the sentence and the value got, unless ``holds``."""
     if not holds:
-        raise UsageError(f"{sentence}, got {value!r}.")
+        raise UsageError(f"{sentence}, got {short(value)}.")
+
+
+def short(value: object) -> str:
+    """A value for an error's sentence, cut off if it is long."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."

@@ -6,8 +6,10 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from .checkpoint import DTYPES
+from .checkpoint import DTYPES, load
+from .model import FastVlmForConditionalGeneration
 from .options import GenerationOptions
+from .processing import FastVlmProcessor
 
 DEFAULT_MODEL = "apple/FastVLM-0.5B"
 _DEFAULTS = GenerationOptions()
@@ -18,6 +20,7 @@ def add_model_flags(parser: argparse.ArgumentParser):
     group.add_argument("--model", default=DEFAULT_MODEL, metavar="SOURCE", help="a folder, a hub id, or demo")
     group.add_argument("--dtype", choices=tuple(DTYPES), help="type of the weights")
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
+    group.add_argument("--force", action="store_true", help="load it even if memory seems too small")
 
 
 def add_picture_flags(parser: argparse.ArgumentParser):
@@ -53,6 +56,11 @@ def add_cache_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     _number(group, "--kv-group-size", int, "values that share a scale in it: 32, 64 or 128")
     _number(group, "--prefill-step-size", int, "read longer prompts in pieces of so many tokens")
     return group
+
+
+def load_model(arguments: argparse.Namespace) -> tuple[FastVlmForConditionalGeneration, FastVlmProcessor]:
+    """The model that the flags name."""
+    return load(arguments.model, dtype=arguments.dtype, revision=arguments.revision, force=arguments.force)
 
 
 def options(arguments: argparse.Namespace) -> dict[str, Any]:

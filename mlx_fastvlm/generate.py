@@ -15,8 +15,7 @@ import mlx.core as mx
 from . import flags
 from .answers import AnswerText
 from .captions import caption_folder
-from .checkpoint import load
-from .cli import run
+from .cli import Parser, run, shown
 from .decoding import check_finite, prefill, step
 from .images import ImageSource
 from .messages import Prompt
@@ -100,6 +99,7 @@ def stream_generate(
         cache = PromptCache(chosen.max_kv_size, chosen.kv_bits, chosen.kv_group_size)
     start = time.perf_counter()
     request = make_request(processor, prompt, image, chosen)
+    request.check(model, bounded=cache.max_kv_size is not None)
     cache.check(model, request.tokens)
     return _stream(model, processor, request, cache, chosen, start)
 
@@ -113,7 +113,8 @@ def _stream(
     start: float,
 ) -> Iterator[GenerationResponse]:
     """Prefill, then decode, the next token always computing while the caller handles this one."""
-    cached = cache.begin(model, request.tokens)
+    tokens = request.tokens
+    cached = cache.begin(model, tokens)
     features = request.features(model, processor, options, skip=cached)
     prefill_start = time.perf_counter()
     embeddings = model.embed(mx.array([request.ids[cached:]]), features)
@@ -125,15 +126,16 @@ def _stream(
         mx.async_eval(*choice.arrays)
         return choice
 
-    logits = prefill(model, embeddings, cache.layers, options.prefill_step_size, options.progress)
-    upcoming = ahead(logits)
+    with cache.growing(tokens) as layers:
+        upcoming = ahead(prefill(model, embeddings, layers, options.prefill_step_size, options.progress))
     for count in range(1, options.max_tokens + 1):
         choice = upcoming
         if count < options.max_tokens:
-            upcoming = ahead(step(model, choice.token, cache.layers))
+            with cache.growing(tokens) as layers:
+                upcoming = ahead(step(model, choice.token, layers))
         token = choice.token.item()
         check_finite(choice.largest.item(), model, bool(options.logits_processors))
-        cache.tokens.append(token)
+        tokens.append(token)
         now = time.perf_counter()
         if count == 1:
             first = now
@@ -162,7 +164,7 @@ def _stream(
 
 def parser() -> argparse.ArgumentParser:
     """The command line of ``python -m mlx_fastvlm.generate``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fastvlm",
         description="Ask FastVLM about pictures. The answer streams to stdout, everything else goes to stderr.",
         epilog='example: python -m mlx_fastvlm.generate --image photo.jpg --prompt "What is this?"',
@@ -170,7 +172,10 @@ def parser() -> argparse.ArgumentParser:
     )
     asking = parser.add_argument_group("question")
     asking.add_argument(
-        "--prompt", default=DEFAULT_PROMPT, metavar="TEXT", help="the question; <image> in it places a picture"
+        "--prompt",
+        default=DEFAULT_PROMPT,
+        metavar="TEXT",
+        help="the question, or - for standard input; <image> in it places a picture",
     )
     asking.add_argument("--system", metavar="TEXT", help="a system prompt instead of the template's own")
     flags.add_picture_flags(parser)
@@ -198,6 +203,8 @@ def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error("--images-dir goes without --image, --json and --prompt-cache")
     if arguments.logprobs and not arguments.json:
         parser.error("--logprobs needs --json")
+    if [arguments.prompt, *(arguments.image or [])].count("-") > 1:
+        parser.error("standard input can only be read once: as --prompt or as one --image")
 
 
 def _answer(arguments: argparse.Namespace):
@@ -205,18 +212,19 @@ def _answer(arguments: argparse.Namespace):
     options = flags.options(arguments)
     file = options.pop("prompt_cache")
     GenerationOptions(**options)  # what is wrong with the options is told before the model loads
-    model, processor = load(arguments.model, dtype=arguments.dtype, revision=arguments.revision)
+    prompt = _read_prompt(arguments.prompt)
+    model, processor = flags.load_model(arguments)
     if arguments.images_dir:
-        return _caption(model, processor, arguments, options)
+        return _caption(model, processor, prompt, arguments, options)
     if file:
         options["prompt_cache"] = _open_cache(file, model, options)
     text, tokens, last = "", [], None
     try:
-        for last in stream_generate(model, processor, arguments.prompt, arguments.image, **options):
+        for last in stream_generate(model, processor, prompt, arguments.image, **options):
             text += last.text
             tokens.append({"token": last.token, "logprob": last.logprob})
             if not arguments.json:
-                print(last.text, end="", flush=True)
+                print(shown(last.text), end="", flush=True)
     finally:  # also after Ctrl-C
         if last and not arguments.json:
             print(flush=True)
@@ -231,6 +239,18 @@ def _answer(arguments: argparse.Namespace):
         print(json.dumps(answer, ensure_ascii=False))
 
 
+def _read_prompt(prompt: str) -> str:
+    """The prompt, from standard input for "-"."""
+    if prompt == "-":
+        try:
+            prompt = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"The prompt on standard input is not UTF-8 ({error.reason}); convert it first.") from None
+    if not prompt.strip():
+        raise ValueError("The prompt is empty; ask something.")
+    return prompt
+
+
 def _open_cache(file: str, model: FastVlmForConditionalGeneration, options: dict) -> PromptCache:
     """The prompt cache of a file, or a new one as the options want it, which then no longer say so."""
     policy = [options.pop(name) for name in ("max_kv_size", "kv_bits", "kv_group_size")]
@@ -238,7 +258,11 @@ def _open_cache(file: str, model: FastVlmForConditionalGeneration, options: dict
 
 
 def _caption(
-    model: FastVlmForConditionalGeneration, processor: FastVlmProcessor, arguments: argparse.Namespace, options: dict
+    model: FastVlmForConditionalGeneration,
+    processor: FastVlmProcessor,
+    prompt: str,
+    arguments: argparse.Namespace,
+    options: dict,
 ):
     start = time.perf_counter()
     captioned, broken = caption_folder(
@@ -246,7 +270,7 @@ def _caption(
         processor,
         arguments.images_dir,
         arguments.output,
-        arguments.prompt,
+        prompt,
         batch_size=arguments.batch_size,
         **options,
     )

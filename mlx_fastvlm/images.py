@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
+import http.client
+import ipaddress
 import re
+import socket
 import sys
-import time
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -25,6 +29,8 @@ ImageSource = Any  # path, URL, data: URI, base64, bytes, "-", PIL image, numpy 
 
 # How pictures begin, for telling base64 from a path: JPEG, PNG, GIF, WebP, BMP, TIFF.
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+# Pillow's other readers stay shut: some run programs (EPS starts Ghostscript), and few people ever fed them bad files.
+FORMATS = ("PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "DIB", "TIFF", "ICO", "PPM", "JPEG2000", "TGA", "AVIF", "HEIF")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -68,9 +74,9 @@ def load_frames(source: ImageSource, frames: int) -> list[Image.Image]:
         data = _from_base64(name)
         if data is not None:
             return _decode(data, "The base64 text", frames)
-        return _open_file(Path(name).expanduser(), frames)
+        return _open_file(Path(name), frames)
     if hasattr(source, "shape"):
-        return [_from_array(np.array(source))]
+        return [_from_array(_as_numpy(source))]
     raise ValueError(
         f"A picture can't be read from {type(source).__name__}; give a path, URL, data: URI, bytes, PIL image or array."
     )
@@ -78,15 +84,22 @@ def load_frames(source: ImageSource, frames: int) -> list[Image.Image]:
 
 def _open_file(path: Path, frames: int) -> list[Image.Image]:
     try:
+        path = path.expanduser()
         exists = path.exists()
-    except OSError:  # a name too long for the system
+    except (OSError, RuntimeError):  # a name too long for the system; a user that is none
         exists = False
     if not exists:
         name = str(path) if len(str(path)) <= 200 else f"{str(path)[:60]}..."
         raise FileNotFoundError(f"{name}: no such picture; check the path.")
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give the path of a picture.")
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise OSError(f"{path} can't be read ({error.strerror}); check its permissions.") from None
+    with file:
+        if not path.stat().st_size:
+            raise ValueError(f"{path} is empty; give a picture.")
         return _decode(file, str(path), frames)
 
 
@@ -100,7 +113,7 @@ def _decode(data, name: str, frames: int) -> list[Image.Image]:
     if heif:
         _register_heif()
     try:
-        with Image.open(data) as image:
+        with _open(data) as image:
             return _frames(image, name, frames)
     except UnidentifiedImageError:
         if heif:
@@ -108,8 +121,22 @@ def _decode(data, name: str, frames: int) -> list[Image.Image]:
         raise ValueError(f"{name} is not a picture that Pillow can read; convert it to PNG or JPEG.") from None
     except Image.DecompressionBombError:
         raise ValueError(f"{name} has too many pixels to be opened safely; scale it down first.") from None
-    except (OSError, SyntaxError, EOFError) as error:  # what Pillow's readers raise for a damaged header
+    except _BadPicture:
+        raise
+    except MemoryError:
+        raise ValueError(f"{name} is too large for the memory; scale it down first.") from None
+    except Exception as error:  # Pillow's readers raise anything for a damaged file
         raise _broken(name, error) from None
+
+
+def _open(file) -> Image.Image:
+    Image.preinit()  # the commonest formats; importing the others takes as long again
+    try:
+        return Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+    except UnidentifiedImageError:
+        Image.init()
+        file.seek(0)
+        return Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
 
 
 def _frames(image: Image.Image, name: str, frames: int) -> list[Image.Image]:
@@ -141,9 +168,10 @@ def _register_heif():
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if 0 in image.size:
+        raise _BadPicture(f"{name} has no pixels; give another picture.")
     try:
-        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-            image = ImageOps.exif_transpose(image)  # which copies what is upright already
+        image = _upright(image)
         if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):
             return _from_high_range(image)
         if image.has_transparency_data:
@@ -152,12 +180,29 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
             return Image.alpha_composite(paper, image).convert("RGB")
         image.load()
         return image if image.mode == "RGB" else image.convert("RGB")  # which copies what is RGB already
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except MemoryError:
+        raise _BadPicture(f"{name} is too large for the memory; scale it down first.") from None
+    except Exception as error:  # Pillow decodes here, and raises anything for damaged data
         raise _broken(name, error) from None
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF data asks; as it lies, where they are damaged, as other programs do."""
+    try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image  # exif_transpose would copy it
+        image.load()
+        return ImageOps.exif_transpose(image)
+    except Exception:  # anything, for data like these; what is wrong with the pixels shows when they are read
+        return image
+
+
+class _BadPicture(ValueError):
+    """Says what is wrong with a picture, and must not be wrapped into another sentence."""
+
+
 def _broken(name: str, error: Exception) -> ValueError:
-    return ValueError(f"{name} is broken ({error}); give an intact picture.")
+    return _BadPicture(f"{name} is broken ({error}); give an intact picture.")
 
 
 def _from_high_range(image: Image.Image) -> Image.Image:
@@ -168,6 +213,16 @@ def _from_high_range(image: Image.Image) -> Image.Image:
     highest = 255 if levels.max(initial=0) <= 255 else 65535  # eight-bit pictures come in wide containers too
     grey = np.clip(np.round(levels * (255 / highest)), 0, 255).astype(np.uint8)
     return Image.fromarray(grey).convert("RGB")
+
+
+def _as_numpy(source: Any) -> np.ndarray:
+    try:
+        return np.array(source)
+    except Exception:  # an array of another library; NumPy has no bfloat16
+        try:
+            return np.array(source.tolist())
+        except Exception as error:
+            raise ValueError(f"An array picture could not be read ({error}); give it as a NumPy array.") from None
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -184,7 +239,9 @@ def _from_array(array: np.ndarray) -> Image.Image:
         if array.min() < 0 or array.max() > 1:
             raise ValueError("A float array picture must lie in [0, 1]; divide by 255, or give uint8.")
         array = np.round(array.astype(np.float64) * 255)
-    elif array.dtype.kind not in "ui" or array.min() < 0 or array.max() > 255:
+    elif array.dtype.kind not in "ui":
+        raise ValueError(f"An array picture must hold integers in [0, 255] or floats in [0, 1], not {array.dtype}.")
+    elif array.min() < 0 or array.max() > 255:
         raise ValueError("An integer array picture must lie in [0, 255].")
     return _to_rgb(Image.fromarray(array.astype(np.uint8)), "The picture")
 
@@ -212,33 +269,99 @@ def _from_base64(text: str) -> bytes | None:
     return data if data.startswith(_BEGINNINGS) or _is_heif(BytesIO(data)) else None
 
 
+class _Connections:
+    """Opens a URL's connections, and closes them when all of it takes too long.
+
+    A socket's own timeout is for one silence, so a server that says a word now and then could keep us forever.
+    """
+
+    def __init__(self):
+        self.opened: list[socket.socket] = []
+        self.timer = threading.Timer(URL_DEADLINE, self._give_up)
+        self.timer.daemon = True
+        self.late = False
+
+    def _give_up(self):
+        self.late = True
+        for opened in self.opened:
+            with contextlib.suppress(OSError):
+                opened.shutdown(socket.SHUT_RDWR)
+
+    def handlers(self) -> list[urllib.request.BaseHandler]:
+        def connection(kind: type, request: urllib.request.Request):
+            def make(host, **options):
+                made = kind(host, **options)
+                connect = made.connect
+
+                def guarded():
+                    connect()
+                    self.opened.append(made.sock)
+                    _check_redirect(request, made.sock)
+
+                made.connect = guarded
+                return made
+
+            return make
+
+        class Http(urllib.request.HTTPHandler):
+            def http_open(self, request):
+                return self.do_open(connection(http.client.HTTPConnection, request), request)
+
+        class Https(urllib.request.HTTPSHandler):
+            def https_open(self, request):
+                return self.do_open(connection(http.client.HTTPSConnection, request), request)
+
+        return [Http(), Https()]
+
+
+def _check_redirect(request: urllib.request.Request, connected: socket.socket):
+    """``OSError`` where a URL's server sent us to an address inside this network, which the user did not name.
+
+    The address that the connection really has is checked, so no trick with names helps. A proxy's is its own matter.
+    """
+    # urllib keeps the first URL's host as origin_req_host, in lower case and without a port.
+    host = urllib.parse.urlsplit(request.full_url).hostname
+    if not hasattr(request, "redirect_dict") or request.has_proxy() or host == request.origin_req_host:
+        return
+    address = ipaddress.ip_address(connected.getpeername()[0].partition("%")[0])
+    if not address.is_global:
+        raise OSError(f"it redirects to {request.host}, an address inside this network")
+
+
 def _fetch(url: str) -> bytes:
-    """A URL's body, http and https only, also after redirects."""
-    request = urllib.request.Request(url, headers={"User-Agent": "mlx-fastvlm"})
+    """A URL's body, http and https only, also after redirects, which may not lead to private addresses."""
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "mlx-fastvlm"})
+        connections = _Connections()
         # Only these handlers: the default opener would also follow a redirect to ftp.
         opener = urllib.request.OpenerDirector()
         for handler in (
             urllib.request.ProxyHandler(),
-            urllib.request.HTTPHandler(),
-            urllib.request.HTTPSHandler(),
+            *connections.handlers(),
             urllib.request.HTTPDefaultErrorHandler(),
             urllib.request.HTTPRedirectHandler(),
             urllib.request.HTTPErrorProcessor(),
             urllib.request.UnknownHandler(),
         ):
             opener.add_handler(handler)
-        with opener.open(request, timeout=URL_TIMEOUT) as response:
-            body, start = bytearray(), time.monotonic()
-            while len(body) <= URL_LIMIT and (piece := response.read1(2**16)):
-                body += piece
-                if time.monotonic() - start > URL_DEADLINE:
-                    raise TimeoutError(f"it took more than {URL_DEADLINE} s")
+        connections.timer.start()
+        try:
+            with opener.open(request, timeout=URL_TIMEOUT) as response:
+                kind = response.headers.get_content_type()
+                body = bytearray()
+                while len(body) <= URL_LIMIT and (piece := response.read1(2**16)):
+                    body += piece
+        finally:
+            connections.timer.cancel()
+            if connections.late:
+                raise TimeoutError(f"it took more than {URL_DEADLINE} s")
     except urllib.error.HTTPError as error:
         raise OSError(f"{url} answered {error.code} {error.reason}; check the address.") from None
-    except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors
+    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
         reason = getattr(error, "reason", error)
         raise OSError(f"{url} could not be fetched ({reason}); check the address and the connection.") from None
     if len(body) > URL_LIMIT:
         raise OSError(f"{url} is larger than {URL_LIMIT >> 20} MB; download it and give its path.")
+    if kind in ("text/html", "application/json"):
+        raise ValueError(f"{url} is no picture but {kind}; give the address of the picture itself.")
     return bytes(body)

@@ -47,6 +47,8 @@ def _with_marks(prompt: Prompt, pictures: int, system: str | None) -> Messages:
     """The prompt as messages, with marks for the pictures beside it."""
     if isinstance(prompt, str):
         return user_message(prompt, pictures, system)
+    if not isinstance(prompt, list):
+        raise ValueError(f"A prompt is a text or a list of messages, got {type(prompt).__name__}.")
     if not prompt:
         raise ValueError("There are no messages; give at least one.")
     for message in prompt:

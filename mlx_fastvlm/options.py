@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import mlx.core as mx
 
@@ -14,6 +16,22 @@ from .vision_cache import VisionCache
 
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]  # tokens so far, logits (1, vocabulary) -> logits
 Progress = Callable[[int, int], None]  # prompt tokens done, prompt tokens to do
+
+
+_OPTIONAL = ("seed", "image_size", "max_kv_size", "kv_bits", "repetition_penalty")
+_WHOLE = (
+    "max_tokens",
+    "top_k",
+    "seed",
+    "repetition_context_size",
+    "image_size",
+    "frames",
+    "vision_batch_size",
+    "max_kv_size",
+    "kv_bits",
+    "kv_group_size",
+    "prefill_step_size",
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +89,29 @@ class GenerationOptions:
     prefill_step_size: int = 2048
     progress: Progress | None = None
 
+    def __new__(cls, *_, **options):
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise TypeError(f"There is no option {name}" + (f"; did you mean {near[0]}?" if near else "."))
+        return super().__new__(cls)
+
     def __post_init__(self):
+        for name in _WHOLE:
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            require(whole or (value is None and name in _OPTIONAL), f"{name} must be a whole number", value)
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            require(number or (value is None and name in _OPTIONAL), f"{name} must be a finite number", value)
+        require(isinstance(self.system, (str, type(None))), "system must be a text", self.system)
+        require(all(isinstance(text, str) for text in self.stop_strings), "stop must hold texts", self.stop)
+        require(self.seed is None or 0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1", self.seed)
+        for bias in (self.logit_bias or {}).values():
+            # Minus infinity rules a token out.
+            require(bias == bias and bias < math.inf, "logit_bias must be below infinity", bias)
         penalty, size = self.repetition_penalty, self.repetition_context_size
         require(self.max_tokens >= 1, "max_tokens must be at least 1", self.max_tokens)
         require(self.temperature >= 0, "temperature must be at least 0", self.temperature)
@@ -84,6 +124,7 @@ class GenerationOptions:
         require(self.frames >= 1, "frames must be at least 1", self.frames)
         require(self.vision_batch_size >= 1, "vision_batch_size must be at least 1", self.vision_batch_size)
         require(self.prefill_step_size >= 1, "prefill_step_size must be at least 1", self.prefill_step_size)
+        require(self.max_kv_size is None or self.max_kv_size >= 1, "max_kv_size must be at least 1", self.max_kv_size)
         require(self.kv_bits in (None, 4, 8), "kv_bits must be 4 or 8", self.kv_bits)
         if self.prompt_cache is not None:
             bounds = (self.max_kv_size, self.kv_bits)

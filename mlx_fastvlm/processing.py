@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import functools
+import math
 import re
 import secrets
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +18,8 @@ from PIL import Image
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.decoders import DecodeStream
 
-from .config import FastVlmConfig
+from .config import FastVlmConfig, read_json
+from .errors import UsageError
 from .images import ImageSource, load_image
 
 IMAGE_MARK = "<image>"
@@ -74,25 +77,36 @@ class ImageSettings:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
 
 
+MAX_IMAGE_SIZE = 4096  # pixels of a side: 4096 image tokens, and 16 times the tower's work at 1024
+MAX_SQUARED_PIXELS = 4 * 10**8  # of what lies between a picture and its square: a phone's panorama has 2.7e8
+
+
 def square(image: Image.Image, size: int, aspect_ratio: str) -> Image.Image:
     """An RGB picture as a ``size`` x ``size`` square, bit for bit as the reference makes it (bicubic, uint8).
 
     "pad" is LLaVA's ``expand2square`` on black, then a resize; "crop" is CLIPImageProcessor's resize of the shortest
     edge, then its centre crop.
+
+    Raises:
+        ValueError: for a picture without pixels, or one so narrow that its square would not fit into memory.
     """
     width, height = image.size
+    if not width or not height:
+        raise ValueError(f"A picture of {width} x {height} pixels shows nothing; give another.")
+    short, long = min(width, height), max(width, height)
+    between = (size if width >= height else long) * long if aspect_ratio == "pad" else size * (size * long // short)
+    if between > MAX_SQUARED_PIXELS or long > 200 * short:
+        raise ValueError(f"A picture of {width} x {height} pixels is too narrow to be made a square; cut it first.")
     if aspect_ratio == "pad":
-        side = max(width, height)
-        canvas = (side, side)
+        canvas = (long, long)
         if width > height:
             # Pillow resizes along rows first, and here the rows are whole: do that before the black bars are added.
-            image, canvas = image.resize((size, height), Image.Resampling.BICUBIC), (size, side)
+            image, canvas = image.resize((size, height), Image.Resampling.BICUBIC), (size, long)
         if width != height:
             padded = Image.new("RGB", canvas)
-            padded.paste(image, ((canvas[0] - image.width) // 2, (side - height) // 2))
+            padded.paste(image, ((canvas[0] - image.width) // 2, (long - height) // 2))
             image = padded
         return image.resize((size, size), Image.Resampling.BICUBIC)
-    short, long = min(width, height), max(width, height)
     long = int(size * long / short)
     width, height = (size, long) if width <= height else (long, size)
     image = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -123,6 +137,12 @@ class FastVlmProcessor:
     def __post_init__(self):
         # Special tokens are recognised by _runs alone, in the template's text and never in a user's.
         self.tokenizer.encode_special_tokens = True
+        # What ends a turn is special, whatever the files call it, or a user could type it.
+        added = self.tokenizer.get_added_tokens_decoder()
+        turns = [t for id, t in added.items() if id in self.eos_token_ids or t.content.startswith("<|")]
+        self.tokenizer.add_special_tokens(
+            [AddedToken(t.content, normalized=False, special=True) for t in turns if not t.special]
+        )
         self._special = {
             token.content: id for id, token in self.tokenizer.get_added_tokens_decoder().items() if token.special
         }
@@ -133,22 +153,18 @@ class FastVlmProcessor:
         folder = Path(folder)
         settings = _read_json(folder / "tokenizer_config.json")
         tokenizer = read_tokenizer(folder, settings)
-        pictures = _read_json(folder / "preprocessor_config.json")
-        normalize = pictures.get("do_normalize", True)
-        return cls(
-            tokenizer,
-            config.image_token_id,
-            _eos_token_ids(tokenizer, config, settings, _read_json(folder / "generation_config.json")),
-            tokenizer.token_to_id(_content(settings.get("pad_token")) or "<|endoftext|>") or 0,
-            ImageSettings(
-                size=_side(pictures) or config.vision_config.image_size,
-                patch_size=config.vision_config.patch_size,
-                aspect_ratio=config.image_aspect_ratio,
-                mean=tuple(pictures.get("image_mean") or (0.0,) * 3) if normalize else (0.0,) * 3,
-                std=tuple(pictures.get("image_std") or (1.0,) * 3) if normalize else (1.0,) * 3,
-            ),
-            _template(folder, settings),
-        )
+        generation = _read_json(folder / "generation_config.json")
+        try:
+            return cls(
+                tokenizer,
+                config.image_token_id,
+                _eos_token_ids(tokenizer, config, settings, generation),
+                tokenizer.token_to_id(_content(settings.get("pad_token")) or "<|endoftext|>") or 0,
+                _image_settings(_read_json(folder / "preprocessor_config.json"), config),
+                _template(folder, settings),
+            )
+        except (TypeError, AttributeError, KeyError, OverflowError) as error:  # a list for a word, and such
+            raise ValueError(f"The tokenizer or processor files in {folder} are malformed ({error}).") from None
 
     # Pictures
 
@@ -181,8 +197,10 @@ class FastVlmProcessor:
         """``image_size``, or the checkpoint's own for None; ``ValueError`` where the tower can't take it."""
         size = self.image_settings.size if image_size is None else image_size
         patch = self.image_settings.patch_size
-        if size < patch or size % patch:
-            raise ValueError(f"image_size must be a multiple of {patch} pixels, got {size}.")
+        if isinstance(size, bool) or not isinstance(size, int) or size < patch or size % patch:
+            raise UsageError(f"image_size must be a multiple of {patch} pixels, got {size!r}.")
+        if size > MAX_IMAGE_SIZE:
+            raise UsageError(f"image_size must be at most {MAX_IMAGE_SIZE} pixels, got {size}.")
         return size
 
     def num_image_tokens(self, image_size: int | None = None) -> int:
@@ -288,15 +306,22 @@ class FastVlmProcessor:
         for message in messages:
             if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
                 raise ValueError('A message must be a dict with "role" and "content".')
+            if not isinstance(message["role"], str) or not re.fullmatch(r"[A-Za-z_-]{1,32}", message["role"]):
+                raise ValueError("A message's role must be one word, such as user; the rest belongs into its content.")
             parts = _parts(message["content"])
             content: str | list[dict[str, Any]]
             if wants_parts:
-                content = [{"type": "image"} if is_picture(p) else {**p, "text": stand_in(p["text"])} for p in parts]
+                content = [
+                    {"type": "image"} if is_picture(p) else {"type": "text", "text": stand_in(p["text"])} for p in parts
+                ]
             else:
                 content = "\n".join(IMAGE_MARK if is_picture(p) else stand_in(p["text"]) for p in parts)
-            prepared.append({**message, "content": content})
+            # Nothing else of a message reaches the template, which could put it outside the user's words.
+            prepared.append({"role": message["role"], "content": content})
         rendered = render(messages=prepared, add_generation_prompt=add_generation_prompt)
         pieces = re.split(f"\ue000{nonce}:(\\d+)\ue001", rendered)
+        if not all(int(piece) < len(said) for piece in pieces[1::2]):
+            raise ValueError("The checkpoint's chat template makes messages up; don't trust this checkpoint.")
         return [(said[int(piece)], False) if i % 2 else (piece, True) for i, piece in enumerate(pieces)]
 
     def _ids(self, pieces: list[tuple[str, bool]], image_size: int | None) -> list[int]:
@@ -304,12 +329,18 @@ class FastVlmProcessor:
         ids: list[int] = []
         for run in self._runs(pieces):
             if isinstance(run, _Plain):
-                ids += self.tokenizer.encode(run.text, add_special_tokens=False).ids
+                ids += self._encode_plain(run.text)
             elif isinstance(run, int):
                 ids.append(run)
             else:
                 ids += placeholders
         return ids
+
+    def _encode_plain(self, text: str) -> list[int]:
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
+        except (UnicodeEncodeError, TypeError):  # bytes of a command line or a file name that are no UTF-8
+            raise ValueError("A text holds characters that are not valid Unicode; give it as UTF-8.") from None
 
     def _runs(self, pieces: list[tuple[str, bool]]) -> Iterable[str | int | _Plain]:
         """Plain text, special token ids and image marks, in order.
@@ -412,24 +443,109 @@ def is_picture(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type") in ("image", "image_url")
 
 
+TEMPLATE_STEPS = 100_000  # rounds of loops and calls in one rendering
+TEMPLATE_LENGTH = 10**7  # characters of a rendering, and of any text on the way to it
+
+
+@functools.lru_cache(maxsize=8)
 def _compile(template: str):
-    """A template's render function. The sandbox keeps a stranger's template from running code."""
-    from jinja2 import TemplateError
+    """A template's render function.
+
+    jinja2's sandbox keeps a stranger's template from running code. It may still loop forever or fill the memory; so its
+    loops and calls are counted, and what could make a huge text in one step is not there.
+    """
+    from jinja2 import TemplateError, nodes
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    taken = threading.local()  # .steps of the rendering at hand
+
+    def count(values):
+        """A loop's values, counted."""
+        for value in values:
+            step()
+            yield value
+
+    def step():
+        taken.steps += 1
+        if taken.steps > TEMPLATE_STEPS:
+            raise TemplateError("it takes too many steps")
+
+    def checked(text):
+        if isinstance(text, (str, list)) and len(text) > TEMPLATE_LENGTH:
+            raise TemplateError("it makes too long a text")
+        return text
+
+    class Environment(ImmutableSandboxedEnvironment):
+        intercepted_binops = frozenset(["+", "*", "**", "%"])
+
+        def call(self, context, called, *args, **kwargs):
+            step()
+            if getattr(called, "__name__", "") in (
+                "center",
+                "ljust",
+                "rjust",
+                "zfill",
+                "expandtabs",
+                "replace",
+                "format",
+            ):
+                raise TemplateError(f"it uses {called.__name__}(), which chat templates don't need")
+            return checked(super().call(context, called, *args, **kwargs))
+
+        def call_binop(self, context, operator, left, right):
+            if operator != "+" and not (isinstance(left, (int, float)) and isinstance(right, (int, float))):
+                raise TemplateError(f"it uses {operator} on texts, which chat templates don't need")
+            if operator == "**":
+                raise TemplateError("it uses **, which chat templates don't need")
+            return checked(super().call_binop(context, operator, left, right))
 
     def complain(message: str):
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = complain
+    environment = Environment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters = {
+        name: function for name, function in environment.filters.items() if name in _TEMPLATE_FILTERS
+    } | {"counted": count, "checked": checked}
+    environment.globals = {name: environment.globals[name] for name in ("range", "dict", "namespace")} | {
+        "raise_exception": complain
+    }
+
+    def compiled():
+        tree = environment.parse(template)
+        for loop in tree.find_all(nodes.For):
+            loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None)
+        for node in tree.find_all(nodes.Assign):  # where a text could grow from round to round
+            node.node = nodes.Filter(node.node, "checked", [], [], None, None)
+        return environment.from_string(tree)
+
+    program = None
 
     def render(**values) -> str:
+        nonlocal program
+        taken.steps = length = 0
+        pieces = []
         try:
-            return environment.from_string(template).render(**values)
+            program = program or compiled()
+            for piece in program.generate(**values):
+                step()
+                length += len(piece)
+                if length > TEMPLATE_LENGTH:
+                    raise TemplateError("it makes too long a text")
+                pieces.append(piece)
         except Exception as error:  # a template may fail in any way
             raise ValueError(f"The checkpoint's chat template failed ({error}).") from None
+        return "".join(pieces)
 
     return render
+
+
+# jinja2's filters but for those that make long texts of short ones.
+_TEMPLATE_FILTERS = {
+    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "forceescape", "int",
+    "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "round",
+    "safe", "select", "selectattr", "sort", "string", "sum", "title", "tojson", "trim", "truncate", "unique", "upper",
+    "wordcount",
+}  # fmt: skip
 
 
 def read_tokenizer(folder: Path, settings: dict[str, Any]) -> Tokenizer:
@@ -443,9 +559,9 @@ def read_tokenizer(folder: Path, settings: dict[str, Any]) -> Tokenizer:
             return tokenizer
         if vocab.is_file() and merges.is_file():
             return _build_tokenizer(vocab, merges, _added_tokens(folder, settings))
-    except ValueError:
+    except (ValueError, KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:  # `tokenizers` raises plain Exception for anything it can't parse
+    except BaseException as error:  # `tokenizers` raises plain Exception for what it can't parse; some of it panics
         raise ValueError(f"The tokenizer files in {folder} are broken ({error}); download them again.") from None
     raise FileNotFoundError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json and merges.txt.")
 
@@ -488,9 +604,12 @@ def _eos_token_ids(tokenizer: Tokenizer, config: FastVlmConfig, *files: dict[str
     contents = {"<|im_end|>", "<|endoftext|>"}
     for settings in files:
         ids.update(_as_list(settings.get("eos_token_id") or []))
-        contents.add(_content(settings.get("eos_token")) or "")
-    found = (tokenizer.token_to_id(content) for content in contents)
-    return frozenset(ids).union(id for id in found if id is not None)
+        contents.add(_content(settings.get("eos_token")))
+    ids.update(tokenizer.token_to_id(content) for content in contents if content)
+    ids.discard(None)
+    if not all(isinstance(id, int) for id in ids):
+        raise ValueError(f"eos_token_id must be numbers, got {sorted(map(repr, ids))[:5]}; download the files again.")
+    return frozenset(ids)
 
 
 def _template(folder: Path, settings: dict[str, Any]) -> str:
@@ -501,28 +620,37 @@ def _template(folder: Path, settings: dict[str, Any]) -> str:
     return template if isinstance(template, str) else DEFAULT_TEMPLATE
 
 
-def _side(pictures: dict[str, Any]) -> int | None:
-    """The square's side that a ``preprocessor_config.json`` asks for."""
+def _image_settings(pictures: dict[str, Any], config: FastVlmConfig) -> ImageSettings:
+    """What a ``preprocessor_config.json`` says; ``ValueError`` where that is impossible."""
     crop = pictures.get("crop_size")
-    return crop.get("height") if isinstance(crop, dict) else crop
+    size = (crop.get("height") if isinstance(crop, dict) else crop) or config.vision_config.image_size
+    patch = config.vision_config.patch_size
+    if isinstance(size, bool) or not isinstance(size, int) or size % patch or not patch <= size <= MAX_IMAGE_SIZE:
+        raise ValueError(
+            f"preprocessor_config.json asks for pictures of {size!r} pixels; it must be a multiple of {patch} up to "
+            f"{MAX_IMAGE_SIZE}."
+        )
+    normalize = pictures.get("do_normalize", True)
+    mean, std = (
+        tuple(float(value) for value in (normalize and pictures.get(key)) or [default] * 3)
+        for key, default in (("image_mean", 0.0), ("image_std", 1.0))
+    )
+    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or 0 in std:
+        raise ValueError("preprocessor_config.json: image_mean and image_std must be three numbers, the second not 0.")
+    return ImageSettings(size, patch, config.image_aspect_ratio, mean, std)
 
 
 def _content(token: str | dict[str, Any] | None) -> str | None:
     """A special token's text; configs write it plain or as a dict."""
-    return token.get("content") if isinstance(token, dict) else token
+    content = token.get("content") if isinstance(token, dict) else token
+    if content is not None and not isinstance(content, str):
+        raise TypeError(f"a special token must be a text, got {content!r}")
+    return content
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     """A side file's object; a missing file is an empty one."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); download it again.") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object; download it again.")
-    return value
+    return read_json(path) if path.is_file() else {}
 
 
 def _as_list(value) -> list:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
+from .checkpoint import read_safetensors
 from .errors import UsageError, require
 from .fingerprint import of_model
 from .model import FastVlmModel
+from .writing import finished_file
 
 GROUP_SIZES = (32, 64, 128)  # that MLX can quantize in
 
@@ -28,7 +33,7 @@ class PromptCache:
 
     The prompt of a call is always the whole conversation. What it has in common with the tokens of the calls before,
     pictures by their pixels, is not computed again, and what differs is dropped. So a wrong prompt costs time and
-    never gives a wrong answer.
+    never gives a wrong answer. One answer uses it at a time: a later one takes it over, and the earlier can't go on.
 
     Args:
         max_kv_size: bounds the cache to so many tokens; the first prompt always stays in it.
@@ -47,6 +52,7 @@ class PromptCache:
         self.tokens: list[Token] = []  # may run ahead of the layers, or behind them by what was computed ahead
         self.layers: list[Any] = []
         self._model: FastVlmModel | None = None
+        self._lock = threading.RLock()
 
     def reset(self, keep: int = 0):
         """Forget everything; of the next prompt, a bounded cache will protect ``keep`` tokens, or all for 0."""
@@ -97,18 +103,40 @@ class PromptCache:
             check_room(self.max_kv_size, self._keep_for(tokens, shared))
 
     def begin(self, model: FastVlmModel, tokens: list[Token]) -> int:
-        """Take in a prompt; returns how many of its tokens need not be computed again."""
-        self.check(model, tokens)
-        shared = self.shared(tokens)
-        self.keep = self._keep_for(tokens, shared)
-        if not self.layers:
-            self.layers = self._make_layers(model)
-        for layer in self.layers:
-            layer.trim(layer.offset - shared)
-            if self.max_kv_size is not None:
-                layer.keep = self.keep
-        self.tokens, self._model = list(tokens), model
-        return shared
+        """Take in a prompt; returns how many of its tokens need not be computed again.
+
+        The list is the cache's from now on: the answer adds its tokens to it, and is known by it (:meth:`growing`).
+        """
+        with self._lock:
+            self.check(model, tokens)
+            shared = self.shared(tokens)
+            self.keep = self._keep_for(tokens, shared)
+            if not self.layers:
+                self.layers = self._make_layers(model)
+            for layer in self.layers:
+                layer.trim(layer.offset - shared)
+                if self.max_kv_size is not None:
+                    layer.keep = self.keep
+            self.tokens, self._model = tokens, model
+            return shared
+
+    @contextlib.contextmanager
+    def growing(self, tokens: list[Token]) -> Iterator[list[Any]]:
+        """Its layers, for an answer to write to, which no other answer does meanwhile, in whatever thread.
+
+        Args:
+            tokens: the list that :meth:`begin` was given.
+
+        Raises:
+            ValueError: another answer has begun since.
+        """
+        with self._lock:
+            if self.tokens is not tokens:
+                raise ValueError(
+                    "Another answer has taken over the prompt cache (or the chat session); give answers that run at "
+                    "the same time one each."
+                )
+            yield self.layers
 
     def _make_layers(self, model: FastVlmModel) -> list[Any]:
         from .cache import make_cache
@@ -151,7 +179,9 @@ def save_prompt_cache(file: str | Path, cache: PromptCache):
         "keep": cache.keep,
         "policy": [cache.max_kv_size, cache.kv_bits, cache.kv_group_size],
     }
-    mx.save_safetensors(str(file), held, {"mlx_fastvlm": json.dumps(facts)})
+    # Opened here, since MLX would add an extension of its own to a name.
+    with finished_file(Path(file)) as unfinished, unfinished.open("wb") as opened:
+        mx.save_safetensors(opened, held, {"mlx_fastvlm": json.dumps(facts)})
 
 
 def _held(layer: Any) -> dict[str, Any]:
@@ -173,10 +203,10 @@ def load_prompt_cache(file: str | Path, model: FastVlmModel) -> PromptCache:
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file}: no such prompt cache; check the path.")
     try:
-        arrays, metadata = mx.load(str(file), return_metadata=True)
+        arrays, metadata = read_safetensors(Path(file))
         facts = json.loads(metadata["mlx_fastvlm"])
         known = facts["format"] == _FORMAT
-    except (KeyError, ValueError, RuntimeError, TypeError):
+    except (KeyError, ValueError, TypeError):
         known = False
     if not known:
         raise ValueError(f"{file} is not a prompt cache of this package; make it with save_prompt_cache.")

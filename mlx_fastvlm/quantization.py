@@ -39,6 +39,9 @@ def settings(tensors: dict[str, mx.array], module: str, quantization: dict[str, 
         key: own.get(key, quantization.get(key, default))
         for key, default in (("group_size", 64), ("bits", 4), ("mode", "affine"))
     }
+    possible = chosen["group_size"] in (16, *GROUP_SIZES) and chosen["bits"] in BITS
+    if not possible or not isinstance(chosen["mode"], str):
+        raise ValueError(f"config.json says that {source} is quantized as {chosen}, which MLX can't; convert it again.")
     # The number of bits can be read off the shapes; a config that says otherwise would decode to noise.
     packed, groups = tensors[f"{module}.weight"].shape[-1], tensors[f"{module}.scales"].shape[-1]
     bits = packed * 32 / (groups * chosen["group_size"])

@@ -35,6 +35,27 @@ class Request:
     placeholder: int
     fingerprints: list[str]
 
+    def check(self, model: FastVlmForConditionalGeneration, bounded: bool = False):
+        """``ValueError`` for a prompt that the model can't read.
+
+        Args:
+            bounded: whether a cache forgets what is old: then a conversation may outgrow the model's positions.
+        """
+        most = model.config.text_config.max_position_embeddings
+        if len(self.ids) > most and not bounded:
+            raise ValueError(
+                f"The prompt has {len(self.ids)} tokens, pictures included, and the model was made for {most}; shorten "
+                "it, take a smaller image_size, or begin a new conversation."
+            )
+        if len(self.ids) == 0:
+            raise ValueError("The checkpoint's chat template makes nothing of the prompt; don't trust this checkpoint.")
+        size = model.config.text_config.vocab_size
+        beyond = next((id for id in self.text_ids if not 0 <= id < size), None)
+        if beyond is not None:
+            raise ValueError(
+                f"The tokenizer gives the token {beyond}, and the model has {size}; download the checkpoint again."
+            )
+
     @property
     def text_ids(self) -> list[int]:
         """The ids without placeholders, which may be no ids of the vocabulary, or another token's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 
@@ -30,30 +31,33 @@ class VisionCache:
         self.max_bytes = max_bytes
         self.hits = self.misses = 0
         self._features: OrderedDict[Hashable, mx.array] = OrderedDict()
+        self._lock = threading.Lock()
 
     @property
     def nbytes(self) -> int:
-        return sum(features.nbytes for features in self._features.values())
+        return sum(features.nbytes for features in list(self._features.values()))
 
     def __len__(self) -> int:
         return len(self._features)
 
     def get(self, key: Hashable) -> mx.array | None:
         """(tokens, text hidden size), or None."""
-        features = self._features.get(key)
-        if features is None:
-            self.misses += 1
-        else:
-            self.hits += 1
-            self._features.move_to_end(key)
-        return features
+        with self._lock:
+            features = self._features.get(key)
+            if features is None:
+                self.misses += 1
+            else:
+                self.hits += 1
+                self._features.move_to_end(key)
+            return features
 
     def put(self, key: Hashable, features: mx.array):
-        """Keep features, unless they alone are over the bound."""
-        self._features[key] = features
-        self._features.move_to_end(key)
-        while self.nbytes > self.max_bytes:
-            self._features.popitem(last=False)
+        """Keep features, which must be computed already, unless they alone are over the bound."""
+        with self._lock:
+            self._features[key] = features
+            self._features.move_to_end(key)
+            while self.nbytes > self.max_bytes:
+                self._features.popitem(last=False)
 
 
 def encode_pictures(
@@ -86,7 +90,8 @@ def encode_pictures(
         encoded = model.get_image_features(processor.to_pixel_values(squares[[position[name] for name in names]]))
         for name, features in zip(names, encoded):
             known[name] = mx.contiguous(features)
-            if cache is not None:
-                cache.put((tower, name), known[name])
         mx.eval([known[name] for name in names])
+        if cache is not None:
+            for name in names:
+                cache.put((tower, name), known[name])
     return mx.stack([known[fingerprint] for fingerprint in fingerprints])

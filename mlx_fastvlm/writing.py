@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import json
+import os
 import shutil
 import struct
 import tempfile
@@ -13,6 +16,7 @@ from pathlib import Path
 import mlx.core as mx
 
 SHARD_LIMIT = 5 * 10**9  # bytes
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, or file size
 
 # safetensors' names of the types, and an integer type of the same width, since Python has no bfloat16 buffers.
 _TYPES = {
@@ -29,20 +33,46 @@ _TYPES = {
 def finished_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     """A folder to write to, which becomes ``target`` only if the block ends well; otherwise it is removed.
 
+    What a process that was killed left behind is removed too, or put back if it had moved the target away.
+
     Raises:
         FileExistsError: ``target`` has content already, unless ``force`` allows to replace it.
+        OSError: another process is writing to it, or the disk is full.
     """
-    if not force:
-        check_empty(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target: a rename works only within a file system.
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.unfinished-", dir=target.parent))
+    with _writing_alone(target):
+        _clean_up(target)
+        if not force:
+            check_empty(target)
+        # Beside the target: a rename works only within a file system.
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.unfinished-", dir=target.parent))
+        try:
+            yield folder
+            folder.chmod(0o755)  # mkdtemp's folders are private
+            _swap(folder, target, force)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise OSError(f"{target} could not be written ({error.strerror}); make room. Nothing is kept.") from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def finished_file(target: Path) -> Iterator[Path]:
+    """A file to write, which becomes ``target`` (or replaces it) only if the block ends well; otherwise it is removed.
+
+    It has ``target``'s extension.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{target.stem}.unfinished-", suffix=target.suffix, dir=target.parent)
+    os.close(handle)
+    file = Path(name)
     try:
-        yield folder
-        folder.chmod(0o755)  # mkdtemp's folders are private
-        _swap(folder, target, force)
+        yield file
+        file.chmod(0o644)
+        file.replace(target)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        file.unlink(missing_ok=True)
 
 
 def check_empty(target: Path):
@@ -53,10 +83,46 @@ def check_empty(target: Path):
         raise FileExistsError(f"{target} exists already; choose another folder, or replace it with --force.")
 
 
+@contextlib.contextmanager
+def _writing_alone(target: Path) -> Iterator[None]:
+    """``OSError`` where another process is writing to ``target``.
+
+    The system drops the lock when its holder ends, however that happens, so nobody has to clean up after one that was
+    killed. Windows has no such locks, and MLX does not run there.
+    """
+    import fcntl
+
+    path = target.parent / f".{target.name}.lock"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Who held it may have removed the file in between: then this lock is on nothing.
+            alone = os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        except OSError:
+            alone = False
+        if not alone:
+            raise OSError(f"Another process is writing to {target}; wait until it has ended, or choose another folder.")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _clean_up(target: Path):
+    """Remove what killed processes left; nobody else is writing now."""
+    for replaced in target.parent.glob(f".{glob.escape(target.name)}.replaced-*"):
+        old = replaced / target.name
+        if old.exists() and not target.exists():  # killed between the two renames of _swap
+            old.rename(target)
+        shutil.rmtree(replaced, ignore_errors=True)
+    for unfinished in target.parent.glob(f".{glob.escape(target.name)}.unfinished-*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
 def _swap(folder: Path, target: Path, force: bool):
     """Rename ``folder`` to ``target``; what was there goes only after that has worked."""
     if not force:
-        check_empty(target)  # another conversion may have got there first
+        check_empty(target)  # somebody may have put something there meanwhile
     if not target.exists():
         folder.rename(target)
         return
@@ -137,5 +203,5 @@ def _write_file(
             progress(size)
 
 
-def write_json(path: Path, value: dict):
+def write_json(path: Path, value: dict | list):
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -231,7 +231,7 @@ def test_broken_files(tmp_path):
     index.write_text(json.dumps({"weight_map": {"x": "../../etc/passwd"}}))
     with pytest.raises(ValueError, match="outside its folder"):
         load(folder)
-    index.write_text("[]")
+    index.write_text("{}")
     with pytest.raises(ValueError, match="not a valid index"):
         load(folder)
 

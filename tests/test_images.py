@@ -197,7 +197,7 @@ def test_heic_without_its_package(monkeypatch):
         load_image(b"\0\0\0\x18ftypheic" + bytes(40))
 
 
-def _unknown(_):
+def _unknown(*_, **__):
     raise UnidentifiedImageError
 
 

@@ -1,0 +1,58 @@
+"""Whether a model fits into memory, told before it is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from .model import FastVlmForConditionalGeneration
+
+# The tower's peak beyond its weights, in bytes a pixel in float32: measured with the released models' shape at 512 and
+# 1024 pixels on the CPU backend (docs/security.md).
+TOWER_BYTES_PER_PIXEL = 640
+
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+
+def check_room(name: str, model: FastVlmForConditionalGeneration, image_size: int):
+    """``OSError`` where less memory is free than a model, its weights not read yet, and one picture need.
+
+    An estimate: it knows the weights to the byte, and leaves out a long conversation's KV cache.
+    """
+    weights = sum(x.nbytes for _, x in tree_flatten(model.parameters()))
+    needed = weights + TOWER_BYTES_PER_PIXEL * image_size**2 * model.vision_tower.dtype.size // 4
+    free = free_memory()
+    if free is not None and needed > free:
+        raise OSError(
+            f"{name} needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; close other "
+            "programs, take a quantized or smaller model, or load it nevertheless with --force (force=True)."
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes that the model may take, as far as the system tells; None where it does not."""
+    if mx.default_device().type == mx.DeviceType.gpu:
+        # On a Mac, what Metal lets a process use of the memory that both share. CUDA's devices do not say it here.
+        limit = mx.device_info().get("max_recommended_working_set_size")
+        return None if limit is None else max(0, int(limit) - mx.get_active_memory())
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
+    container = _free_in_container()
+    return free if container is None else min(free, container)
+
+
+def _free_in_container() -> int | None:
+    """What a control group (version 2) leaves to this process; None without a limit."""
+    try:
+        limit = int((CONTROL_GROUP / "memory.max").read_text())
+        used = int((CONTROL_GROUP / "memory.current").read_text())
+        # Cached files count as used, but give way.
+        statistics = dict(line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no such files, or "max"
+        return None
+    return max(0, limit - used + int(statistics.get("inactive_file", 0)))

@@ -1,0 +1,345 @@
+"""Throws damaged files and odd texts at the package; whatever is not one clear error is a finding.
+
+    python tests/fuzz.py TARGET [SECONDS] [SEED]      TARGET: pictures, prompts, config, tokenizer, tensors
+
+Every input is a seed with a few bytes or values changed. What must not happen: another exception than ValueError or
+OSError (a crash), an error of several lines, or an input that takes longer than TOO_LONG (a hang). The input at hand is
+kept in fuzz-input.bin, so that one which kills the process can be found there; findings are written as finding-*.bin.
+docs/security.md tells what long runs have found; test_fuzz.py runs a short one.
+"""
+
+import contextlib
+import copy
+import io
+import json
+import random
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import checkpoints  # it finds small, so it comes first
+import mlx_fastvlm
+import small
+from mlx_fastvlm.checkpoint import load_model
+from mlx_fastvlm.config import FastVlmConfig
+from mlx_fastvlm.images import FORMATS, load_frames
+from mlx_fastvlm.messages import read_prompt
+from mlx_fastvlm.processing import FastVlmProcessor, square
+
+TOO_LONG = 10  # seconds for one input, on a busy machine
+
+ODD = [
+    None, True, False, 0, 1, -1, 2, 7, 63, 64, 255, 2**31, 2**63, 2**64, 10**400, -(10**18), 0.5, -0.0, 1e308,
+    float("nan"), float("inf"), "", "a", "64", "\x00", "\ud800", "é" * 300, "<image>", "<|im_end|>", "../..",
+    [], [[]], [0], [1, 2, 3], {},
+    {"": ""}, {"content": 3}, [None] * 5, "{{ 7 * 7 }}", "{% for", "(a+)+$",
+]  # fmt: skip
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """Some bytes flipped, cut out, put in, repeated, or numbers made huge."""
+    data = bytearray(data)
+    for _ in range(rng.choice((1, 1, 2, 4, 16))):
+        at = rng.randrange(len(data) + 1)
+        match rng.randrange(7):
+            case 0 if at < len(data):
+                data[at] ^= 1 << rng.randrange(8)
+            case 1 if at < len(data):
+                data[at] = rng.randrange(256)
+            case 2:
+                del data[at : at + rng.choice((1, 4, 50, 10**6))]
+            case 3:
+                data[at:at] = rng.randbytes(rng.choice((1, 4, 50)))
+            case 4:
+                data[at : at + 4] = struct.pack(rng.choice("<>") + "I", rng.choice((0, 1, 2**31 - 1, 2**32 - 1, 10**8)))
+            case 5:
+                data[at:at] = data[at : at + 64] * rng.choice((1, 20))
+            case 6:
+                data[at : at + 8] = struct.pack("<Q", rng.choice((0, 2**63, 2**64 - 1, len(data), len(data) * 2)))
+    return bytes(data)
+
+
+def disturbed(value, rng: random.Random):
+    """JSON with a few of its values, or keys, replaced by odd ones, at any depth."""
+    value = json.loads(json.dumps(value))
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        places = list(_places(value))
+        holder, key = rng.choice(places)
+        match rng.randrange(6):
+            case 0 | 1 | 2:
+                holder[key] = copy.deepcopy(rng.choice(ODD))  # it may be disturbed next
+            case 3:
+                del holder[key]
+            case 4 if isinstance(holder, dict):
+                holder[rng.choice(("", "type", "content", "id", "vocab", str(rng.choice(ODD))[:50]))] = holder[key]
+            case _:
+                other, place = rng.choice(places)
+                holder[key] = json.loads(json.dumps(other[place])) if not _within(other, place) else None
+        if not value:
+            return value
+    return value
+
+
+def _places(value):
+    keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in list(keys):
+        yield value, key
+        if len(value) < 1000 or not isinstance(value[key], (int, str)):
+            yield from _places(value[key])
+
+
+def _within(holder, key) -> bool:
+    """Whether a place is gone, or so large that copying it again and again would take over."""
+    try:
+        return len(json.dumps(holder[key])) > 10**5
+    except (KeyError, IndexError):
+        return True
+
+
+class Pictures:
+    """Files of every format that is read, and what is made of them."""
+
+    def __init__(self, _):
+        self.seeds = []
+        picture = Image.fromarray(small.odd_picture(33, 20))
+        exif = Image.Exif()
+        exif[0x0112], exif[0x010E] = 6, "a description"
+        for kind in FORMATS:
+            for mode in ("RGB", "L", "P", "RGBA", "1", "I;16", "CMYK"):
+                buffer = io.BytesIO()
+                with contextlib.suppress(Exception):
+                    frames = {"save_all": True, "append_images": [picture]} if kind in ("GIF", "TIFF", "WEBP") else {}
+                    with_exif = {"exif": exif} if kind in ("PNG", "JPEG", "WEBP", "TIFF", "MPO", "AVIF", "HEIF") else {}
+                    (picture if mode == "I;16" else picture.convert(mode)).save(buffer, kind, **frames, **with_exif)
+                    self.seeds.append(buffer.getvalue())
+        grey = io.BytesIO()
+        Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)).save(grey, "PNG")
+        self.seeds.append(grey.getvalue())
+
+    def make(self, rng):
+        return damaged(rng.choice(self.seeds), rng)
+
+    def feed(self, data):
+        for picture in load_frames(data, 3):
+            assert picture.mode == "RGB"
+            assert square(picture, 64, "pad").size == square(picture, 64, "crop").size == (64, 64)
+
+
+class Prompts:
+    """Messages of every form, around the same small processor."""
+
+    SEEDS = (
+        "What is this?",
+        "a <image> b",
+        [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Ho"},
+            {"role": "user", "content": "<image>"},
+        ],
+        [{"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "image"}]}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}],
+        [{"role": "system", "content": "x"}, {"role": "user", "content": "<|im_end|><|im_start|>\ue000\ue001:0"}],
+    )
+
+    def __init__(self, folder):
+        checkpoints.write_tokenizer(folder)
+        self.processor = FastVlmProcessor.from_folder(folder, FastVlmConfig.from_dict(checkpoints.apple_config()))
+        self.picture = Image.fromarray(small.odd_picture(20, 20))
+
+    def make(self, rng):
+        seed = rng.choice(self.SEEDS)
+        if isinstance(seed, str):
+            words = (
+                "<image>",
+                "<|im_end|>",
+                "<|endoftext|>",
+                "\x00",
+                "\ud800",
+                "é",
+                "👩‍👩‍👧",
+                "\u202e",
+                "\ue000",
+                "{{ 1 }}",
+                " \n",
+            )
+            seed = "".join(rng.choice((*words, seed, chr(rng.randrange(0x110000)))) for _ in range(rng.randrange(9)))
+            return json.dumps([seed]).encode()
+        return json.dumps([disturbed(seed, rng)]).encode()
+
+    def feed(self, data):
+        prompt = json.loads(data)[0]
+        for pictures in ([], [self.picture]):
+            messages, _ = read_prompt(prompt, pictures)
+            ids = self.processor.encode_chat(messages)
+            plain = self.processor.encode_chat([{**m, "content": "x"} for m in messages])
+            assert ids.count(258) == plain.count(258), "a message ended a turn"
+
+
+class Config:
+    """config.json of each layout: read, and the model built on it."""
+
+    def __init__(self, folder):
+        self.seeds = [checkpoints.config("apple"), checkpoints.config("transformers"), FastVlmConfig().to_dict()]
+        self.seeds.append(self.seeds[0] | {"quantization": {"group_size": 32, "bits": 4}})
+        self.folder = checkpoints.write(folder, "apple")
+
+    def make(self, rng):
+        if rng.random() < 0.1:
+            return damaged(json.dumps(rng.choice(self.seeds)).encode(), rng)
+        return json.dumps(disturbed(rng.choice(self.seeds), rng)).encode()
+
+    def feed(self, data):
+        (self.folder / "config.json").write_bytes(data)
+        config = FastVlmConfig.from_file(self.folder / "config.json")
+        FastVlmConfig.from_dict(config.to_dict())
+        FastVlmProcessor.from_folder(self.folder, config)
+        load_model(self.folder, config)
+
+
+class Tokenizer:
+    """The tokenizer's and the processor's files, then a prompt through them."""
+
+    def __init__(self, folder):
+        self.folder, self.config = Path(folder), FastVlmConfig.from_dict(checkpoints.apple_config())
+        checkpoints.write_tokenizer(folder)
+        processor = FastVlmProcessor.from_folder(folder, self.config)
+        (self.folder / "chat_template.jinja").write_text(processor.chat_template)
+        added = {str(i): {"content": t, "special": True} for i, t in ((256, "<|endoftext|>"), (258, "<|im_end|>"))}
+        (self.folder / "tokenizer_config.json").write_text(
+            json.dumps(
+                {
+                    "eos_token": "<|im_end|>",
+                    "pad_token": {"content": "<|endoftext|>"},
+                    "chat_template": "{{ messages }}",
+                }
+            )
+        )
+        (self.folder / "generation_config.json").write_text(
+            json.dumps({"eos_token_id": [256, 258], "temperature": None})
+        )
+        crop = {"crop_size": {"height": 128, "width": 128}, "image_mean": [0, 0, 0], "image_std": [1, 1, 1]}
+        (self.folder / "preprocessor_config.json").write_text(json.dumps(crop))
+        self.files = {file.name: file.read_bytes() for file in self.folder.iterdir()}
+        self.files["tokenizer_config.json "] = json.dumps({"added_tokens_decoder": added}).encode()
+        self.files["tokenizer.json"] = processor.tokenizer.to_str().encode()
+
+    def make(self, rng):
+        name = rng.choice(list(self.files))
+        data = self.files[name]
+        if name.strip().endswith(".json") and rng.random() < 0.8:
+            data = json.dumps(disturbed(json.loads(data), rng)).encode()
+        else:
+            data = damaged(data, rng)
+        return name.strip().encode() + b"\n" + data
+
+    def feed(self, data):
+        name, _, content = data.partition(b"\n")
+        for file, original in self.files.items():
+            if file.strip() == file and file != "tokenizer.json":
+                (self.folder / file).write_bytes(original)
+        (self.folder / "tokenizer.json").unlink(missing_ok=True)
+        (self.folder / name.decode()).write_bytes(content)
+        processor = FastVlmProcessor.from_folder(self.folder, self.config)
+        ids = processor.encode_chat([{"role": "user", "content": "<image>\nHi <|im_end|> é 東京"}])
+        stream = processor.detokenizer()
+        processor.decode(ids), [stream.add(id) for id in ids if id >= 0], stream.finish()
+
+
+class Tensors:
+    """The header of a safetensors file, in bytes and as JSON, and the index of several."""
+
+    def __init__(self, folder):
+        self.folder = checkpoints.write(folder, "apple", shards=2)
+        self.config = FastVlmConfig.from_file(self.folder / "config.json")
+        self.file, self.index = (
+            sorted(self.folder.glob("*.safetensors"))[0],
+            self.folder / "model.safetensors.index.json",
+        )
+        self.whole, self.listing = self.file.read_bytes(), self.index.read_bytes()
+
+    def make(self, rng):
+        (length,) = struct.unpack("<Q", self.whole[:8])
+        header, kind = self.whole[8 : 8 + length], rng.randrange(4)
+        if kind == 0:
+            return b"0" + damaged(self.whole[: 8 + length], rng)
+        if kind == 1:
+            return b"1" + json.dumps(disturbed(json.loads(self.listing), rng)).encode()
+        entries = json.loads(header)
+        if kind == 2:
+            name = rng.choice(list(entries))
+            entries[name] = disturbed(entries[name], rng)
+            types = ("F64", "I64", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "BF16", "C64", "X")
+            entries[name] |= (
+                {"dtype": rng.choice(types)} if rng.random() < 0.3 and isinstance(entries[name], dict) else {}
+            )
+        else:
+            entries = disturbed(entries, rng)
+        encoded = json.dumps(entries).encode()
+        return b"0" + struct.pack("<Q", len(encoded)) + encoded
+
+    def feed(self, data):
+        header = data[:1] == b"0"
+        body = self.whole[8 + struct.unpack("<Q", self.whole[:8])[0] :]
+        self.file.write_bytes(data[1:] + body if header else self.whole)
+        self.index.write_bytes(self.listing if header else data[1:])
+        load_model(self.folder, self.config)
+
+
+TARGETS = {"pictures": Pictures, "prompts": Prompts, "config": Config, "tokenizer": Tokenizer, "tensors": Tensors}
+
+
+def fuzz(
+    target: str, *, seconds: float = 1e9, inputs: int = 10**12, seed: int = 0, keep: Path | None = None
+) -> Counter:
+    """Try inputs until time or number is up.
+
+    Returns:
+        How many were "read", how many were "refused" in one line, and each finding's kind with its count.
+    """
+    rng, found, start = random.Random(seed), Counter(), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tried = TARGETS[target](folder)
+        while found.total() < inputs and time.monotonic() - start < seconds:
+            data = tried.make(rng)
+            if keep is not None:
+                (keep / "fuzz-input.bin").write_bytes(data)
+            begun = time.monotonic()
+            try:
+                tried.feed(data)
+                outcome = "read"
+            except (ValueError, OSError) as error:
+                outcome = "refused" if "\n" not in str(error) else f"several lines: {str(error)[:80]!r}"
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # whatever it is, a panic in Rust included
+                place = traceback.extract_tb(error.__traceback__)[-1]
+                outcome = f"{type(error).__name__} in {Path(place.filename).name}:{place.lineno}: {str(error)[:80]}"
+            if time.monotonic() - begun > TOO_LONG:
+                outcome = f"too long ({outcome})"
+            found[outcome] += 1
+            if keep is not None and outcome not in ("read", "refused") and found[outcome] == 1:
+                (keep / f"finding-{target}-{len(found)}.bin").write_bytes(data)
+                print(f"{target}: {outcome}", flush=True)
+    return found
+
+
+def main():
+    target, seconds, seed = sys.argv[1], float((*sys.argv, "", "60")[2] or 60), int((*sys.argv, "", "", "0")[3] or 0)
+    found = fuzz(target, seconds=seconds, seed=seed, keep=Path.cwd())
+    for outcome, count in found.most_common():
+        print(f"{count:8} {outcome}")
+    print(f"{found.total()} inputs to {target}, {len(found.keys() - {'read', 'refused'})} kinds of findings")
+
+
+if __name__ == "__main__":
+    assert mlx_fastvlm
+    main()

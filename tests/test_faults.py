@@ -1,0 +1,326 @@
+"""Short memory, full disks, Ctrl-C, closed pipes, processes that were killed: one line, and nothing half-written."""
+
+import contextlib
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import small
+from mlx_fastvlm import ChatSession, PromptCache, convert, generate, load, memory, save_prompt_cache
+from mlx_fastvlm.generate import main
+from mlx_fastvlm.writing import finished_file, finished_folder
+
+PICTURE = Image.fromarray(small.odd_picture(70, 50))
+
+
+@pytest.fixture
+def arguments(checkpoint, tmp_path):
+    PICTURE.save(tmp_path / "picture.png")
+    return ["--model", str(checkpoint("apple")), "--image", str(tmp_path / "picture.png"), "--max-tokens", "5"]
+
+
+def left(folder):
+    """Everything in a folder, hidden things too."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+# Memory
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_read(checkpoint, arguments, monkeypatch, capfd):
+    monkeypatch.setattr(memory, "free_memory", lambda: 10**6)
+    monkeypatch.setattr("mlx_fastvlm.checkpoint.mx.eval", lambda *_: pytest.fail("the weights were read"))
+    with pytest.raises(OSError, match=r"needs about 0\.0 GB of memory and 0\.0 GB are free.*force=True"):
+        load(checkpoint("apple"))
+    assert main(arguments) == 1
+    assert "--force" in capfd.readouterr().err
+    load(checkpoint("apple"), lazy=True)
+
+
+def test_force_goes_on(arguments, monkeypatch, capfd):
+    monkeypatch.setattr(memory, "free_memory", lambda: 0)
+    assert main([*arguments, "--force"]) == 0
+    assert capfd.readouterr().out
+
+
+def test_the_estimate_knows_the_weights(checkpoint, monkeypatch):
+    asked = []
+    model, processor = load(checkpoint("apple"), lazy=True)
+    size = sum(file.stat().st_size for file in checkpoint("apple").glob("*.safetensors"))
+    for free in (int(size * 0.9), size * 2):
+        monkeypatch.setattr(memory, "free_memory", lambda free=free: asked.append(free) or free)
+        with pytest.raises(OSError, match="close other programs") if free < size else contextlib.nullcontext():
+            memory.check_room("it", model, 64)
+    assert len(asked) == 2
+    assert processor.image_settings.size == 128
+
+
+def test_free_memory_of_this_machine():
+    free = memory.free_memory()
+    assert free is None or 0 < free < 2**50
+
+
+def test_a_container_that_allows_less_than_the_machine_has(tmp_path, monkeypatch):
+    for name, text in (("max", "3000000"), ("current", "2500000"), ("stat", "anon 9\ninactive_file 100000\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    monkeypatch.setattr(memory, "CONTROL_GROUP", tmp_path)
+    assert memory._free_in_container() == 600_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._free_in_container() is None
+
+
+# Disks
+
+
+CONVERSION = """
+import resource, sys
+from mlx_fastvlm.convert import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # a disk that takes no more, as far as a file can tell
+sys.exit(main(["--hf-path", sys.argv[1], "--mlx-path", sys.argv[2], "--no-verify", *sys.argv[3:]]))
+"""
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_disk_that_is_full_in_the_midst(checkpoint, tmp_path, kept):
+    """The system itself refuses the write, not a stand-in."""
+    if kept:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine.txt").write_text("precious")
+    command = [sys.executable, "-c", CONVERSION, checkpoint("apple"), tmp_path / "out", *(["--force"] if kept else [])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "out could not be written (File too large); make room. Nothing is kept." in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert left(tmp_path) == (["out"] if kept else [])
+    assert not kept or (tmp_path / "out" / "mine.txt").read_text() == "precious"
+
+
+def test_a_prompt_cache_is_written_whole_or_not_at_all(small_model, tmp_path, monkeypatch):
+    cache = PromptCache()
+    generate(*small_model, "Hi", max_tokens=2, prompt_cache=cache)
+    file = tmp_path / "any.name"
+    save_prompt_cache(file, cache)
+    assert left(tmp_path) == ["any.name"]
+    before = file.read_bytes()
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mlx_fastvlm.prompt_cache.mx.save_safetensors", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_prompt_cache(file, cache)
+    assert left(tmp_path) == ["any.name"]
+    assert file.read_bytes() == before
+
+
+def test_a_saved_conversation_too(small_model, tmp_path, monkeypatch):
+    from mlx_fastvlm.chat import Repl
+
+    monkeypatch.setattr("mlx_fastvlm.chat.write_json", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    (tmp_path / "talk.json").write_text("old")
+    with pytest.raises(OSError, match="full"):
+        Repl(ChatSession(*small_model), [])._save(str(tmp_path / "talk.json"))
+    assert (tmp_path / "talk.json").read_text() == "old"
+    assert left(tmp_path) == ["talk.json"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("flags", [[], ["--json"]], ids=["streaming", "json"])
+def test_standard_output_that_is_full(arguments, flags):
+    command = [sys.executable, "-m", "mlx_fastvlm.generate", *arguments, *flags]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: [Errno 28] No space left on device"
+    assert "Exception ignored" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# Pipes
+
+
+@pytest.mark.parametrize("flags", [[], ["--json"]], ids=["streaming", "json"])
+def test_a_reader_that_leaves(arguments, flags):
+    command = [sys.executable, "-m", "mlx_fastvlm.generate", *arguments, *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    error = process.stderr.read()
+    assert process.wait(timeout=120) == 1
+    assert all(word not in error for word in ("Traceback", "BrokenPipe", "Exception ignored"))
+
+
+def test_a_terminal_that_knows_no_such_characters(arguments, monkeypatch):
+    """The answer comes, with question marks, instead of an encoding error half-way."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "mlx_fastvlm.generate", *arguments]
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(b"\n")
+
+
+# Ctrl-C
+
+
+def interrupted(command, after, environment=None):
+    """Run a command and press Ctrl-C when ``after`` says so; (exit code, stderr)."""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
+    )
+    after(process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    return process.returncode, error
+
+
+# What a stage begins with; it tells the test, and then waits as if the stage were long.
+STAGES = {
+    "loading": "flags:load",
+    "reading a picture": "messages:load_frames",
+    "encoding a picture": "request:encode_pictures",
+    "reading the prompt": "generate:prefill",
+    "answering": "answers:AnswerText.add",
+}
+WAITING = """
+import importlib, sys, time
+def wait(*_, **__):
+    print("here", flush=True)
+    time.sleep(60)
+module, place = sys.argv[1].split(":")
+*classes, name = place.split(".")
+holder = importlib.import_module("mlx_fastvlm." + module)
+setattr(getattr(holder, classes[0]) if classes else holder, name, wait)
+sys.exit(importlib.import_module("mlx_fastvlm.generate").main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_ctrl_c_at_every_stage(arguments, stage):
+    command = [sys.executable, "-c", WAITING, STAGES[stage], *arguments]
+    code, error = interrupted(command, lambda process: process.stdout.readline())
+    assert (code, error) == (130, "interrupted\n")
+
+
+def test_ctrl_c_while_importing(arguments, tmp_path):
+    (tmp_path / "numpy.py").write_text("print('here', flush=True)\nimport time\ntime.sleep(60)\n")
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
+    command = [sys.executable, "-m", "mlx_fastvlm.generate", *arguments]
+    code, error = interrupted(command, lambda process: process.stdout.readline(), {"PYTHONPATH": path})
+    assert code in (130, -signal.SIGINT)  # as the system reports what a signal ended; a shell says 130
+    assert error == "interrupted\n"
+
+
+# Conversions that were killed, and two at once
+
+SLOW = """
+import sys, time
+import mlx_fastvlm.writing as writing
+def slowly(amount):
+    print("here", flush=True)
+    time.sleep(60)
+import importlib
+convert = importlib.import_module("mlx_fastvlm.convert")
+convert._Progress.advance = lambda self, amount: slowly(amount)
+sys.exit(convert.main(["--hf-path", sys.argv[1], "--mlx-path", sys.argv[2], *sys.argv[3:]]))
+"""
+
+
+@contextlib.contextmanager
+def a_conversion_in_the_midst(checkpoint, target, *flags):
+    command = [sys.executable, "-c", SLOW, checkpoint("apple"), target, *flags]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "here\n"
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_ctrl_c_during_a_conversion(checkpoint, tmp_path):
+    with a_conversion_in_the_midst(checkpoint, tmp_path / "out") as process:
+        assert any(".unfinished-" in name for name in left(tmp_path))
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "interrupted\n")
+    assert left(tmp_path) == []
+
+
+def test_a_conversion_after_one_that_was_killed(checkpoint, tmp_path):
+    with a_conversion_in_the_midst(checkpoint, tmp_path / "out"):
+        pass
+    assert any(".unfinished-" in name for name in left(tmp_path))  # nothing can clean up behind kill -9
+    convert(checkpoint("apple"), tmp_path / "out", verify=False)
+    assert left(tmp_path) == ["out"]
+    load(tmp_path / "out")
+
+
+def test_two_conversions_to_one_target(checkpoint, tmp_path):
+    with (
+        a_conversion_in_the_midst(checkpoint, tmp_path / "out"),
+        pytest.raises(OSError, match="Another process is writing to"),
+    ):
+        convert(checkpoint("apple"), tmp_path / "out", force=True)
+    convert(checkpoint("apple"), tmp_path / "out", verify=False)
+    assert left(tmp_path) == ["out"]
+
+
+def test_many_writers_to_one_folder(tmp_path):
+    """One finishes at a time, whole; the others are told."""
+    outcomes = []
+
+    def write(i):
+        try:
+            with finished_folder(tmp_path / "out", force=True) as folder:
+                for name in "abc":
+                    (folder / name).write_text(str(i))
+                    time.sleep(0.002)
+            outcomes.append("written")
+        except OSError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=lambda i=i: [write(i) for _ in range(5)]) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(outcomes) == 20
+    assert "written" in outcomes
+    assert all(outcome == "written" or "Another process is writing" in outcome for outcome in outcomes)
+    assert left(tmp_path) == ["out"]
+    assert len({(tmp_path / "out" / name).read_text() for name in "abc"}) == 1
+
+
+def test_what_was_moved_away_comes_back_after_a_kill(tmp_path):
+    """Killed between the two renames that replace a folder."""
+    moved = tmp_path / ".out.replaced-x" / "out"
+    moved.mkdir(parents=True)
+    (moved / "mine.txt").write_text("precious")
+    with pytest.raises(FileExistsError), finished_folder(tmp_path / "out"):
+        pytest.fail("it was there before")
+    assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
+    assert left(tmp_path) == ["out"]
+
+
+def test_a_file_that_is_replaced_only_when_whole(tmp_path):
+    (tmp_path / "a.txt").write_text("old")
+
+    def half():
+        with finished_file(tmp_path / "a.txt") as file:
+            file.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        half()
+    assert (tmp_path / "a.txt").read_text() == "old"
+    with finished_file(tmp_path / "a.txt") as file:
+        file.write_text("new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert left(tmp_path) == ["a.txt"]
