@@ -27,7 +27,7 @@ from PIL import Image
 
 from .cache import make_cache
 from .checkpoint import DEMO, choose_dtype, load
-from .cli import run
+from .cli import Parser, run
 from .config import FastVlmConfig
 from .decoding import prefill, step
 from .errors import UsageError
@@ -224,7 +224,7 @@ def plot(rows: list[dict[str, Any]], file: Path, title: str):
 
 def parser() -> argparse.ArgumentParser:
     """The command line of ``python -m mlx_fastvlm.benchmark``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m mlx_fastvlm.benchmark",
         description="Time each step of an answer on this machine. The table goes to stdout.",
     )

@@ -157,7 +157,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
         with safe_open(path, framework="numpy"):  # checks that header and file agree, which mx.load leaves to chance
             pass
         # By its name alone, MLX would read a file as GGUF or NumPy's, with another parser.
-        return mx.load(str(path), format="safetensors", return_metadata=True)
+        tensors, metadata = mx.load(str(path), format="safetensors", return_metadata=True)
+        return tensors, metadata
     except (SafetensorError, RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"{path} is broken or cut off ({error}); download it again.") from None
 

@@ -134,7 +134,7 @@ def _stream(
             with cache.growing(tokens) as layers:
                 upcoming = ahead(step(model, choice.token, layers))
         token = choice.token.item()
-        check_finite(choice.largest.item(), model, bool(options.logits_processors))
+        check_finite(float(choice.largest.item()), model, bool(options.logits_processors))
         tokens.append(token)
         now = time.perf_counter()
         if count == 1:

@@ -604,12 +604,11 @@ def _eos_token_ids(tokenizer: Tokenizer, config: FastVlmConfig, *files: dict[str
     contents = {"<|im_end|>", "<|endoftext|>"}
     for settings in files:
         ids.update(_as_list(settings.get("eos_token_id") or []))
-        contents.add(_content(settings.get("eos_token")))
-    ids.update(tokenizer.token_to_id(content) for content in contents if content)
-    ids.discard(None)
+        contents.add(_content(settings.get("eos_token")) or "")
     if not all(isinstance(id, int) for id in ids):
         raise ValueError(f"eos_token_id must be numbers, got {sorted(map(repr, ids))[:5]}; download the files again.")
-    return frozenset(ids)
+    found = (tokenizer.token_to_id(content) for content in contents)
+    return frozenset(ids).union(id for id in found if id is not None)
 
 
 def _template(folder: Path, settings: dict[str, Any]) -> str:

@@ -240,3 +240,20 @@ def test_a_greedy_answer_needs_neither_mlx_lm_nor_transformers():
     code = "import sys; from mlx_fastvlm.generate import main; main(['--image', sys.argv[1]]); "
     code += "sys.exit(any(name in sys.modules for name in ('mlx_lm', 'transformers', 'torch')))"
     assert subprocess.run([sys.executable, "-c", code, str(picture)], capture_output=True).returncode == 0
+
+
+def test_a_terminal_is_shown_no_control_characters(arguments, monkeypatch, capfd):
+    """An answer or a name could move the cursor, or write to the clipboard."""
+    from mlx_fastvlm.processing import Detokenizer
+
+    monkeypatch.setattr(Detokenizer, "add", lambda self, token: "\x1b]52;c;cm0=\x07é\n")
+    assert main(arguments) == 0
+    assert "\x1b" in capfd.readouterr().out  # a file or a pipe gets all of it
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert main(arguments) == 0
+    out = capfd.readouterr().out
+    assert "\x1b" not in out
+    assert "\x07" not in out
+    assert "é\n" in out
+    assert main([*arguments, "--image", "\x1b[2Jno.png"]) == 1
+    assert "\x1b" not in capfd.readouterr().err

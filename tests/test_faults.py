@@ -77,6 +77,22 @@ def test_a_container_that_allows_less_than_the_machine_has(tmp_path, monkeypatch
     assert memory._free_in_container() is None
 
 
+def test_many_questions_take_no_more_memory_than_a_few(small_model):
+    """benchmarks/long_run.py measures the process over 200; here MLX's arrays, which are exact."""
+    import mlx.core as mx
+
+    session, held = ChatSession(*small_model, max_tokens=4), []
+    for i in range(12):
+        picture = PICTURE.resize((60 + i, 50))
+        generate(*small_model, "Hi", picture, max_tokens=4)
+        session.reset()
+        session.ask("Hi", picture)
+        held.append(mx.get_active_memory())
+    features = held[4] - held[3]  # of the session's pictures, which it keeps up to a bound
+    assert 0 <= features < 10**5
+    assert held[-1] - held[3] <= 8 * features
+
+
 # Disks
 
 
