@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 
 from . import layouts, memory, quantization
 from .config import FastVlmConfig, read_json
-from .errors import short
+from .errors import UsageError, short
 from .fusion import fuse_tower
 from .model import FastVlmForConditionalGeneration
 from .processing import FastVlmProcessor
@@ -345,10 +345,10 @@ def _default_dtype(weights: Weights) -> mx.Dtype:
 
 
 def choose_dtype(dtype: str | mx.Dtype) -> mx.Dtype:
-    """A type by its name; ``ValueError`` for one that weights can't have."""
+    """A type by its name; ``UsageError`` for one that weights can't have."""
     chosen = DTYPES.get(str(dtype).removeprefix("mlx.core."))
     if chosen is None:
-        raise ValueError(f"dtype {dtype!r} is not supported; use one of {', '.join(DTYPES)}.")
+        raise UsageError(f"dtype {dtype!r} is not supported; use one of {', '.join(DTYPES)}.")
     return chosen
 
 

@@ -16,6 +16,7 @@ from . import quantization
 from .checkpoint import DTYPES, Weights, cast, choose_dtype, find_checkpoint, load, read_weights
 from .cli import Parser, run
 from .config import FastVlmConfig
+from .errors import UsageError
 from .export import preprocessor_config, to_transformers
 from .images import ImageSource
 from .processing import FastVlmProcessor
@@ -189,17 +190,17 @@ def convert(
 def _check_options(quantize, dequantize, layout, dtype, verify, public, upload_repo):
     """Contradictions and unknown words, before anything is read or downloaded."""
     if quantize and dequantize:
-        raise ValueError("quantize and dequantize exclude each other; leave one out.")
+        raise UsageError("quantize and dequantize exclude each other; leave one out.")
     if layout not in ("mlx", "transformers"):
-        raise ValueError(f"layout must be 'mlx' or 'transformers', got {layout!r}.")
+        raise UsageError(f"layout must be 'mlx' or 'transformers', got {layout!r}.")
     if layout == "transformers" and quantize:
-        raise ValueError("transformers can't load MLX's quantized weights; leave out quantize, or write layout mlx.")
+        raise UsageError("transformers can't load MLX's quantized weights; leave out quantize, or write layout mlx.")
     if dtype is not None:
         choose_dtype(dtype)
     if verify not in (True, False, "golden"):
-        raise ValueError(f"verify must be True, False or 'golden', got {verify!r}.")
+        raise UsageError(f"verify must be True, False or 'golden', got {verify!r}.")
     if public and not upload_repo:
-        raise ValueError("public is about an upload; name a repository with upload_repo.")
+        raise UsageError("public is about an upload; name a repository with upload_repo.")
 
 
 def _described(config: FastVlmConfig, processor: FastVlmProcessor, weights: Weights) -> FastVlmConfig:

@@ -83,24 +83,25 @@ def load_frames(source: ImageSource, frames: int) -> list[Image.Image]:
 
 
 def _open_file(path: Path, frames: int) -> list[Image.Image]:
+    name = str(path) if str(path).isprintable() else repr(str(path))
+    name = name if len(name) <= 200 else f"{name[:60]}..."
     try:
         path = path.expanduser()
         exists = path.exists()
     except (OSError, RuntimeError):  # a name too long for the system; a user that is none
         exists = False
     if not exists:
-        name = str(path) if len(str(path)) <= 200 else f"{str(path)[:60]}..."
         raise FileNotFoundError(f"{name}: no such picture; check the path.")
     if not path.is_file():
-        raise ValueError(f"{path} is not a file; give the path of a picture.")
+        raise ValueError(f"{name} is not a file; give the path of a picture.")
     try:
         file = path.open("rb")
     except OSError as error:
-        raise OSError(f"{path} can't be read ({error.strerror}); check its permissions.") from None
+        raise OSError(f"{name} can't be read ({error.strerror}); check its permissions.") from None
     with file:
         if not path.stat().st_size:
-            raise ValueError(f"{path} is empty; give a picture.")
-        return _decode(file, str(path), frames)
+            raise ValueError(f"{name} is empty; give a picture.")
+        return _decode(file, name, frames)
 
 
 def _decode(data, name: str, frames: int) -> list[Image.Image]:

@@ -444,7 +444,28 @@ def is_picture(part: Any) -> bool:
 
 
 TEMPLATE_STEPS = 100_000  # rounds of loops and calls in one rendering
-TEMPLATE_LENGTH = 10**7  # characters of a rendering, and of any text on the way to it
+TEMPLATE_LENGTH = (
+    10**6
+)  # characters of a rendering, and of any text on the way to it; messages are short stand-ins here
+
+# jinja2's filters but for those that make long texts of short ones.
+_TEMPLATE_FILTERS = {
+    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "int", "items", "last",
+    "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "round", "safe", "select",
+    "selectattr", "sort", "string", "sum", "title", "tojson", "trim", "unique", "upper",
+}  # fmt: skip
+_LENGTHENING = {
+    "center",
+    "expandtabs",
+    "format",
+    "format_map",
+    "join",
+    "ljust",
+    "replace",
+    "rjust",
+    "translate",
+    "zfill",
+}
 
 
 @functools.lru_cache(maxsize=8)
@@ -452,100 +473,102 @@ def _compile(template: str):
     """A template's render function.
 
     jinja2's sandbox keeps a stranger's template from running code. It may still loop forever or fill the memory; so its
-    loops and calls are counted, and what could make a huge text in one step is not there.
+    loops and calls are counted, its output too, and what could make a huge text in one step is not there.
     """
     from jinja2 import TemplateError, nodes
+    from jinja2.filters import make_attrgetter
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from jinja2.visitor import NodeTransformer
 
-    taken = threading.local()  # .steps of the rendering at hand
+    taken = threading.local()  # .steps and .length of the rendering at hand
 
-    def count(values):
-        """A loop's values, counted."""
-        for value in values:
-            step()
-            yield value
+    def complain(message: str):
+        raise TemplateError(message)
 
     def step():
         taken.steps += 1
         if taken.steps > TEMPLATE_STEPS:
-            raise TemplateError("it takes too many steps")
+            complain("it takes too many steps")
 
-    def checked(text):
-        if isinstance(text, (str, list)) and len(text) > TEMPLATE_LENGTH:
-            raise TemplateError("it makes too long a text")
-        return text
+    def counted(values):
+        """A loop's values."""
+        for value in values:
+            step()
+            yield value
+
+    def checked(value, length: int | None = None):
+        """A value, unless it is (or, of the length given, would be) too long a text."""
+        if (len(value) if length is None and isinstance(value, (str, list)) else length or 0) > TEMPLATE_LENGTH:
+            complain("it makes too long a text")
+        return value
+
+    def output(value) -> str:
+        text = str(value)
+        taken.length += len(text)
+        return checked(text, taken.length)
+
+    def join(values, d="", attribute=None) -> str:
+        values = list(counted(values))
+        if attribute is not None:
+            values = list(map(make_attrgetter(environment, attribute), values))
+        values, d = list(map(str, values)), str(d)
+        checked(values, sum(map(len, values)) + len(d) * len(values))
+        return d.join(values)
 
     class Environment(ImmutableSandboxedEnvironment):
         intercepted_binops = frozenset(["+", "*", "**", "%"])
 
         def call(self, context, called, *args, **kwargs):
             step()
-            if getattr(called, "__name__", "") in (
-                "center",
-                "ljust",
-                "rjust",
-                "zfill",
-                "expandtabs",
-                "replace",
-                "format",
-            ):
-                raise TemplateError(f"it uses {called.__name__}(), which chat templates don't need")
+            name = getattr(called, "__name__", "")
+            if name in _LENGTHENING and not isinstance(called, type(step)):
+                complain(f"it uses {name}(), which chat templates don't need")
             return checked(super().call(context, called, *args, **kwargs))
 
         def call_binop(self, context, operator, left, right):
-            if operator != "+" and not (isinstance(left, (int, float)) and isinstance(right, (int, float))):
-                raise TemplateError(f"it uses {operator} on texts, which chat templates don't need")
-            if operator == "**":
-                raise TemplateError("it uses **, which chat templates don't need")
-            return checked(super().call_binop(context, operator, left, right))
+            numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
+            if operator == "**" or (operator != "+" and not numbers):
+                complain(f"it uses {operator} on texts or for powers, which chat templates don't need")
+            if not numbers and hasattr(left, "__len__") and hasattr(right, "__len__"):
+                checked(None, len(left) + len(right))
+            return super().call_binop(context, operator, left, right)
 
-    def complain(message: str):
-        raise TemplateError(message)
+    class Counting(NodeTransformer):
+        """Puts the counters above into a template's tree."""
+
+        def visit_For(self, node):
+            self.generic_visit(node)
+            node.iter = nodes.Filter(node.iter, "counted", [], [], None, None)
+            return node
+
+        def visit_Concat(self, node):  # ~
+            self.generic_visit(node)
+            return nodes.Filter(nodes.List(node.nodes, lineno=node.lineno), "join", [], [], None, None)
+
+        def visit_Output(self, node):
+            self.generic_visit(node)
+            texts = [nodes.Const(n.data) if isinstance(n, nodes.TemplateData) else n for n in node.nodes]
+            node.nodes = [nodes.Filter(text, "output", [], [], None, None) for text in texts]
+            return node
 
     environment = Environment(trim_blocks=True, lstrip_blocks=True)
-    environment.filters = {
-        name: function for name, function in environment.filters.items() if name in _TEMPLATE_FILTERS
-    } | {"counted": count, "checked": checked}
-    environment.globals = {name: environment.globals[name] for name in ("range", "dict", "namespace")} | {
-        "raise_exception": complain
-    }
-
-    def compiled():
-        tree = environment.parse(template)
-        for loop in tree.find_all(nodes.For):
-            loop.iter = nodes.Filter(loop.iter, "counted", [], [], None, None)
-        for node in tree.find_all(nodes.Assign):  # where a text could grow from round to round
-            node.node = nodes.Filter(node.node, "checked", [], [], None, None)
-        return environment.from_string(tree)
-
+    environment.filters = {name: environment.filters[name] for name in _TEMPLATE_FILTERS}
+    environment.filters |= {"counted": counted, "join": join, "output": output}
+    environment.globals = {name: environment.globals[name] for name in ("range", "dict", "namespace")}
+    environment.globals["raise_exception"] = complain
     program = None
 
     def render(**values) -> str:
         nonlocal program
-        taken.steps = length = 0
-        pieces = []
+        taken.steps = taken.length = 0
         try:
-            program = program or compiled()
-            for piece in program.generate(**values):
-                step()
-                length += len(piece)
-                if length > TEMPLATE_LENGTH:
-                    raise TemplateError("it makes too long a text")
-                pieces.append(piece)
+            if program is None:
+                program = environment.from_string(Counting().visit(environment.parse(checked(template))))
+            return program.render(**values)
         except Exception as error:  # a template may fail in any way
             raise ValueError(f"The checkpoint's chat template failed ({error}).") from None
-        return "".join(pieces)
 
     return render
-
-
-# jinja2's filters but for those that make long texts of short ones.
-_TEMPLATE_FILTERS = {
-    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "forceescape", "int",
-    "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "round",
-    "safe", "select", "selectattr", "sort", "string", "sum", "title", "tojson", "trim", "truncate", "unique", "upper",
-    "wordcount",
-}  # fmt: skip
 
 
 def read_tokenizer(folder: Path, settings: dict[str, Any]) -> Tokenizer:

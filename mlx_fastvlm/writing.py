@@ -88,10 +88,13 @@ def _writing_alone(target: Path) -> Iterator[None]:
     """``OSError`` where another process is writing to ``target``.
 
     The system drops the lock when its holder ends, however that happens, so nobody has to clean up after one that was
-    killed. Windows has no such locks, and MLX does not run there.
+    killed. Windows has no such locks: there nothing is refused.
     """
-    import fcntl
-
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
     path = target.parent / f".{target.name}.lock"
     with path.open("w") as file:
         try:

@@ -399,7 +399,7 @@ CASES = {
         ),
     ),
     "checkpoint: a template that fills the memory": model(
-        "uses * on texts", text("chat_template.jinja", "{{ 'a' * 10000000000 }}")
+        "it uses * on texts", text("chat_template.jinja", "{{ 'a' * 10000000000 }}")
     ),
     "checkpoint: a template that doubles a text": model(
         "too long a text",
@@ -407,6 +407,24 @@ CASES = {
             "chat_template.jinja",
             "{% set n = namespace(x='aaaa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}{{ n.x }}",
         ),
+    ),
+    "checkpoint: a template that joins a long text with itself": model(
+        "too long a text",
+        text(
+            "chat_template.jinja",
+            "{% set n = namespace(x='aaaa') %}{% for i in range(17) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
+            "{{ range(90000) | map('string') | join(n.x) }}",
+        ),
+    ),
+    "checkpoint: a template that collects a long text": model(
+        "too long a text",
+        text(
+            "chat_template.jinja",
+            "{% macro f() %}{% for i in range(90000) %}" + "a" * 1000 + "{% endfor %}{% endmacro %}{{ f() | length }}",
+        ),
+    ),
+    "checkpoint: a template that pads": model(
+        "uses ljust()", text("chat_template.jinja", "{{ 'a'.ljust(10000000000) }}")
     ),
     "checkpoint: a template of nothing": model("makes nothing of the prompt", text("chat_template.jinja", "{# #}")),
     # The network
@@ -427,12 +445,12 @@ CASES = {
     "network: a name with a line break": Case("could not be fetched", lambda p: ["--image", "http://a\nb/x.png"]),
     # Conversions
     "conversion: no source": conversion("no hub id", source=lambda p: "nowhere"),
-    "conversion: both ways": conversion("exclude each other", "--quantize", "--dequantize"),
+    "conversion: both ways": conversion("exclude each other", "--quantize", "--dequantize", code=2),
     "conversion: bits": conversion("invalid choice: 7", "--quantize", "--q-bits", "7", code=2),
     "conversion: layout": conversion("invalid choice: 'gguf'", "--layout", "gguf", code=2),
     "conversion: misspelt": conversion("did you mean --quantize?", "--quantise", code=2),
-    "conversion: public what": conversion("upload_repo", "--public"),
-    "conversion: quantized transformers": conversion("can't load", "--quantize", "--layout", "transformers"),
+    "conversion: public what": conversion("upload_repo", "--public", code=2),
+    "conversion: quantized transformers": conversion("can't load", "--quantize", "--layout", "transformers", code=2),
     "conversion: into a folder that is not empty": Case(
         "--force",
         lambda p: ["--hf-path", p.good, "--mlx-path", str(Path(p.file("mine.txt", "precious")).parent)],
@@ -528,8 +546,6 @@ def place(tmp_path, checkpoint, server, monkeypatch):
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr("mlx_fastvlm.images.URL_TIMEOUT", 0.6)
-    monkeypatch.setattr("mlx_fastvlm.images.URL_DEADLINE", 0.8)
     monkeypatch.setattr("mlx_fastvlm.images.URL_LIMIT", 2000)
     return Place(folder, checkpoint, server)
 
@@ -542,6 +558,10 @@ def contents(folder):
 @pytest.mark.parametrize("name", CASES)
 def test_one_line_and_nothing_left(name, place, monkeypatch, capfd):
     case = CASES[name]
+    if case.words == "timed out":
+        monkeypatch.setattr("mlx_fastvlm.images.URL_TIMEOUT", 0.6)
+    if case.words == "took more than":
+        monkeypatch.setattr("mlx_fastvlm.images.URL_DEADLINE", 0.8)
     arguments = case.arguments(place)
     before = contents(place.folder)
     standard_input = io.TextIOWrapper(io.BytesIO(case.stdin), encoding="utf-8")

@@ -151,6 +151,30 @@ def test_a_checkpoints_template_runs_no_code(processor):
             dataclasses.replace(processor, chat_template=template).apply_chat_template(QUESTION)
 
 
+def test_what_templates_commonly_use_works(processor):
+    """Macros, namespaces, loops with an else, slices, filters, tests and texts that are put together."""
+    import dataclasses
+
+    template = """\
+{%- set state = namespace(count=0, last='') -%}
+{%- macro show(message) -%}
+{%- if message.content is string -%}{{ message.content | trim }}
+{%- else -%}{%- for part in message.content if part.type == 'text' -%}{{ part.text }}{%- endfor -%}{%- endif -%}
+{%- endmacro -%}
+{%- for message in messages[::-1] -%}{%- set state.last = state.last or message.role -%}{%- endfor -%}
+{%- for message in messages -%}
+{%- set state.count = state.count + 1 -%}
+{{- '<|im_start|>' ~ message['role'] + '\\n' -}}{{- show(message) }}{{ '<|im_end|>' }}
+{% else %}{{ raise_exception('nothing') }}{%- endfor -%}
+{{ ['a', 'b'] | join(', ') }}{{ {'x': 1} | tojson }}{{ state.count * 2 }}{{ state.last.upper() }}{{ 7 % 4 }}
+{%- if add_generation_prompt and not tools and tools is not defined %}!{% endif -%}
+"""
+    written = dataclasses.replace(processor, chat_template=template).apply_chat_template(
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+    )
+    assert written == ('<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\na, b{"x": 1}4USER3!')
+
+
 @pytest.mark.parametrize(
     "messages",
     [["Hi"], [{"role": "user"}], [{"role": "user", "content": 3}], [{"role": "user", "content": [{"type": "video"}]}]],
