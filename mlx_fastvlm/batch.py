@@ -17,6 +17,7 @@ from .options import GenerationOptions
 from .processing import FastVlmProcessor
 from .request import Request, make_request
 from .sampling import Chooser
+from .threads import end_streams_with_thread
 
 
 def batch_generate(
@@ -58,6 +59,7 @@ def batch_generate(
     requests = [make_request(processor, prompt, image, chosen) for prompt, image in zip(prompts, images)]
     for request in requests:
         request.check(model)
+    end_streams_with_thread()
     texts = []
     for start in range(0, len(requests), batch_size):
         texts += _answer(model, processor, requests[start : start + batch_size], chosen)

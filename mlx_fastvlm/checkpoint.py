@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import re
 import warnings
 from dataclasses import dataclass, replace
@@ -17,10 +16,6 @@ from .errors import UsageError, short
 from .fusion import fuse_tower
 from .model import FastVlmForConditionalGeneration
 from .processing import FastVlmProcessor
-
-# MLX's threads must end before Python does, or the process may be aborted once other threads have used the model.
-# Versions of MLX that lack the function do it by themselves.
-atexit.register(getattr(mx, "clear_streams", lambda: None))
 
 DEMO = Path(__file__).parent / "demo"
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}

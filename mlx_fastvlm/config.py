@@ -240,6 +240,9 @@ class FastVlmConfig:
         for id in (self.image_token_id, *self.eos_token_id):
             if isinstance(id, bool) or not isinstance(id, int) or abs(id) >= 2**31:
                 raise ValueError(f"A token id must be a 32-bit number, got {short(id)}.")
+        for name in ("projector_hidden_act", "projector_type"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be a word, got {short(getattr(self, name))}.")
         if not isinstance(self.quantization, (dict, type(None))):
             raise ValueError(f"quantization must be an object, got {short(self.quantization)}.")
         if self.vision_feature_select_strategy != "full":

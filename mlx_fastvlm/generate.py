@@ -25,6 +25,7 @@ from .processing import FastVlmProcessor
 from .prompt_cache import PromptCache, load_prompt_cache, save_prompt_cache
 from .request import Request, make_request
 from .sampling import Choice, Chooser
+from .threads import end_streams_with_thread
 
 DEFAULT_PROMPT = "Describe the image."
 
@@ -113,6 +114,7 @@ def _stream(
     start: float,
 ) -> Iterator[GenerationResponse]:
     """Prefill, then decode, the next token always computing while the caller handles this one."""
+    end_streams_with_thread()
     tokens = request.tokens
     cached = cache.begin(model, tokens)
     features = request.features(model, processor, options, skip=cached)

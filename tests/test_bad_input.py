@@ -330,6 +330,11 @@ CASES = {
     ),
     "checkpoint: tower a text": model("config.json", config(vision_config="large")),
     "checkpoint: vision tower's name a number": model("malformed", config(mm_vision_tower=7)),
+    "checkpoint: the projector's activation a list": model(
+        "projector_hidden_act must be a word",
+        lambda f: config(projector_hidden_act=["gelu"])(f),
+        layout="transformers",
+    ),
     "checkpoint: quantization a text": model("quantization must be an object", config(quantization="4 bits")),
     "checkpoint: eos_token_id a text": model("token id must be", config(eos_token_id="<|im_end|>")),
     "checkpoint: a million projector layers": model("is not supported", config(mm_projector_type="mlp1000000x_gelu")),

@@ -57,7 +57,7 @@ def picture(folder):
 
 def test_wrong_options(capsys):
     assert benchmark.main(["--repeats", "0"]) == 2
-    assert benchmark.main(["--image-size", "100", "--repeats", "1"]) == 1
+    assert benchmark.main(["--image-size", "100", "--repeats", "1"]) == 2
     assert capsys.readouterr().err.count("error: ") == 2
     with pytest.raises(SystemExit):
         benchmark.main(["--model", "folder", "--random", "0.5b"])

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 
 from mlx_fastvlm import load_image
 
-INPUTS = {"pictures": 1500, "prompts": 1500, "config": 250, "tokenizer": 500, "tensors": 250}
+INPUTS = {"pictures": 1000, "prompts": 1000, "config": 150, "tokenizer": 300, "tensors": 150}
 
 
 @pytest.mark.parametrize("target", fuzz.TARGETS)

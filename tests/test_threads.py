@@ -21,8 +21,6 @@ def wide():
 
 def in_threads(*functions):
     """What each returns, or the error it raised, from threads that run at the same time."""
-    import mlx.core as mx
-
     results = [None] * len(functions)
     ready = threading.Barrier(len(functions))
 
@@ -32,8 +30,6 @@ def in_threads(*functions):
             results[i] = functions[i]()
         except Exception as error:
             results[i] = error
-        finally:
-            mx.clear_streams()
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(len(functions))]
     for thread in threads:
