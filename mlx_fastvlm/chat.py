@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,9 @@ class ChatSession:
         chosen = GenerationOptions(**options)
         chosen.check(model)
         self._model, self._processor, self._system = model, processor, system
-        policy = [options.pop(name, None) for name in ("max_kv_size", "kv_bits")]
-        self.cache = options.pop("prompt_cache", None) or PromptCache(*policy, options.pop("kv_group_size", 64))
+        max_kv_size, kv_bits = (options.pop(name, None) for name in ("max_kv_size", "kv_bits"))
+        group_size = options.pop("kv_group_size", 64)
+        self.cache = options.pop("prompt_cache", None) or PromptCache(max_kv_size, kv_bits, group_size)
         self._options = {"vision_cache": VisionCache(), **options}
         self.frames = self._options.pop("frames", 1)
         self.reset()
@@ -61,7 +62,9 @@ class ChatSession:
         """The whole answer to the next question; arguments as for :meth:`stream`."""
         return "".join(response.text for response in self.stream(text, image))
 
-    def stream(self, text: str, image: ImageSource | list[ImageSource] | None = None) -> Iterator[GenerationResponse]:
+    def stream(
+        self, text: str, image: ImageSource | list[ImageSource] | None = None
+    ) -> Generator[GenerationResponse, None, None]:
         """Answer the next question, token by token.
 
         If the stream is left before its end, what was said until then counts as the answer.
@@ -93,7 +96,7 @@ class ChatSession:
 
     def _remember(
         self, responses: Iterator[GenerationResponse], messages: Messages, pictures: list[Any]
-    ) -> Iterator[GenerationResponse]:
+    ) -> Generator[GenerationResponse, None, None]:
         text, ids, response = "", [], None
         try:
             for response in responses:

@@ -6,6 +6,7 @@ import re
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -152,7 +153,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
         with safe_open(path, framework="numpy"):  # checks that header and file agree, which mx.load leaves to chance
             pass
         # By its name alone, MLX would read a file as GGUF or NumPy's, with another parser.
-        tensors, metadata = mx.load(str(path), format="safetensors", return_metadata=True)
+        read: Any = mx.load(str(path), format="safetensors", return_metadata=True)
+        tensors, metadata = read
         return tensors, metadata
     except (SafetensorError, RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"{path} is broken or cut off ({error}); download it again.") from None
@@ -331,7 +333,7 @@ def _same(a: mx.array, b: mx.array | None) -> bool:
     if b is None or a.shape != b.shape or a.dtype != b.dtype:
         return False
     # Untied heads differ in their first rows already, which saves reading gigabytes.
-    return mx.array_equal(a[:8], b[:8]).item() and mx.array_equal(a, b).item()
+    return bool(mx.array_equal(a[:8], b[:8])) and bool(mx.array_equal(a, b))
 
 
 def _default_dtype(weights: Weights) -> mx.Dtype:

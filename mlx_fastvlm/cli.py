@@ -59,9 +59,10 @@ def run(command: Callable[[], None], *, debug: bool = False) -> int:
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if debug:
             raise
+        said: object = error
         if isinstance(error, MemoryError):
-            error = "there is not enough memory; close other programs, or take a smaller model or --image-size"
-        print(f"error: {_line(error)}", file=sys.stderr)
+            said = "there is not enough memory; close other programs, or take a smaller model or --image-size"
+        print(f"error: {_line(said)}", file=sys.stderr)
         try:
             sys.stdout.flush()
         except OSError:  # it was about stdout itself

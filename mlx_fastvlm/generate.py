@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -135,8 +136,10 @@ def _stream(
         if count < options.max_tokens:
             with cache.growing(tokens) as layers:
                 upcoming = ahead(step(model, choice.token, layers))
-        token = choice.token.item()
-        check_finite(float(choice.largest.item()), model, bool(options.logits_processors))
+        token: Any = choice.token.item()
+        largest: Any = choice.largest.item()
+        logprob: Any = None if choice.logprob is None else choice.logprob.item()
+        check_finite(largest, model, bool(options.logits_processors))
         tokens.append(token)
         now = time.perf_counter()
         if count == 1:
@@ -156,7 +159,7 @@ def _stream(
             generation_tps=(count - 1) / (now - first) if count > 1 else 0.0,
             time_to_first_token=first - start,
             peak_memory=mx.get_peak_memory() / 1e9,
-            logprob=None if choice.logprob is None else choice.logprob.item(),
+            logprob=logprob,
         )
         if last:
             return
@@ -234,6 +237,7 @@ def _answer(arguments: argparse.Namespace):
     if file and not Path(file).exists():
         save_prompt_cache(file, options["prompt_cache"])
     if arguments.json:
+        assert last is not None  # max_tokens is at least 1
         answer = {key: value for key, value in asdict(last).items() if key not in ("token", "logprob")}
         answer["text"] = text
         if arguments.logprobs:

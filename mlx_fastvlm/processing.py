@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 import secrets
-import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,31 +13,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from PIL import Image
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from tokenizers.decoders import DecodeStream
+from tokenizers import AddedToken, Tokenizer
 
 from .config import FastVlmConfig, read_json
 from .errors import UsageError
 from .images import ImageSource, load_image
+from .template import DEFAULT_TEMPLATE, compile_template
+from .tokenizer import Detokenizer, read_tokenizer
 
 IMAGE_MARK = "<image>"
-
-# ChatML with Qwen2's default system prompt, which FastVLM was trained with (conv_mode "qwen_2" of Apple's predict.py).
-# Used where a checkpoint brings no template of its own.
-DEFAULT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}"
-    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-    "{% endif %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
-# Qwen2's way of cutting text into words before byte-pair encoding (tokenization_qwen2, PRETOKENIZE_REGEX).
-_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 
 Messages = list[dict[str, Any]]
 
@@ -293,7 +275,7 @@ class FastVlmProcessor:
 
         The template sees stand-ins for what the messages say, so its output tells the two apart.
         """
-        render = _compile(self.chat_template)
+        render = compile_template(self.chat_template)
         nonce = secrets.token_hex(8)  # a message can't guess it
         said: list[str] = []
 
@@ -375,30 +357,6 @@ class _Plain:
     text: str
 
 
-class Detokenizer:
-    """Token by token -> text, in whole characters."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._held: list[int] = []  # tokens whose text has not come out yet
-
-    def add(self, token: int) -> str:
-        """The text that this token completes; "" while a character is incomplete."""
-        self._held.append(token)
-        text = self._stream.step(self._tokenizer, token)
-        if text is None:
-            return ""
-        self._held.clear()
-        return text
-
-    def finish(self) -> str:
-        """What is still held back, without a character that will never be completed."""
-        text = self._tokenizer.decode(self._held, skip_special_tokens=True)
-        self._held.clear()
-        return text.rstrip("\ufffd")
-
-
 def check_marks(marks: int, images: int):
     """``ValueError`` unless there are as many ``<image>`` marks as pictures."""
     if marks != images:
@@ -441,184 +399,6 @@ def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
 def is_picture(part: Any) -> bool:
     """Whether a part of a message is a picture, in transformers' way or OpenAI's."""
     return isinstance(part, dict) and part.get("type") in ("image", "image_url")
-
-
-TEMPLATE_STEPS = 100_000  # rounds of loops and calls in one rendering
-TEMPLATE_LENGTH = (
-    10**6
-)  # characters of a rendering, and of any text on the way to it; messages are short stand-ins here
-
-# jinja2's filters but for those that make long texts of short ones.
-_TEMPLATE_FILTERS = {
-    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "int", "items", "last",
-    "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "round", "safe", "select",
-    "selectattr", "sort", "string", "sum", "title", "tojson", "trim", "unique", "upper",
-}  # fmt: skip
-_LENGTHENING = {
-    "center",
-    "expandtabs",
-    "format",
-    "format_map",
-    "join",
-    "ljust",
-    "replace",
-    "rjust",
-    "translate",
-    "zfill",
-}
-
-
-@functools.lru_cache(maxsize=8)
-def _compile(template: str):
-    """A template's render function.
-
-    jinja2's sandbox keeps a stranger's template from running code. It may still loop forever or fill the memory; so its
-    loops and calls are counted, its output too, and what could make a huge text in one step is not there.
-    """
-    from jinja2 import TemplateError, nodes
-    from jinja2.filters import make_attrgetter
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from jinja2.visitor import NodeTransformer
-
-    taken = threading.local()  # .steps and .length of the rendering at hand
-
-    def complain(message: str):
-        raise TemplateError(message)
-
-    def step():
-        taken.steps += 1
-        if taken.steps > TEMPLATE_STEPS:
-            complain("it takes too many steps")
-
-    def counted(values):
-        """A loop's values."""
-        for value in values:
-            step()
-            yield value
-
-    def checked(value, length: int | None = None):
-        """A value, unless it is (or, of the length given, would be) too long a text."""
-        if (len(value) if length is None and isinstance(value, (str, list)) else length or 0) > TEMPLATE_LENGTH:
-            complain("it makes too long a text")
-        return value
-
-    def output(value) -> str:
-        text = str(value)
-        taken.length += len(text)
-        return checked(text, taken.length)
-
-    def join(values, d="", attribute=None) -> str:
-        values = list(counted(values))
-        if attribute is not None:
-            values = list(map(make_attrgetter(environment, attribute), values))
-        values, d = list(map(str, values)), str(d)
-        checked(values, sum(map(len, values)) + len(d) * len(values))
-        return d.join(values)
-
-    class Environment(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(["+", "*", "**", "%"])
-
-        def call(self, context, called, *args, **kwargs):
-            step()
-            name = getattr(called, "__name__", "")
-            if name in _LENGTHENING and not isinstance(called, type(step)):
-                complain(f"it uses {name}(), which chat templates don't need")
-            return checked(super().call(context, called, *args, **kwargs))
-
-        def call_binop(self, context, operator, left, right):
-            numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
-            if operator == "**" or (operator != "+" and not numbers):
-                complain(f"it uses {operator} on texts or for powers, which chat templates don't need")
-            if not numbers and hasattr(left, "__len__") and hasattr(right, "__len__"):
-                checked(None, len(left) + len(right))
-            return super().call_binop(context, operator, left, right)
-
-    class Counting(NodeTransformer):
-        """Puts the counters above into a template's tree."""
-
-        def visit_For(self, node):
-            self.generic_visit(node)
-            node.iter = nodes.Filter(node.iter, "counted", [], [], None, None)
-            return node
-
-        def visit_Concat(self, node):  # ~
-            self.generic_visit(node)
-            return nodes.Filter(nodes.List(node.nodes, lineno=node.lineno), "join", [], [], None, None)
-
-        def visit_Output(self, node):
-            self.generic_visit(node)
-            texts = [nodes.Const(n.data) if isinstance(n, nodes.TemplateData) else n for n in node.nodes]
-            node.nodes = [nodes.Filter(text, "output", [], [], None, None) for text in texts]
-            return node
-
-    environment = Environment(trim_blocks=True, lstrip_blocks=True)
-    environment.filters = {name: environment.filters[name] for name in _TEMPLATE_FILTERS}
-    environment.filters |= {"counted": counted, "join": join, "output": output}
-    environment.globals = {name: environment.globals[name] for name in ("range", "dict", "namespace")}
-    environment.globals["raise_exception"] = complain
-    program = None
-
-    def render(**values) -> str:
-        nonlocal program
-        taken.steps = taken.length = 0
-        try:
-            if program is None:
-                program = environment.from_string(Counting().visit(environment.parse(checked(template))))
-            return program.render(**values)
-        except Exception as error:  # a template may fail in any way
-            raise ValueError(f"The checkpoint's chat template failed ({error}).") from None
-
-    return render
-
-
-def read_tokenizer(folder: Path, settings: dict[str, Any]) -> Tokenizer:
-    """The tokenizer of a folder: ``tokenizer.json``, or built from Qwen2's ``vocab.json`` and ``merges.txt``."""
-    whole, vocab, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
-    try:
-        if whole.is_file():
-            tokenizer = Tokenizer.from_file(str(whole))
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
-            return tokenizer
-        if vocab.is_file() and merges.is_file():
-            return _build_tokenizer(vocab, merges, _added_tokens(folder, settings))
-    except (ValueError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # `tokenizers` raises plain Exception for what it can't parse; some of it panics
-        raise ValueError(f"The tokenizer files in {folder} are broken ({error}); download them again.") from None
-    raise FileNotFoundError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json and merges.txt.")
-
-
-def _build_tokenizer(vocab: Path, merges: Path, added: dict[int, AddedToken]) -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    for id, token in sorted(added.items()):
-        tokenizer.add_tokens([token])
-        if tokenizer.token_to_id(token.content) != id:
-            raise ValueError(
-                f"{vocab.parent}: the added token {token.content!r} should have id {id}, but the vocabulary puts it "
-                f"at {tokenizer.token_to_id(token.content)}; download the tokenizer files again."
-            )
-    return tokenizer
-
-
-def _added_tokens(folder: Path, settings: dict[str, Any]) -> dict[int, AddedToken]:
-    """Tokens beside the vocabulary by id, from ``tokenizer_config.json`` or, without it, ``added_tokens.json``."""
-    described = settings.get("added_tokens_decoder") or {}
-    if described:
-        return {
-            int(id): AddedToken(token["content"], normalized=False, special=token.get("special", True))
-            for id, token in described.items()
-        }
-    plain = _read_json(folder / "added_tokens.json")
-    return {id: AddedToken(content, normalized=False, special=True) for content, id in plain.items()}
 
 
 def _eos_token_ids(tokenizer: Tokenizer, config: FastVlmConfig, *files: dict[str, Any]) -> frozenset[int]:

@@ -51,7 +51,7 @@ class PromptCache:
         self.keep = 0
         self.tokens: list[Token] = []  # may run ahead of the layers, or behind them by what was computed ahead
         self.layers: list[Any] = []
-        self._model: FastVlmModel | None = None
+        self._model: Any = None  # whose keys and values they are
         self._lock = threading.RLock()
 
     def reset(self, keep: int = 0):

@@ -165,8 +165,9 @@ class Stage(nn.Module):
         hidden = int(channels * config.mlp_ratios[index])
         if config.downsamples[index]:
             self.downsample = Downsample(config.embed_dims[index - 1], channels, config.down_patch_size)
-        if config.pos_embs_shapes[index]:
-            self.pos_emb = DepthwiseConv2d(channels, channels, config.pos_embs_shapes[index][0])
+        if position := config.pos_embs_shapes[index]:
+            self.pos_emb = DepthwiseConv2d(channels, channels, position[0])
+        self.blocks: list[nn.Module]
         if config.token_mixers[index] == "attention":
             self.blocks = [AttentionBlock(channels, hidden, config.head_dim) for _ in range(config.layers[index])]
         else:

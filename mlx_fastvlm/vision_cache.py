@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -83,7 +84,7 @@ def encode_pictures(
         return None
     tower = of_model(model.vision_tower, model.multi_modal_projector) if cache is not None else None
     position = {fingerprint: i for i, fingerprint in enumerate(fingerprints)}
-    known = {} if cache is None else {name: cache.get((tower, name)) for name in position}
+    known: dict[str, Any] = {} if cache is None else {name: cache.get((tower, name)) for name in position}
     missing = [name for name in position if known.get(name) is None]
     for start in range(0, len(missing), batch_size):
         names = missing[start : start + batch_size]

@@ -12,6 +12,7 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
@@ -171,7 +172,7 @@ def write_tensors(
     if len(shards) == 1:
         _write_file(folder / "model.safetensors", tensors, shards[0], made_for, progress)
         return total
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, names in enumerate(shards, 1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
         _write_file(folder / file, tensors, names, made_for, progress)
@@ -186,7 +187,8 @@ def _write_file(
 ):
     """One safetensors file: the length of a JSON header, the header, and the tensors' bytes in its order."""
     names = sorted(names, key=lambda name: (-tensors[name].itemsize, name))  # so that all lie aligned
-    header, offset = {"__metadata__": {"format": made_for}}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": made_for}}
+    offset = 0
     for name in names:
         tensor = tensors[name]
         span = [offset, offset + tensor.nbytes]
@@ -200,8 +202,9 @@ def _write_file(
         for name in names:
             tensor = mx.contiguous(tensors.pop(name))
             size = tensor.nbytes
-            file.write(memoryview(tensor.view(_TYPES[tensor.dtype][1])).cast("B"))
-            del tensor
+            data: Any = tensor.view(_TYPES[tensor.dtype][1])  # a buffer, though its type does not say so
+            file.write(memoryview(data).cast("B"))
+            del tensor, data
             mx.clear_cache()  # MLX would keep the memory for tensors to come
             progress(size)
 

@@ -665,7 +665,7 @@ def test_what_ends_a_turn_is_special_whatever_the_files_say(place, how):
         described = {id: {"content": name, "special": how == "normal"} for id, name in names.items()}
         side("tokenizer_config.json", added_tokens_decoder=described)(folder)
         if how == "in tokenizer.json":
-            from mlx_fastvlm.processing import read_tokenizer
+            from mlx_fastvlm.tokenizer import read_tokenizer
 
             tokenizer = read_tokenizer(folder, json.loads((folder / "tokenizer_config.json").read_text()))
             tokenizer.save(str(folder / "tokenizer.json"))

@@ -11,7 +11,8 @@ from PIL import Image
 import small
 from mlx_fastvlm import FastVlmProcessor
 from mlx_fastvlm.config import FastVlmConfig
-from mlx_fastvlm.processing import DEFAULT_TEMPLATE, square, user_message
+from mlx_fastvlm.processing import square, user_message
+from mlx_fastvlm.template import DEFAULT_TEMPLATE
 
 QUESTION = [{"role": "user", "content": "Hi"}]
 

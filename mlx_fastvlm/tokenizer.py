@@ -1,0 +1,91 @@
+"""Qwen2's tokenizer, from a checkpoint's files; and its ids as text again, piece by piece."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.decoders import DecodeStream
+
+from .config import read_json
+
+# Qwen2's way of cutting text into words before byte-pair encoding (tokenization_qwen2, PRETOKENIZE_REGEX).
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def read_tokenizer(folder: Path, settings: dict[str, Any]) -> Tokenizer:
+    """The tokenizer of a folder: ``tokenizer.json``, or built from Qwen2's ``vocab.json`` and ``merges.txt``."""
+    whole, vocab, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    try:
+        if whole.is_file():
+            tokenizer = Tokenizer.from_file(str(whole))
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+            return tokenizer
+        if vocab.is_file() and merges.is_file():
+            return _build_tokenizer(vocab, merges, _added_tokens(folder, settings))
+    except (ValueError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # `tokenizers` raises plain Exception for what it can't parse; some of it panics
+        raise ValueError(f"The tokenizer files in {folder} are broken ({error}); download them again.") from None
+    raise FileNotFoundError(f"{folder} has no tokenizer: neither tokenizer.json nor vocab.json and merges.txt.")
+
+
+def _build_tokenizer(vocab: Path, merges: Path, added: dict[int, AddedToken]) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    for id, token in sorted(added.items()):
+        tokenizer.add_tokens([token])
+        if tokenizer.token_to_id(token.content) != id:
+            raise ValueError(
+                f"{vocab.parent}: the added token {token.content!r} should have id {id}, but the vocabulary puts it "
+                f"at {tokenizer.token_to_id(token.content)}; download the tokenizer files again."
+            )
+    return tokenizer
+
+
+def _added_tokens(folder: Path, settings: dict[str, Any]) -> dict[int, AddedToken]:
+    """Tokens beside the vocabulary by id, from ``tokenizer_config.json`` or, without it, ``added_tokens.json``."""
+    described = settings.get("added_tokens_decoder") or {}
+    if described:
+        return {
+            int(id): AddedToken(token["content"], normalized=False, special=token.get("special", True))
+            for id, token in described.items()
+        }
+    file = folder / "added_tokens.json"
+    plain = read_json(file) if file.is_file() else {}
+    return {id: AddedToken(content, normalized=False, special=True) for content, id in plain.items()}
+
+
+class Detokenizer:
+    """Token by token -> text, in whole characters."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._held: list[int] = []  # tokens whose text has not come out yet
+
+    def add(self, token: int) -> str:
+        """The text that this token completes; "" while a character is incomplete."""
+        self._held.append(token)
+        text = self._stream.step(self._tokenizer, token)
+        if text is None:
+            return ""
+        self._held.clear()
+        return text
+
+    def finish(self) -> str:
+        """What is still held back, without a character that will never be completed."""
+        text = self._tokenizer.decode(self._held, skip_special_tokens=True)
+        self._held.clear()
+        return text.rstrip("\ufffd")
