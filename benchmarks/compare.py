@@ -4,9 +4,9 @@
 
 CHECKPOINT is a folder in transformers' layout, for example what `tests/reference/full_size.py record` makes; each
 PYTHON is the interpreter of an environment with that package. Each package runs in a process of its own that stays
-alive; one measures while the others wait, in turns, so that what else the machine does falls on all alike. The table
-gives medians, and the median of each turn's ratio to this package. `--blas LIBRARY` is preloaded for both MLX packages;
-`--defaults` takes each package's own number type.
+alive; one warms up and measures while the others wait, in turns, so that what else the machine does falls on all alike.
+The table gives medians, and the median of each turn's ratio to this package. `--blas LIBRARY` is preloaded for both MLX
+packages; `--defaults` takes each package's own number type.
 """
 
 import argparse
@@ -145,6 +145,7 @@ def work(package, folder, dtype):
     measure = PACKAGES[package](folder, dtype)
     print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:
+        measure(1)  # its memory may have been put away while the others measured
         start, seen, read, end, ids = measure(int(line))
         figures = {
             "vision": seen - start,
@@ -234,21 +235,21 @@ def main():
             python = arguments.transformers
             workers["transformers"] = start("transformers", python, arguments.checkpoint, dtype or "bfloat16", None)
         turns = []
-        for turn in range(arguments.turns + 1):
+        for turn in range(1, arguments.turns + 1):
             figures = {}
             for package, worker in workers.items():
                 worker.stdin.write(f"{arguments.tokens}\n")
                 worker.stdin.flush()
                 figures[package] = json.loads(worker.stdout.readline())
                 told = {name: round(value, 2) for name, value in figures[package].items() if name != "ids"}
-                print("warm-up" if turn == 0 else f"turn {turn}", package, told, file=sys.stderr)
+                print(f"turn {turn}", package, told, file=sys.stderr)
             turns.append(figures)
         for worker in workers.values():
             worker.stdin.close()
             worker.wait()
     same = {package: figures["ids"] == turns[0]["mlx_fastvlm"]["ids"] for package, figures in turns[0].items()}
     print(f"greedy tokens equal to mlx_fastvlm's: {same}", file=sys.stderr)
-    report(turns[1:])
+    report(turns)
 
 
 def report(turns):

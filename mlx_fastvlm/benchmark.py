@@ -198,7 +198,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [head, ["---"] * len(head)]
     for row in rows:
         figures = [f"{f.median:.3g} ({f.low:.3g} to {f.high:.3g})" for f in (row["figures"][name] for name in names)]
-        lines.append([row["bits"], str(row["image_size"]), *figures, f"{row['peak_memory_gb']:.2f}"])
+        lines.append([row["weights"], str(row["image_size"]), *figures, f"{row['peak_memory_gb']:.2f}"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -208,7 +208,7 @@ def plot(rows: list[dict[str, Any]], file: Path, title: str):
 
     canvas = Canvas(figsize=(1.5 + 1.1 * len(rows), 4.5), layout="constrained")
     axes = canvas.add_subplot()
-    labels = [f"{row['image_size']} px\n{row['bits']}" for row in rows]
+    labels = [f"{row['image_size']} px\n{row['weights']}" for row in rows]
     bottom = np.zeros(len(rows))
     for name in STEPS:
         heights = np.array([row["figures"][name].median for row in rows])
@@ -232,6 +232,7 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--model", default="demo", help="a folder, a hub id, or demo (the default)")
     which.add_argument("--random", choices=_SHAPES, help="random weights of a released model's shapes instead")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="instead of the usual one")
+    parser.add_argument("--force", action="store_true", help="load it even if memory seems too small")
     parser.add_argument("--image", type=Path, metavar="FILE", help="a picture instead of a made 12-megapixel JPEG")
     parser.add_argument("--image-size", type=int, action="append", metavar="PIXELS", help="may be repeated")
     parser.add_argument(
@@ -267,7 +268,7 @@ def _benchmark(arguments: argparse.Namespace):
             figures = measure(model, processor, picture, size, tokens=arguments.tokens, repeats=arguments.repeats)
             rows.append(
                 {
-                    "bits": str(bits or model.vision_tower.dtype).removeprefix("mlx.core."),
+                    "weights": f"{bits} bits" if bits else str(model.vision_tower.dtype).removeprefix("mlx.core."),
                     "image_size": size,
                     "figures": figures,
                     "peak_memory_gb": mx.get_peak_memory() / 1e9,
@@ -290,7 +291,7 @@ def _benchmark(arguments: argparse.Namespace):
 
 def _model(arguments: argparse.Namespace) -> tuple[FastVlmForConditionalGeneration, FastVlmProcessor]:
     if not arguments.random:
-        return load(arguments.model, dtype=arguments.dtype)
+        return load(arguments.model, dtype=arguments.dtype, force=arguments.force)
     on_gpu = mx.default_device().type == mx.DeviceType.gpu
     model, processor = random_model(
         arguments.random, choose_dtype(arguments.dtype or ("bfloat16" if on_gpu else "float32"))

@@ -17,7 +17,7 @@ import mlx.nn as nn
 # Work is cut into pieces of about this many values, 2 MiB, which a processor's caches hold.
 PIECE = 2**19
 # Columns that one banded matrix computes: few enough that little of it is zero, enough for a matrix product.
-STRIP = 8
+STRIP = 16
 # Blocks of rows that the vocabulary's matrix is read in; it divides the released models' vocabularies.
 BLOCKS = 64
 
@@ -27,11 +27,24 @@ def slow_device(x: mx.array) -> bool:
     return mx.default_device().type == mx.DeviceType.cpu and x.dtype == mx.float32
 
 
+def with_gradients_of(plain: Callable[..., mx.array], fast: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """``fast``, differentiated as ``plain``, which keeps less for the gradients than ``fast``'s many steps would."""
+    function = mx.custom_function(fast)
+
+    @function.vjp
+    def _(primals, cotangent, output):
+        inputs = list(primals) if isinstance(primals, (tuple, list)) else [primals]
+        gradients = mx.vjp(plain, inputs, [cotangent])[1]
+        return gradients if len(inputs) > 1 else gradients[0]
+
+    return function
+
+
 # Activations
 
 # Both tails are a 32nd power, by squaring five times, of something so flat that a short polynomial will do. MLX fuses
 # at most eleven operations in a row, so each comes in two pieces that it fuses whole: with a C++ compiler at hand one
-# loop over the array each, without one a loop for each operation. Nothing overflows, in the gradients neither.
+# loop over the array each, without one a loop for each operation. Nothing overflows.
 
 
 def _to_the_32(x: mx.array) -> mx.array:
@@ -54,9 +67,12 @@ def _gelu_from_root(x: mx.array, root: mx.array) -> mx.array:
     return 0.5 * (x + a - a * _to_the_32(1.0 / root))  # max(x, 0) - |x| Phi(-|x|)
 
 
+_fast_gelu = with_gradients_of(nn.gelu, lambda x: _gelu_from_root(x, _root_of_normal_tail(x)))
+
+
 def gelu(x: mx.array) -> mx.array:
     """Exact GELU, x Phi(x) (arXiv 1606.08415); on the CPU within 1e-6 of it. Any shape, float."""
-    return _gelu_from_root(x, _root_of_normal_tail(x)) if slow_device(x) else nn.gelu(x)
+    return _fast_gelu(x) if slow_device(x) else nn.gelu(x)
 
 
 @mx.compile
@@ -78,9 +94,12 @@ def _silu_from_root(x: mx.array, root: mx.array) -> mx.array:
     return 0.5 * ((x + a) + (x - a) * t) / (1.0 + t)  # (max(x, 0) + min(x, 0) exp(-|x|)) / (1 + exp(-|x|))
 
 
+_fast_silu = with_gradients_of(nn.silu, lambda x: _silu_from_root(x, _root_of_exp(x)))
+
+
 def silu(x: mx.array) -> mx.array:
     """SiLU, x sigmoid(x); on the CPU within 3e-6 of it. Any shape, float."""
-    return _silu_from_root(x, _root_of_exp(x)) if slow_device(x) else nn.silu(x)
+    return _fast_silu(x) if slow_device(x) else nn.silu(x)
 
 
 # Sums
@@ -135,8 +154,16 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.arra
     Returns:
         The shape of ``q``.
     """
-    if not slow_device(q) or q.shape[2] == 1:
+
+    def plain(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+
+    if not slow_device(q) or q.shape[2] == 1:
+        return plain(q, k, v)
+    return with_gradients_of(plain, lambda q, k, v: _attention_by_heads(q, k, v, scale, mask))(q, k, v)
+
+
+def _attention_by_heads(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | str | None) -> mx.array:
     (batch, heads, queries, _), (_, kv_heads, keys, _) = q.shape, k.shape
     # Query heads that share a key head: (batch, key heads, queries of all of them, head_dim).
     shared = heads // kv_heads
@@ -229,7 +256,6 @@ def _band_convolution(stride: int, rows: int, strips: int):
         y = mx.conv2d(padded, weight, stride, groups=padded.shape[-1])
         return y[:, :rows, : strips * STRIP] + bias
 
-    @mx.custom_function
     def convolve(padded: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
         batch, tall, wide, channels = padded.shape
         outputs, size = weight.shape[0], weight.shape[1]
@@ -249,11 +275,7 @@ def _band_convolution(stride: int, rows: int, strips: int):
             y = mx.addmm(y, lines, matrices[:, :, i])
         return y.reshape(outputs, batch, rows, strips * STRIP).transpose(1, 2, 3, 0)
 
-    @convolve.vjp
-    def _(primals, cotangent, output):
-        return mx.vjp(reference, list(primals), [cotangent])[1]
-
-    return convolve
+    return with_gradients_of(reference, convolve)
 
 
 def banded(weight: mx.array, stride: int) -> mx.array:

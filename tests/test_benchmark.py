@@ -24,11 +24,11 @@ def test_json_of_the_demo(tmp_path, capsys):
     assert benchmark.main([*arguments, "--image", str(picture(tmp_path))]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["model"] == "demo"
-    assert [(row["bits"], row["image_size"]) for row in told["rows"]] == [
+    assert [(row["weights"], row["image_size"]) for row in told["rows"]] == [
         ("float32", 64),
         ("float32", 128),
-        ("4", 64),
-        ("4", 128),
+        ("4 bits", 64),
+        ("4 bits", 128),
     ]
     for row in told["rows"]:
         figures = row["figures"]
@@ -44,7 +44,7 @@ def test_table_and_plot(tmp_path, capsys):
     arguments = ["--repeats", "1", "--tokens", "2", "--image", str(picture(tmp_path)), "--plot", str(plot)]
     assert benchmark.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-3].startswith("| bits | pixels | preprocessing (s) |")
+    assert lines[-3].startswith("| weights | pixels | preprocessing (s) |")
     assert lines[-1].startswith("| float32 |")
     assert load_image(plot).size[0] > 100
 

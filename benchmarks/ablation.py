@@ -1,0 +1,104 @@
+"""What each of the CPU's kernels gains: the tower, and the decoder's prefill, with one of them taken back at a time.
+
+    python benchmarks/ablation.py                # random weights of the 0.5B model, float32, 1024 pixels
+
+Each row replaces one function of kernels.py by what MLX offers itself. The rows run in turns; the table gives medians.
+"""
+
+import argparse
+import statistics
+import sys
+
+import mlx_fastvlm  # noqa: F401, isort: skip  (before anything imports mlx, so that OpenBLAS is found)
+import mlx.core as mx
+import mlx.nn as nn
+
+from mlx_fastvlm import kernels, language, vision
+from mlx_fastvlm.benchmark import random_model, timed
+from mlx_fastvlm.cache import make_cache
+from mlx_fastvlm.decoding import prefill
+
+PREFILL = 276
+
+
+def plain_convolution(x, weight, bias=None, stride=1, then=lambda y, rows: y):
+    y = mx.conv2d(x, weight, stride, weight.shape[1] // 2, groups=x.shape[-1])
+    return then(y if bias is None else y + bias, slice(None))
+
+
+def shift_and_add(x, weight, bias=None, stride=1, then=lambda y, rows: y):
+    """A product and a sum for each place of the kernel, over whole arrays."""
+    size, (_, height, width, channels) = weight.shape[1], x.shape
+    padded = mx.pad(x, [(0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)])
+    padded = mx.repeat(padded, weight.shape[0] // channels, axis=-1)
+    y = None
+    for i in range(size):
+        for j in range(size):
+            part = padded[:, i : i + height : stride, j : j + width : stride] * weight[:, i, j, 0]
+            y = part if y is None else y + part
+    return then(y if bias is None else y + bias, slice(None))
+
+
+def whole(x, weight, bias=None, stride=1, then=lambda y, rows: y):
+    """The banded products, but of the whole picture at once."""
+    before, kernels.PIECE = kernels.PIECE, 2**40
+    y = DEPTHWISE(x, weight, bias, stride, then)
+    kernels.PIECE = before
+    return y
+
+
+def plain_attention(q, k, v, scale, mask=None):
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+
+
+DEPTHWISE = kernels.depthwise_conv2d
+TOWER = {
+    "all of them": {},
+    "depthwise: one band": {"depthwise_conv2d": whole},
+    "depthwise: shift and add": {"depthwise_conv2d": shift_and_add},
+    "depthwise: mx.conv2d": {"depthwise_conv2d": plain_convolution},
+    "GELU: nn.gelu": {"gelu": nn.gelu},
+    "attention: MLX's": {"attention": plain_attention},
+}
+DECODER = {
+    "all of them": {},
+    "SiLU: nn.silu": {"silu": nn.silu},
+    "attention: MLX's": {"attention": plain_attention},
+}
+
+
+def measure(rows, module, run, repeats):
+    times = {name: [] for name in rows}
+    for repeat in range(repeats + 1):
+        for name, replaced in rows.items():
+            originals = {function: getattr(module, function) for function in replaced}
+            for function, plain in replaced.items():
+                setattr(module, function, plain)
+            seconds, _ = timed(run)
+            for function, original in originals.items():
+                setattr(module, function, original)
+            print(name, round(seconds, 2), file=sys.stderr)
+            if repeat:
+                times[name].append(seconds)
+    best = statistics.median(times["all of them"])
+    print("| | seconds | against all of them |\n|---|---|---|")
+    for name, values in times.items():
+        print(f"| {name} | {statistics.median(values):.2f} | {statistics.median(values) / best:.2f}x |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    repeats = parser.parse_args().repeats
+    mx.set_default_device(mx.cpu)
+    model, _ = random_model("0.5b", mx.float32)
+    pixels, embeddings = mx.random.uniform(shape=(1, 1024, 1024, 3)), mx.random.normal((1, PREFILL, 896))
+    mx.eval(model.parameters(), pixels, embeddings)
+    print("Tower\n")
+    measure(TOWER, vision, lambda: model.vision_tower(pixels).last_hidden_state, repeats)
+    print(f"\nPrefill of {PREFILL} tokens\n")
+    measure(DECODER, language, lambda: prefill(model, embeddings, make_cache(model), 2048), repeats)
+
+
+if __name__ == "__main__":
+    main()
