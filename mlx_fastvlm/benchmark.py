@@ -105,7 +105,7 @@ class Figure:
         return cls(statistics.median(values), min(values), max(values))
 
 
-def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+def timed(function: Callable[..., Any]) -> tuple[float, Any]:
     """Seconds, and what the function returned, computed."""
     start = time.perf_counter()
     result = function()
@@ -180,7 +180,7 @@ def machine() -> dict[str, str]:
         "backend": mx.default_device().type.name,
         "system": platform.platform(),
         "python": platform.python_version(),
-        "mlx": mx.__version__,
+        "mlx": mx.__version__,  # type: ignore[attr-defined]
         "mlx_fastvlm": __version__,
     }
 
