@@ -88,9 +88,9 @@ def record(folder):
 
 
 def compare(folder):
+    import mlx_fastvlm  # noqa: F401, isort: skip  (before mlx, so that OpenBLAS is found)
     import mlx.core as mx
 
-    import mlx_fastvlm  # noqa: F401  (before mlx, so that OpenBLAS is found)
     from mlx_fastvlm.cache import make_cache
     from mlx_fastvlm.checkpoint import load_model
     from mlx_fastvlm.config import FastVlmConfig
