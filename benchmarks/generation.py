@@ -1,6 +1,6 @@
 """What the options of generation cost and save on this machine; prints Markdown tables.
 
-    python benchmarks/generation.py [memory] [sizes] [batches] [follow-ups]
+    python benchmarks/generation.py [memory] [batches] [follow-ups]
 
 The first runs the demo checkpoint for 10,000 tokens; the others FastVLM-0.5B's shapes with random weights, float32
 (2.6 GB), since only the sizes matter for the time. Let nothing else run beside it.
@@ -84,25 +84,11 @@ def memory():
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
-def sizes():
-    print("| image_size | image tokens | prompt tokens | first token after |")
-    print("|---|---|---|---|")
-    model, processor = released_shape()
-    for size in (256, 384, 512, 768, 1024):
-        times = []
-        for i in range(3):
-            options = {"max_tokens": 1, "image_size": size}
-            response = next(stream_generate(model, processor, "What is this?", picture(i), **options))
-            times.append(response.time_to_first_token)
-        tokens = processor.num_image_tokens(size)
-        print(f"| {size} | {tokens} | {response.prompt_tokens} | {np.median(times):.2f} s |", flush=True)
-
-
 def batches():
     print("| batch_size | answers' tokens/s, all rows together |")
     print("|---|---|")
     model, processor = released_shape()
-    prompts, images, tokens = ["What is this?"] * 16, [picture(i) for i in range(16)], 32
+    prompts, images, tokens = ["What is this?"] * 16, [picture(i) for i in range(16)], 16
     cache = VisionCache()
     options = {"max_tokens": tokens, "image_size": 256, "vision_cache": cache}
     batch_generate(model, processor, prompts, images, **(options | {"max_tokens": 1}))  # the tower is not the point
@@ -130,7 +116,7 @@ def follow_ups():
     print(f"| the same picture in a new conversation | {counts} | {last.time_to_first_token:.2f} s |")
 
 
-TABLES = {"memory": memory, "sizes": sizes, "batches": batches, "follow-ups": follow_ups}
+TABLES = {"memory": memory, "batches": batches, "follow-ups": follow_ups}
 
 if __name__ == "__main__":
     for table in sys.argv[1:] or TABLES:

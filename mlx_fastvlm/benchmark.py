@@ -189,7 +189,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The figures as a Markdown table."""
     names = (*STEPS, "first_token", "decode")
     head = [
-        "bits",
+        "weights",
         "pixels",
         *(f"{name.replace('_', ' ')} (s)" for name in names[:-1]),
         "decode (tokens/s)",
