@@ -90,7 +90,8 @@ def test_many_questions_take_no_more_memory_than_a_few(small_model):
         held.append(mx.get_active_memory())
     features = held[4] - held[3]  # of the session's pictures, which it keeps up to a bound
     assert 0 <= features < 10**5
-    assert held[-1] - held[3] <= 8 * features
+    # A few hundred bytes come and go with what ran before; what eight questions leave would be tens of thousands.
+    assert held[-1] - held[3] <= 8 * features + 2**12
 
 
 # Disks
