@@ -1,6 +1,8 @@
 """Throws damaged files and odd texts at the package; whatever is not one clear error is a finding.
 
-    python tests/fuzz.py TARGET [SECONDS] [SEED]      TARGET: pictures, prompts, config, tokenizer, tensors
+    python tests/fuzz.py TARGET [SECONDS] [SEED]
+
+TARGET is pictures, prompts, config, tokenizer or tensors; the seconds are of processor time.
 
 Every input is a seed with a few bytes or values changed. What must not happen: another exception than ValueError or
 OSError (a crash), an error of several lines, or an input that takes longer than TOO_LONG (a hang). The input at hand is
@@ -299,16 +301,16 @@ TARGETS = {"pictures": Pictures, "prompts": Prompts, "config": Config, "tokenize
 def fuzz(
     target: str, *, seconds: float = 1e9, inputs: int = 10**12, seed: int = 0, keep: Path | None = None
 ) -> Counter:
-    """Try inputs until time or number is up.
+    """Try inputs until the seconds of processor time, or the number, is up.
 
     Returns:
         How many were "read", how many were "refused" in one line, and each finding's kind with its count.
     """
-    rng, found, start = random.Random(seed), Counter(), time.monotonic()
+    rng, found, start = random.Random(seed), Counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tried = TARGETS[target](folder)
-        while found.total() < inputs and time.monotonic() - start < seconds:
+        while found.total() < inputs and time.process_time() - start < seconds:
             data = tried.make(rng)
             if keep is not None:
                 (keep / "fuzz-input.bin").write_bytes(data)
