@@ -21,7 +21,9 @@ def _prefer_openblas():
     if sys.platform != "linux" or os.environ.get("MLX_FASTVLM_OPENBLAS") == "0" or "mlx.core" in sys.modules:
         return
     try:
-        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+        library = ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+        if "OPENBLAS_NUM_THREADS" not in os.environ:
+            library.openblas_set_num_threads(1)  # cores are shared out by streams.py
     except OSError:
         pass  # not installed: MLX falls back on the BLAS in its wheel
 

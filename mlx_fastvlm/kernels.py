@@ -2,8 +2,9 @@
 
 On a GPU each of these is MLX's own operation, and nothing here runs. On the CPU, in float32, a picture spends most of
 its time in four things that are easily avoided (docs/performance.md has the figures): depthwise convolutions, which
-take a naive loop; erf, exp and sigmoid, which take a library call for each element; and large temporary arrays, whose
-pages the operating system clears at each use.
+take a naive loop; erf, exp and sigmoid, which take a library call for each element; large temporary arrays, whose
+pages the operating system clears at each use; and waiting for one core, while others have nothing to do (``streams.py``
+shares the work out).
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
+from .streams import free_cores, spread
+
 # Work is cut into pieces of about this many values, 2 MiB, which a processor's caches hold.
 PIECE = 2**19
 # Columns that one banded matrix computes: few enough that little of it is zero, enough for a matrix product.
 STRIP = 16
-# Blocks of rows that the vocabulary's matrix is read in; it divides the released models' vocabularies.
-BLOCKS = 64
+# Tokens from which on a product is bound by arithmetic: cores then share the tokens, for fewer the matrix.
+MANY = 64
+# Tokens up to which small products in a row are faster than one.
+FEW = 4
 
 
 def slow_device(x: mx.array) -> bool:
@@ -127,17 +132,65 @@ def add_matmul(x: mx.array, y: mx.array, layer: nn.Linear) -> mx.array:
     return mx.addmm(x.flatten(0, -2), y.flatten(0, -2), layer.weight.T).reshape(x.shape)
 
 
-def apply_head(x: mx.array, layer: nn.Linear | nn.Embedding) -> mx.array:
-    """The vocabulary's logits, by the head or the tied embedding: (..., inputs) -> (..., outputs).
+# What each token has to itself
 
-    One row times a matrix as tall as the vocabulary is bound by memory, which the CPU's BLAS reads faster in blocks.
+# Kinds of layer whose matrix can be read in parts; subclasses and wrappers may do more than multiply.
+MATRICES = (nn.Linear, nn.Embedding, nn.QuantizedLinear, nn.QuantizedEmbedding)
+
+
+def tokenwise(x: mx.array, apply: Callable[[mx.array], mx.array]) -> mx.array:
+    """``apply(x)``, where each token (or pixel) is computed on its own: on the CPU many of them on all cores.
+
+    Args:
+        x: (..., inputs).
+        apply: (tokens, inputs) -> (tokens, outputs), and the same for more leading axes.
     """
-    outputs = layer.weight.shape[0]
-    plain = not isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding)) and "bias" not in layer
-    if not (plain and slow_device(x) and x.size == x.shape[-1] and outputs % BLOCKS == 0):
-        return layer.as_linear(x) if isinstance(layer, (nn.Embedding, nn.QuantizedEmbedding)) else layer(x)
-    blocks = layer.weight.reshape(BLOCKS, outputs // BLOCKS, -1)
-    return (x.reshape(1, 1, -1) @ blocks.swapaxes(-1, -2)).reshape(*x.shape[:-1], outputs)
+    tokens, cores = x.size // x.shape[-1], free_cores()
+    if not slow_device(x) or cores == 1 or tokens < MANY:
+        return apply(x)
+    done = spread(x.reshape(tokens, -1), _shares(tokens, cores), lambda x, share: apply(x[share]))
+    return mx.concatenate(done).reshape(*x.shape[:-1], -1)
+
+
+def linear(x: mx.array, layer: nn.Linear | nn.Embedding) -> mx.array:
+    """A linear layer, or an embedding as one: (..., inputs) -> (..., outputs).
+
+    A few tokens times a large matrix are bound by memory. There, on the CPU, each core reads a part of the matrix.
+    """
+    outputs, tokens = layer.weight.shape[0], x.size // x.shape[-1]
+    large = type(layer) in MATRICES and layer.weight.size >= PIECE // 4
+    if not slow_device(x) or not large or tokens >= MANY:
+        return tokenwise(x, layer.as_linear if isinstance(layer, (nn.Embedding, nn.QuantizedEmbedding)) else layer)
+    shares = _shares(outputs, free_cores())
+    done = spread(x.reshape(tokens, -1), shares, lambda x, share: _some_outputs(x, layer, share))
+    y = mx.concatenate(done, axis=-1).reshape(*x.shape[:-1], outputs)
+    return y + layer.bias if "bias" in layer else y
+
+
+def _some_outputs(x: mx.array, layer: nn.Linear | nn.Embedding, share: slice) -> mx.array:
+    """(tokens, inputs) -> (tokens, outputs of that share), without a bias."""
+    weight, tokens = layer.weight[share], len(x)
+    if isinstance(layer, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
+        biases = layer.get("biases")
+        packed = weight, layer.scales[share], None if biases is None else biases[share]
+        return mx.quantized_matmul(x, *packed, True, layer.group_size, layer.bits, layer.mode)
+    # OpenBLAS multiplies a small matrix as it lies, a larger one only once it has copied it in another order.
+    blocks = _blocks(*weight.shape, tokens) if tokens <= FEW else 1
+    y = x[None] @ weight.reshape(blocks, -1, weight.shape[1]).swapaxes(-1, -2)
+    return y.swapaxes(0, 1).reshape(tokens, -1)
+
+
+@functools.cache
+def _blocks(outputs: int, inputs: int, tokens: int) -> int:
+    """Into how many equal blocks of at least eight rows a matrix is cut, so that one is a product of PIECE or less."""
+    least = -(-tokens * outputs * inputs // PIECE)
+    return next((n for n in range(least, outputs // 8 + 1) if outputs % n == 0), 1)
+
+
+def _shares(total: int, cores: int) -> list[slice]:
+    """``total`` things, as equally as can be."""
+    each = -(-total // cores)
+    return [slice(first, first + each) for first in range(0, total, each)]
 
 
 # Attention
@@ -170,16 +223,17 @@ def _attention_by_heads(q: mx.array, k: mx.array, v: mx.array, scale: float, mas
     q = (q * scale).reshape(batch, kv_heads, shared * queries, -1)
     if isinstance(mask, str):
         mask = mx.arange(keys - queries, keys)[:, None] >= mx.arange(keys)
-    # Some heads at a time, each group only after the one before: their scores are the tower's largest arrays.
-    group = max(1, 2 * PIECE // (batch * shared * queries * keys))
-    done: list[mx.array] = []
-    for first in range(0, kv_heads, group):
-        part = slice(first, first + group)
-        scores = mx.depends([q[:, part]], done[-1:])[0] @ k[:, part].swapaxes(-1, -2)
+    # Some heads at a time: their scores are the tower's largest arrays.
+    group = min(max(1, 2 * PIECE // (batch * shared * queries * keys)), -(-kv_heads // free_cores()))
+
+    def some_heads(q: mx.array, part: slice) -> mx.array:
+        scores = q[:, part] @ k[:, part].swapaxes(-1, -2)
         if mask is not None:
             scores = mx.where(mask, scores.reshape(batch, -1, queries, keys), -1e9).reshape(scores.shape)
         weights = _exp_from_root(_root_of_exp(scores - scores.max(axis=-1, keepdims=True)))
-        done.append((weights @ v[:, part]) / weights.sum(axis=-1, keepdims=True))
+        return (weights @ v[:, part]) / weights.sum(axis=-1, keepdims=True)
+
+    done = spread(q, [slice(first, first + group) for first in range(0, kv_heads, group)], some_heads)
     return mx.concatenate(done, axis=1).reshape(batch, heads, queries, -1)
 
 
@@ -221,25 +275,25 @@ def _in_bands(x, weight, bias, stride, then) -> mx.array:
     batch, height, width, _ = x.shape
     size = weight.shape[1]
     out_height, out_width = -(-height // stride), -(-width // stride)
-    bands = min(out_height, -(-batch * out_height * out_width * weight.shape[0] // PIECE))
+    bands = -(-batch * out_height * out_width * weight.shape[0] // PIECE)
+    bands = min(out_height, -(-bands // free_cores()) * free_cores())  # so that each core has as many
     rows = -(-out_height // bands)
     strips = -(-out_width // STRIP)
     convolve = _band_convolution(stride, rows, strips)
     # What the strips and rows of the last band read beyond the picture is zeros, and what they compute from it is cut.
     tall, wide = stride * (rows + (size - 1) // stride), stride * STRIP * strips + size - stride
+    matrices = mx.stop_gradient(banded(weight, stride))  # the gradients take another way
 
-    def band(top: int, x: mx.array) -> mx.array:
+    def band(x: mx.array, top: int) -> mx.array:
         above, left = size // 2, size // 2
         first = top * stride - above
         lines = x[:, max(first, 0) : first + tall]
         missing = max(-first, 0)
         padding = [(0, 0), (missing, tall - missing - lines.shape[1]), (left, wide - left - width), (0, 0)]
-        y = convolve(mx.pad(lines, padding), weight, mx.zeros(weight.shape[0]) if bias is None else bias)
+        y = convolve(mx.pad(lines, padding), weight, mx.zeros(weight.shape[0]) if bias is None else bias, matrices)
         return then(y[:, : out_height - top, :out_width], slice(top, top + rows))
 
-    done: list[mx.array] = []
-    for top in range(0, out_height, rows):
-        done.append(band(top, mx.depends([x], done[-1:])[0]))  # after the band before: temporaries never pile up
+    done = spread(x, range(0, out_height, rows), band)
     return done[0] if len(done) == 1 else mx.concatenate(done, axis=1)
 
 
@@ -252,11 +306,11 @@ def _band_convolution(stride: int, rows: int, strips: int):
     row. Half of the products are with zeros, and yet it is several times faster than a loop: it is all BLAS.
     """
 
-    def reference(padded: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    def reference(padded: mx.array, weight: mx.array, bias: mx.array, matrices: mx.array) -> mx.array:
         y = mx.conv2d(padded, weight, stride, groups=padded.shape[-1])
         return y[:, :rows, : strips * STRIP] + bias
 
-    def convolve(padded: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    def convolve(padded: mx.array, weight: mx.array, bias: mx.array, matrices: mx.array) -> mx.array:
         batch, tall, wide, channels = padded.shape
         outputs, size = weight.shape[0], weight.shape[1]
         window = stride * STRIP + size - stride
@@ -265,7 +319,7 @@ def _band_convolution(stride: int, rows: int, strips: int):
         shape = (channels, batch, stride, tall // stride, strips, window)
         strides = (1, image, line, stride * line, stride * STRIP * channels, channels)
         x = mx.contiguous(mx.as_strided(mx.contiguous(padded), shape, strides))
-        matrices = banded(weight, stride).reshape(channels, outputs // channels, size, 1, window, STRIP)
+        matrices = matrices.reshape(channels, outputs // channels, size, 1, window, STRIP)
         y = mx.broadcast_to(
             bias.reshape(channels, -1, 1, 1, 1), (channels, outputs // channels, batch, rows * strips, STRIP)
         )

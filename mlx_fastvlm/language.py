@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .config import TextConfig
-from .kernels import attention, silu
+from .kernels import attention, linear, silu, tokenwise
 
 
 def rotate(x: mx.array, position_ids: mx.array, base: float) -> mx.array:
@@ -87,7 +87,7 @@ class Attention(nn.Module):
             )
         batch, length, _ = x.shape
         q, k, v = (
-            proj(x).reshape(batch, length, -1, self._head_dim).transpose(0, 2, 1, 3)
+            linear(x, proj).reshape(batch, length, -1, self._head_dim).transpose(0, 2, 1, 3)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = self._rope(q, cache, position_ids), self._rope(k, cache, position_ids)
@@ -104,7 +104,8 @@ class Attention(nn.Module):
             y = scaled_dot_product_attention(q, k, v, cache=cache, scale=scale, mask=mask)
         else:
             y = attention(q, k, v, scale, mask)
-        return self.o_proj(y.transpose(0, 2, 1, 3).reshape(batch, length, -1)), weights
+        y = y.transpose(0, 2, 1, 3).reshape(batch, length, -1)
+        return linear(y, self.o_proj), weights
 
 
 def eager_attention(
@@ -143,7 +144,10 @@ class MLP(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(..., hidden size) -> the same shape."""
-        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+        return tokenwise(x, self._gated)
+
+    def _gated(self, x: mx.array) -> mx.array:
+        return linear(silu(linear(x, self.gate_proj)) * linear(x, self.up_proj), self.down_proj)
 
 
 class DecoderLayer(nn.Module):

@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .config import FastVlmConfig
-from .kernels import apply_head
+from .kernels import linear
 from .language import ATTENTIONS, Qwen2Model
 from .projector import FastVlmMultiModalProjector
 from .vision import FastViTHD
@@ -375,7 +375,7 @@ class FastVlmForConditionalGeneration(FastVlmModel):
 
     def logits(self, hidden_states: mx.array) -> mx.array:
         """(..., text hidden size) -> (..., vocabulary size)."""
-        return apply_head(hidden_states, self.lm_head if "lm_head" in self else self.language_model.embed_tokens)
+        return linear(hidden_states, self.lm_head if "lm_head" in self else self.language_model.embed_tokens)
 
     def __call__(  # type: ignore[override]  # labels come in the midst, as in transformers
         self,

@@ -6,6 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .config import FastVlmConfig
+from .kernels import tokenwise
 
 # The names that transformers' ACT2FN gives these functions.
 ACTIVATIONS = {
@@ -43,7 +44,9 @@ class FastVlmMultiModalProjector(nn.Module):
 
     def __call__(self, image_features: mx.array) -> mx.array:
         """(..., vision hidden size) -> (..., text hidden size), in the weights' dtype."""
-        x = image_features
+        return tokenwise(image_features, self._project)
+
+    def _project(self, x: mx.array) -> mx.array:
         for number in range(1, self._layers + 1):
             x = self[f"linear_{number}"](x if number == 1 else self._act(x))
         return x

@@ -18,7 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .config import VisionConfig
-from .kernels import add_matmul, add_two, attention, depthwise_conv2d, gelu
+from .kernels import add_matmul, add_two, attention, depthwise_conv2d, gelu, linear
 
 
 class DepthwiseConv2d(nn.Module):
@@ -112,10 +112,10 @@ class Attention(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """(batch, height, width, channels) -> the same shape."""
         batch, height, width, channels = x.shape
-        qkv = self.qkv(x).reshape(batch, height * width, 3, -1, self._head_dim)
+        qkv = linear(x, self.qkv).reshape(batch, height * width, 3, -1, self._head_dim)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)
         y = attention(q, k, v, scale=self._head_dim**-0.5)
-        return self.proj(y.transpose(0, 2, 1, 3).reshape(batch, height, width, channels))
+        return linear(y.transpose(0, 2, 1, 3).reshape(batch, height, width, channels), self.proj)
 
 
 class RepMixerBlock(nn.Module):

@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_fastvlm import FastViTHD, VisionConfig, kernels
+from mlx_fastvlm import FastViTHD, VisionConfig, kernels, streams
 
 
 @pytest.fixture(autouse=True)
@@ -101,14 +101,60 @@ def test_attention(mask, heads, kv_heads, monkeypatch):
     assert mx.abs(kernels.attention(q, k, v, 0.25, mask) - expected).max() <= 3e-5
 
 
-@pytest.mark.parametrize("rows", [1, 3])
-def test_the_head(rows):
-    x = mx.random.normal((1, rows, 32))
-    head, embedding = nn.Linear(32, 640, bias=False), nn.Embedding(640, 32)
-    assert mx.allclose(kernels.apply_head(x, head), head(x), atol=1e-5)
-    assert mx.allclose(kernels.apply_head(x, embedding), embedding.as_linear(x), atol=1e-5)
-    packed = embedding.to_quantized(32, 8)
-    assert mx.allclose(kernels.apply_head(x, packed), packed.as_linear(x), atol=1e-5)
+def layers(inputs, outputs):
+    head, embedding = nn.Linear(inputs, outputs), nn.Embedding(outputs, inputs)
+    return {
+        "bias": head,
+        "no bias": nn.Linear(inputs, outputs, bias=False),
+        "embedding": embedding,
+        "4 bits": head.to_quantized(32, 4),
+        "8-bit embedding": embedding.to_quantized(32, 8),
+        "mxfp4": nn.Linear(inputs, outputs, bias=False).to_quantized(mode="mxfp4"),
+    }
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3])
+@pytest.mark.parametrize("kind", layers(32, 32))
+@pytest.mark.parametrize("outputs", [640, 635, 7])  # shared equally, unequally, and too small to be
+def test_a_linear_layer_is_what_it_would_be_in_one_piece(kind, outputs, cores, monkeypatch):
+    monkeypatch.setattr(streams, "_count", lambda: cores)
+    monkeypatch.setattr(kernels, "PIECE", 4096)
+    kernels._blocks.cache_clear()
+    layer = layers(64, outputs)[kind]
+    for shape in ((64,), (1, 1, 64), (3, 64), (2, 5, 64), (100, 64)):
+        x = mx.random.normal(shape)
+        expected = layer.as_linear(x) if "embedding" in kind else layer(x)
+        assert kernels.linear(x, layer).shape == expected.shape
+        assert mx.allclose(kernels.linear(x, layer), expected, atol=1e-4)
+        twice = kernels.tokenwise(x, lambda x: kernels.linear(x, layer) * 2)  # as in a perceptron
+        assert mx.allclose(twice, expected * 2, atol=2e-4)
+    kernels._blocks.cache_clear()
+
+
+@pytest.mark.parametrize("tokens", [3, 150])
+def test_gradients_of_what_is_shared_out(tokens, monkeypatch):
+    monkeypatch.setattr(streams, "_count", lambda: 2)
+    monkeypatch.setattr(kernels, "PIECE", 4096)
+    layer, x = nn.Linear(64, 96), mx.random.normal((tokens, 64))
+
+    def shared(weight, bias, x):
+        layer.weight, layer.bias = weight, bias
+        return kernels.linear(x, layer).square().sum()
+
+    def plain(weight, bias, x):
+        return (x @ weight.T + bias).square().sum()
+
+    inputs = (layer.weight, layer.bias, x)
+    for ours, expected in zip(mx.grad(shared, (0, 1, 2))(*inputs), mx.grad(plain, (0, 1, 2))(*inputs)):
+        assert mx.abs(ours - expected).max() <= 1e-5 * mx.abs(expected).max()
+
+
+def test_blocks_of_a_matrix_are_equal_and_small():
+    for outputs, inputs in ((4864, 896), (75968, 896), (448, 4864), (9472, 3584), (997, 4096)):
+        blocks = kernels._blocks(outputs, inputs, 1)
+        assert outputs % blocks == 0
+        assert blocks == 1 or outputs // blocks * inputs <= kernels.PIECE
+    assert kernels._blocks(997, 4096, 1) == 1  # a prime: rows one at a time would be slower than the whole
 
 
 def test_both_forms_of_the_tower_agree(monkeypatch):
