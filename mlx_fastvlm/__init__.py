@@ -15,17 +15,19 @@ __version__ = "0.1.0"
 def _prefer_openblas():
     """Let MLX's CPU backend on Linux find OpenBLAS, where it is installed, before its own slow BLAS.
 
-    The symbols must be global before ``mlx.core`` is first imported, so this runs on import of the package.
-    ``MLX_FASTVLM_OPENBLAS=0`` turns it off. A Mac never needs it: MLX uses Metal and Accelerate there.
+    The symbols must be global before ``mlx.core`` is first imported, so this runs on import of the package. OpenBLAS is
+    then told to use one thread, since ``streams.py`` has one for each core, unless OPENBLAS_NUM_THREADS says otherwise.
+    ``MLX_FASTVLM_OPENBLAS=0`` turns all this off. A Mac never needs it: MLX uses Metal and Accelerate there.
     """
-    if sys.platform != "linux" or os.environ.get("MLX_FASTVLM_OPENBLAS") == "0" or "mlx.core" in sys.modules:
+    if sys.platform != "linux" or os.environ.get("MLX_FASTVLM_OPENBLAS") == "0":
         return
     try:
-        library = ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+        if "mlx.core" not in sys.modules:
+            ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
         if "OPENBLAS_NUM_THREADS" not in os.environ:
-            library.openblas_set_num_threads(1)  # cores are shared out by streams.py
-    except OSError:
-        pass  # not installed: MLX falls back on the BLAS in its wheel
+            ctypes.CDLL(None).openblas_set_num_threads(1)
+    except (OSError, AttributeError):
+        pass  # not installed, or not found in time: MLX takes the BLAS in its wheel
 
 
 def _hush_interrupts():

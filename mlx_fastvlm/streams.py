@@ -7,6 +7,7 @@ told to use one (``_prefer_openblas``), and what can be cut into pieces is: a st
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import sys
@@ -23,11 +24,14 @@ _of_thread = threading.local()
 
 @functools.cache
 def _count() -> int:
-    """Streams that leave no core idle; at most eight, and as many fewer as OpenBLAS was told to use threads."""
+    """Streams that, with OpenBLAS's threads in each, leave no core idle; at most eight."""
     if sys.platform != "linux":
         return 1  # Accelerate, on a Mac, spreads by itself
-    threads = os.environ.get("OPENBLAS_NUM_THREADS", "1")
-    return max(1, min(8, len(os.sched_getaffinity(0)) // int(threads if threads.isdecimal() and int(threads) else 1)))
+    try:
+        threads = ctypes.CDLL(None).openblas_get_num_threads()
+    except AttributeError:  # the BLAS in MLX's wheel has one
+        threads = 1
+    return max(1, min(8, len(os.sched_getaffinity(0)) // threads))
 
 
 @functools.cache
