@@ -193,11 +193,19 @@ def build_model(
     weights: Weights, config: FastVlmConfig, dtype: str | mx.Dtype | None = None
 ) -> FastVlmForConditionalGeneration:
     """The model with these weights, in ``dtype`` (see :func:`load`)."""
-    model = FastVlmForConditionalGeneration(replace(config, tie_word_embeddings=weights.tied))
-    quantization.quantize_modules(model, weights.modules)
+    model = _unfilled(config, weights.tied, weights.modules)
     chosen = choose_dtype(dtype) if dtype else _default_dtype(weights)
     model.load_weights(list(cast(weights.tensors, chosen).items()))
     model.eval()
+    return model
+
+
+def _unfilled(config: FastVlmConfig, tied: bool, modules: dict[str, dict]) -> FastVlmForConditionalGeneration:
+    """The model as it is made, quantized as its tensors will be; its own random weights are never computed."""
+    model = FastVlmForConditionalGeneration(replace(config, tie_word_embeddings=tied))
+    quantization.quantize_modules(model, modules)
+    # Nor would be what MLX's generator goes through on their behalf, a chain that would grow with every model.
+    mx.eval(mx.random.state[0])  # type: ignore[index]  # its stub calls it an object
     return model
 
 
@@ -236,9 +244,7 @@ def read_weights(folder: Path, config: FastVlmConfig, vision_from: Path | None =
         faults.unexpected += [sources[TOWER + name] for name in fused.unexpected]
         faults.misshapen += [TOWER + name for name in fused.misshapen]
         tensors = _without_tower(tensors) | {TOWER + name: tensor for name, tensor in fused.tensors.items()}
-    # The model that these tensors should fill; its own random weights are never computed.
-    model = FastVlmForConditionalGeneration(replace(config, tie_word_embeddings=tied))
-    quantization.quantize_modules(model, modules)
+    model = _unfilled(config, tied, modules)
     faults.compare(tensors, dict(tree_flatten(model.parameters())), sources)
     faults.report(folder)
     return Weights(tensors, modules, tied, layout.name)

@@ -1,7 +1,10 @@
 """Finding, reading and refusing checkpoints."""
 
+import gc
 import json
+import os
 import warnings
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -240,3 +243,15 @@ def test_unused_tensors_are_left_out(checkpoint):
     """The classification head and BatchNorm's counters are in Apple's files, and nothing of them in the model."""
     names = [name for name, _ in tree_flatten(load(checkpoint("apple", training=True))[0].parameters())]
     assert not [name for name in names if "head.proj" in name or "num_batches" in name or "bn" in name]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the memory of a process is read as Linux tells it")
+def test_models_that_were_loaded_and_dropped_leave_nothing(checkpoint):
+    def megabytes_after(loads):
+        for _ in range(loads):
+            load(checkpoint("apple"))
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    before = megabytes_after(10)
+    assert megabytes_after(60) - before < 8  # it was 23: each model's random weights, never computed, were kept in mind
