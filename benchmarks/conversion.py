@@ -21,33 +21,25 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, FastVlmProcessor
-from mlx_fastvlm.checkpoint import DEMO, Weights, cast
+from mlx_fastvlm import FastVlmForConditionalGeneration
+from mlx_fastvlm.benchmark import SHAPES, random_config, random_processor
+from mlx_fastvlm.checkpoint import Weights, cast
 from mlx_fastvlm.export import to_transformers
 from mlx_fastvlm.writing import finished_folder, write_tensors
 
 ROOT = Path(__file__).parent.parent
-SIZES = {
-    "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
-    "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12},
-    "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28},
-}
 
 
 def make(size: str, folder: Path):
     """Random weights of a released model's shapes, in transformers' layout."""
-    text = {**SIZES[size], "num_key_value_heads": 4 if size == "7b" else 2, "rope_theta": 1e6}
-    text["vocab_size"] = 152064 if size == "7b" else 151936
-    tied = size != "7b"
-    config = FastVlmConfig.from_dict({"model_type": "llava_qwen2", **text, "tie_word_embeddings": tied})
+    config = random_config(size)
     config.dtype = "bfloat16"
     model = FastVlmForConditionalGeneration(config)  # its weights are drawn when they are written
     tensors = cast(dict(tree_flatten(model.parameters())), mx.bfloat16)
     del model
-    processor = FastVlmProcessor.from_folder(DEMO, FastVlmConfig.from_file(DEMO / "config.json"))
-    processor.image_settings.size = 1024
     with finished_folder(folder) as unfinished:
-        weights, config = to_transformers(Weights(tensors, {}, tied, "random"), config, processor, unfinished)
+        weights = Weights(tensors, {}, config.tie_word_embeddings, "random")
+        weights, config = to_transformers(weights, config, random_processor(), unfinished)
         del tensors
         write_tensors(unfinished, weights.tensors, made_for="pt")
         config.save_pretrained(unfinished)
@@ -55,7 +47,7 @@ def make(size: str, folder: Path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("size", choices=SIZES)
+    parser.add_argument("size", choices=SHAPES)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where there is room")
     arguments, options = parser.parse_known_args()  # the others are convert.py's
     source = arguments.folder / f"random-fastvlm-{arguments.size}"

@@ -18,23 +18,14 @@ from PIL import Image  # isort: skip
 
 from mlx_fastvlm import (
     ChatSession,
-    FastVlmConfig,
     FastVlmForConditionalGeneration,
     PromptCache,
     VisionCache,
     batch_generate,
     stream_generate,
 )
+from mlx_fastvlm.benchmark import random_config, random_processor
 
-TEXT = {
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "vocab_size": 151936,
-    "rope_theta": 1000000.0,
-}
 LONG = 10_000  # tokens
 WINDOW = 512
 
@@ -52,11 +43,11 @@ def endless(processor, **settings):
 
 def released_shape():
     """FastVLM-0.5B with random weights, and the demo's tokenizer."""
-    processor = mlx_fastvlm.load("demo", lazy=True)[1]
-    config = FastVlmConfig(text_config=TEXT, image_token_id=processor.image_token_id, tie_word_embeddings=True)
+    processor = random_processor()
+    config = dataclasses.replace(random_config("0.5b"), image_token_id=processor.image_token_id)
     model = FastVlmForConditionalGeneration(config)
     mx.eval(model.parameters())
-    return model, endless(processor, size=1024)
+    return model, endless(processor)
 
 
 def memory():

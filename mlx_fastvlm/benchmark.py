@@ -37,7 +37,7 @@ from .quantization import plan, quantize_modules
 
 # The released models' decoders (their config.json); the tower is the same in all.
 _QWEN2 = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-_SHAPES = {
+SHAPES = {
     "0.5b": (896, 4864, 24, 14, 2),
     "1.5b": (1536, 8960, 28, 12, 2),
     "7b": (3584, 18944, 28, 28, 4),
@@ -51,7 +51,7 @@ STEPS = ("preprocessing", "vision", "projector", "prefill")
 def random_config(size: str) -> FastVlmConfig:
     """The configuration of a released model, "0.5b", "1.5b" or "7b"."""
     large = size == "7b"
-    text = dict(zip(_QWEN2, _SHAPES[size]))
+    text = dict(zip(_QWEN2, SHAPES[size]))
     return FastVlmConfig.from_dict(
         {
             "model_type": "llava_qwen2",
@@ -72,9 +72,14 @@ def random_model(size: str, dtype: mx.Dtype) -> tuple[FastVlmForConditionalGener
 
     model.update(tree_map(draw, model.parameters()))
     model.eval()
+    return model, random_processor()
+
+
+def random_processor() -> FastVlmProcessor:
+    """The demo checkpoint's, with the released models' picture size."""
     processor = FastVlmProcessor.from_folder(DEMO, FastVlmConfig.from_file(DEMO / "config.json"))
     processor.image_settings.size = 1024
-    return model, processor
+    return processor
 
 
 def photo(width: int = 4032, height: int = 3024) -> bytes:
@@ -230,7 +235,7 @@ def parser() -> argparse.ArgumentParser:
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model", default="demo", help="a folder, a hub id, or demo (the default)")
-    which.add_argument("--random", choices=_SHAPES, help="random weights of a released model's shapes instead")
+    which.add_argument("--random", choices=SHAPES, help="random weights of a released model's shapes instead")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="instead of the usual one")
     parser.add_argument("--force", action="store_true", help="load it even if memory seems too small")
     parser.add_argument("--image", type=Path, metavar="FILE", help="a picture instead of a made 12-megapixel JPEG")

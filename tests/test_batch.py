@@ -51,36 +51,36 @@ def test_sampling_in_a_batch_is_sampling_alone(wide):
         assert batch != batch_generate(*wide, prompts, images, max_tokens=12)
 
 
-def test_batch_size_is_how_many_run_at_a_time(wide, monkeypatch):
-    model, processor = wide
+@pytest.fixture
+def rows(wide, monkeypatch):
+    """How many rows the decoder has been given at each call."""
     rows = []
-    run = type(model.language_model).__call__
+    decoder = type(wide[0].language_model)
+    run = decoder.__call__
 
     def watch(self, embeddings, *args, **kwargs):
         rows.append(embeddings.shape[0])
         return run(self, embeddings, *args, **kwargs)
 
-    monkeypatch.setattr(type(model.language_model), "__call__", watch)
+    monkeypatch.setattr(decoder, "__call__", watch)
+    return rows
+
+
+def test_batch_size_is_how_many_run_at_a_time(wide, rows):
+    model, processor = wide
     batch_generate(model, processor, ["a"] * 5, max_tokens=1, batch_size=2)
     assert rows == [2, 2, 1]
 
 
-def test_rows_that_are_done_leave(wide, monkeypatch):
+def test_rows_that_are_done_leave(wide, rows):
     import dataclasses
 
     model, processor = wide
     prompts = ["a", "What is this?", "xyz"]
     answers = [generate(model, processor, prompt, max_tokens=20) for prompt in prompts]
-    rows = []
-    run = type(model.language_model).__call__
-
-    def watch(self, embeddings, *args, **kwargs):
-        rows.append(embeddings.shape[0])
-        return run(self, embeddings, *args, **kwargs)
-
-    monkeypatch.setattr(type(model.language_model), "__call__", watch)
     first = next(c for c in answers[0] if ord(c) < 128)
     processor = dataclasses.replace(processor, eos_token_ids=frozenset(processor.encode(first)))
+    rows.clear()
     batch_generate(model, processor, prompts, max_tokens=20)
     assert rows[0] == 3
     assert min(rows) < 3
