@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
 import os
 import re
 import sys
@@ -45,6 +46,7 @@ def run(command: Callable[[], None], *, debug: bool = False) -> int:
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that can't show a character still shows the others
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # it reports damaged pictures by lines of its own too
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {_line(message)}", file=sys.stderr)

@@ -31,6 +31,9 @@ ImageSource = Any  # path, URL, data: URI, base64, bytes, "-", PIL image, numpy 
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 # Pillow's other readers stay shut: some run programs (EPS starts Ghostscript), and few people ever fed them bad files.
 FORMATS = ("PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "DIB", "TIFF", "ICO", "PPM", "JPEG2000", "TGA", "AVIF", "HEIF")
+# A narrower picture can't be made a square (see processing.py), so it is not decoded either: a few hundred bytes can
+# claim 8,388,608 x 20 pixels, and Pillow takes a minute to fill them.
+MAX_SIDES_RATIO = 200
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -141,6 +144,7 @@ def _open(file) -> Image.Image:
 
 
 def _frames(image: Image.Image, name: str, frames: int) -> list[Image.Image]:
+    _check_size(image, name)
     count = getattr(image, "n_frames", 1) if frames > 1 else 1
     if count == 1:
         return [_to_rgb(image, name)]
@@ -150,6 +154,15 @@ def _frames(image: Image.Image, name: str, frames: int) -> list[Image.Image]:
         pictures.append(_to_rgb(image.copy(), name))
     image.seek(before)
     return pictures
+
+
+def _check_size(image: Image.Image, name: str):
+    """Before anything is decoded."""
+    width, height = image.size
+    if not width or not height:
+        raise _BadPicture(f"{name} has no pixels; give another picture.")
+    if max(width, height) > MAX_SIDES_RATIO * min(width, height):
+        raise _BadPicture(f"{name}, {width} x {height} pixels, is too narrow to be made a square; cut it first.")
 
 
 def _is_heif(file) -> bool:
@@ -169,8 +182,6 @@ def _register_heif():
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if 0 in image.size:
-        raise _BadPicture(f"{name} has no pixels; give another picture.")
     try:
         image = _upright(image)
         if image.mode in ("I;16", "I;16L", "I;16B", "I;16N", "I", "F"):

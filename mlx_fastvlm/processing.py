@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from .config import FastVlmConfig, read_json
 from .errors import UsageError
-from .images import ImageSource, load_image
+from .images import MAX_SIDES_RATIO, ImageSource, load_image
 from .template import DEFAULT_TEMPLATE, compile_template
 from .tokenizer import Detokenizer, read_tokenizer
 
@@ -77,7 +77,7 @@ def square(image: Image.Image, size: int, aspect_ratio: str) -> Image.Image:
         raise ValueError(f"A picture of {width} x {height} pixels shows nothing; give another.")
     short, long = min(width, height), max(width, height)
     between = (size if width >= height else long) * long if aspect_ratio == "pad" else size * (size * long // short)
-    if between > MAX_SQUARED_PIXELS or long > 200 * short:
+    if between > MAX_SQUARED_PIXELS or long > MAX_SIDES_RATIO * short:
         raise ValueError(f"A picture of {width} x {height} pixels is too narrow to be made a square; cut it first.")
     if aspect_ratio == "pad":
         canvas = (long, long)

@@ -223,6 +223,9 @@ CASES = {
     "picture: without width": picture("not a picture", lambda p: p.file("a.png", png_that_says(0, 20))),
     "picture: less than it promises": picture("broken", lambda p: p.file("a.png", png_that_says(900, 900))),
     "picture: 1 x 5000": picture("too narrow", lambda p: p.file("a.png", encoded(Image.new("RGB", (1, 5000))))),
+    "picture: so narrow that it is not decoded": picture(
+        "too narrow", lambda p: p.file("a.png", png_that_says(8_000_000, 20))
+    ),
     "picture: PostScript": picture("not a picture", lambda p: p.file("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%EOF")),
     "picture: nothing on standard input": picture("is empty", lambda p: "-"),
     "picture: junk on standard input": picture("not a picture", lambda p: "-", stdin=b"junk"),
