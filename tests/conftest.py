@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -159,3 +160,23 @@ def pytest_terminal_summary(terminalreporter, config):
     if config.getoption("differences"):
         for test, found in differences.items():
             terminalreporter.write_line(f"{found:.1e}  {test}")
+
+
+@pytest.fixture
+def processor(small_model):
+    return small_model[1]
+
+
+@pytest.fixture(scope="session")
+def qwen(facts, tmp_path_factory):
+    """A processor on Qwen2's real vocabulary, built from vocab.json and merges.txt as Apple ships them."""
+    folder = tmp_path_factory.mktemp("qwen")
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(facts / "tokenizer" / name, folder)
+    configs = facts / "configs"
+    shutil.copy(configs / "apple-0.5b.added_tokens.json", folder / "added_tokens.json")
+    shutil.copy(configs / "apple-0.5b.generation_config.json", folder / "generation_config.json")
+    shutil.copy(configs / "apple-0.5b.tokenizer_config.likely.json", folder / "tokenizer_config.json")
+    return mlx_fastvlm.FastVlmProcessor.from_folder(
+        folder, mlx_fastvlm.FastVlmConfig.from_file(configs / "apple-0.5b.config.json")
+    )

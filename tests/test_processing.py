@@ -1,58 +1,14 @@
 """Pictures to pixel_values, messages to ids."""
 
-import json
-import shutil
-
 import mlx.core as mx
 import numpy as np
 import pytest
 from PIL import Image
 
 import small
-from mlx_fastvlm import FastVlmProcessor
-from mlx_fastvlm.config import FastVlmConfig
 from mlx_fastvlm.processing import square, user_message
-from mlx_fastvlm.template import DEFAULT_TEMPLATE
 
 QUESTION = [{"role": "user", "content": "Hi"}]
-
-
-@pytest.fixture
-def processor(small_model):
-    return small_model[1]
-
-
-@pytest.fixture(scope="module")
-def qwen(facts, tmp_path_factory):
-    """A processor on Qwen2's real vocabulary, built from vocab.json and merges.txt as Apple ships them."""
-    folder = tmp_path_factory.mktemp("qwen")
-    for name in ("vocab.json", "merges.txt"):
-        shutil.copy(facts / "tokenizer" / name, folder)
-    configs = facts / "configs"
-    shutil.copy(configs / "apple-0.5b.added_tokens.json", folder / "added_tokens.json")
-    shutil.copy(configs / "apple-0.5b.generation_config.json", folder / "generation_config.json")
-    shutil.copy(configs / "apple-0.5b.tokenizer_config.likely.json", folder / "tokenizer_config.json")
-    return FastVlmProcessor.from_folder(folder, FastVlmConfig.from_file(configs / "apple-0.5b.config.json"))
-
-
-def vectors(facts):
-    texts = (facts / "tokenizer" / "vectors.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
-    ids = (facts / "tokenizer" / "vectors.out").read_text().split("\n")[: len(texts)]
-    assert len(texts) == len(ids) == 47
-    return [(text, [int(id) for id in line.split()]) for text, line in zip(texts, ids)]
-
-
-def test_tokenizer_vectors_from_vocab_and_merges(qwen, facts):
-    for text, ids in vectors(facts):
-        assert qwen.encode(text) == ids, text
-
-
-def test_tokenizer_vectors_from_tokenizer_json(facts, tmp_path):
-    shutil.copy(facts / "tokenizer" / "tokenizer.json", tmp_path)
-    config = FastVlmConfig.from_file(facts / "configs" / "apple-0.5b.config.json")
-    processor = FastVlmProcessor.from_folder(tmp_path, config)
-    for text, ids in vectors(facts):
-        assert processor.encode(text) == ids, text
 
 
 def test_apples_prompt_is_280_tokens(qwen):
@@ -67,29 +23,6 @@ def test_apples_prompt_is_280_tokens(qwen):
     assert ids == qwen.encode(qwen.apply_chat_template(messages))
     assert qwen.eos_token_ids == {151643, 151645}
     assert qwen.pad_token_id == 151643
-
-
-def test_apples_and_transformers_templates_agree(qwen, facts):
-    import dataclasses
-
-    template = (facts / "configs" / "transformers.chat_template.jinja").read_text()
-    other = dataclasses.replace(qwen, chat_template=template)
-    plain = dataclasses.replace(qwen, chat_template=DEFAULT_TEMPLATE)
-    messages = user_message("What are these?", images=1)
-    parts = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What are these?"}]}]
-    expected = qwen.encode_chat(messages)
-    for processor in (qwen, other, plain):
-        assert processor.encode_chat(messages) == processor.encode_chat(parts) == expected
-
-
-def test_object_ref_start_is_no_placeholder_in_7b(facts, tmp_path):
-    """In 7B's vocabulary transformers' placeholder id, 151646, is another token."""
-    for name in ("vocab.json", "merges.txt"):
-        shutil.copy(facts / "tokenizer" / name, tmp_path)
-    shutil.copy(facts / "configs" / "apple-7b.added_tokens.json", tmp_path / "added_tokens.json")
-    config = FastVlmConfig.from_file(facts / "configs" / "apple-7b.config.json")
-    processor = FastVlmProcessor.from_folder(tmp_path, config)
-    assert processor.encode("<|object_ref_start|><image>")[:2] == [151646, -200]
 
 
 def test_openais_picture_parts(processor):
@@ -137,43 +70,6 @@ def test_a_system_prompt_replaces_the_templates_own(processor):
     text = processor.apply_chat_template(user_message("Hi", 0, system="Be brief."))
     assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi")
     assert "helpful" not in text
-
-
-def test_a_checkpoints_template_runs_no_code(processor):
-    import dataclasses
-
-    for template in (
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ messages.append(1) }}",
-        "{{ raise_exception('no') }}",
-        "{% broken",
-    ):
-        with pytest.raises(ValueError, match="chat template failed"):
-            dataclasses.replace(processor, chat_template=template).apply_chat_template(QUESTION)
-
-
-def test_what_templates_commonly_use_works(processor):
-    """Macros, namespaces, loops with an else, slices, filters, tests and texts that are put together."""
-    import dataclasses
-
-    template = """\
-{%- set state = namespace(count=0, last='') -%}
-{%- macro show(message) -%}
-{%- if message.content is string -%}{{ message.content | trim }}
-{%- else -%}{%- for part in message.content if part.type == 'text' -%}{{ part.text }}{%- endfor -%}{%- endif -%}
-{%- endmacro -%}
-{%- for message in messages[::-1] -%}{%- set state.last = state.last or message.role -%}{%- endfor -%}
-{%- for message in messages -%}
-{%- set state.count = state.count + 1 -%}
-{{- '<|im_start|>' ~ message['role'] + '\\n' -}}{{- show(message) }}{{ '<|im_end|>' }}
-{% else %}{{ raise_exception('nothing') }}{%- endfor -%}
-{{ ['a', 'b'] | join(', ') }}{{ {'x': 1} | tojson }}{{ state.count * 2 }}{{ state.last.upper() }}{{ 7 % 4 }}
-{%- if add_generation_prompt and not tools and tools is not defined %}!{% endif -%}
-"""
-    written = dataclasses.replace(processor, chat_template=template).apply_chat_template(
-        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
-    )
-    assert written == ('<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\na, b{"x": 1}4USER3!')
 
 
 @pytest.mark.parametrize(
@@ -234,36 +130,3 @@ def test_the_layout_decides_how_pictures_are_squared(checkpoint, small_model):
     processor = load(checkpoint("transformers"), lazy=True)[1]
     assert processor.image_settings.aspect_ratio == "crop"
     assert processor.image_settings.size == 128
-
-
-def test_a_broken_tokenizer(checkpoint, tmp_path):
-    folder = tmp_path / "broken"
-    shutil.copytree(checkpoint("apple"), folder)
-    config = FastVlmConfig.from_file(folder / "config.json")
-    added = {"<|endoftext|>": 300}
-    (folder / "added_tokens.json").write_text(json.dumps(added))
-    with pytest.raises(ValueError, match="should have id 300"):
-        FastVlmProcessor.from_folder(folder, config)
-    (folder / "vocab.json").write_text("[")
-    with pytest.raises(ValueError, match="broken"):
-        FastVlmProcessor.from_folder(folder, config)
-    (folder / "vocab.json").unlink()
-    with pytest.raises(FileNotFoundError, match="no tokenizer"):
-        FastVlmProcessor.from_folder(folder, config)
-    (folder / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match="broken"):
-        FastVlmProcessor.from_folder(folder, config)
-    (folder / "tokenizer_config.json").write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
-        FastVlmProcessor.from_folder(folder, config)
-
-
-def test_streaming_gives_whole_characters_and_loses_none(processor):
-    text = "naïve 東京 👩‍👩‍👧 e\u0301 ok"
-    stream = processor.detokenizer()
-    pieces = [stream.add(id) for id in processor.encode(text)]
-    assert all("\ufffd" not in piece for piece in pieces)
-    assert "".join(pieces) + stream.finish() == processor.decode(processor.encode(text))
-    stream = processor.detokenizer()
-    cut = "".join(stream.add(id) for id in processor.encode("ab👩")[:-1]) + stream.finish()
-    assert cut == "ab"
