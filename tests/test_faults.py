@@ -78,7 +78,7 @@ def test_a_container_that_allows_less_than_the_machine_has(tmp_path, monkeypatch
 
 
 def test_many_questions_take_no_more_memory_than_a_few(small_model):
-    """benchmarks/long_run.py measures the process over 200; here MLX's arrays, which are exact."""
+    """benchmarks/long_run.py measures the process over 600; here MLX's arrays, which are exact."""
     import mlx.core as mx
 
     session, held = ChatSession(*small_model, max_tokens=4), []
