@@ -7,8 +7,6 @@ import threading
 
 import mlx.core as mx
 
-# Versions of MLX that lack the function do it by themselves.
-_clear_streams = getattr(mx, "clear_streams", lambda: None)
 _of_thread = threading.local()
 
 
@@ -16,7 +14,7 @@ class _AtTheEnd:
     """Python drops a thread's locals in that thread, before it counts as ended."""
 
     def __del__(self):
-        _clear_streams()
+        mx.clear_streams()
 
 
 def end_streams_with_thread():
@@ -25,4 +23,4 @@ def end_streams_with_thread():
         _of_thread.end = _AtTheEnd()
 
 
-atexit.register(_clear_streams)
+atexit.register(mx.clear_streams)

@@ -109,7 +109,7 @@ def layers(inputs, outputs):
         "embedding": embedding,
         "4 bits": head.to_quantized(32, 4),
         "8-bit embedding": embedding.to_quantized(32, 8),
-        "mxfp4": nn.Linear(inputs, outputs, bias=False).to_quantized(mode="mxfp4"),
+        "mxfp4": nn.Linear(inputs, outputs, bias=False).to_quantized(32, 4, mode="mxfp4"),
     }
 
 
