@@ -30,6 +30,7 @@ STEPS = ("vision", "prefill", "first token", "decode")
 
 
 def ours(folder, dtype):
+    import mlx_fastvlm  # noqa: F401, isort: skip  (before mlx, so that OpenBLAS is found without --blas too)
     import mlx.core as mx
 
     from mlx_fastvlm.cache import make_cache

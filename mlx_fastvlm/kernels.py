@@ -157,10 +157,11 @@ def linear(x: mx.array, layer: nn.Linear | nn.Embedding) -> mx.array:
 
     A few tokens times a large matrix are bound by memory. There, on the CPU, each core reads a part of the matrix.
     """
-    outputs, tokens = layer.weight.shape[0], x.size // x.shape[-1]
+    tokens = x.size // x.shape[-1]
     large = type(layer) in MATRICES and layer.weight.size >= PIECE // 4
     if not slow_device(x) or not large or tokens >= MANY:
         return tokenwise(x, layer.as_linear if isinstance(layer, (nn.Embedding, nn.QuantizedEmbedding)) else layer)
+    outputs = layer.weight.shape[0]
     shares = _shares(outputs, free_cores())
     done = spread(x.reshape(tokens, -1), shares, lambda x, share: _some_outputs(x, layer, share))
     y = mx.concatenate(done, axis=-1).reshape(*x.shape[:-1], outputs)

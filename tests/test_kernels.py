@@ -131,6 +131,18 @@ def test_a_linear_layer_is_what_it_would_be_in_one_piece(kind, outputs, cores, m
     kernels._blocks.cache_clear()
 
 
+@pytest.mark.parametrize("tokens", [1, 150])
+def test_a_layer_in_anothers_place_is_only_called(tokens):
+    """An adapter for fine-tuning, say, which need not have a weight."""
+
+    class Doubled(nn.Module):
+        def __call__(self, x):
+            return x * 2
+
+    x = mx.random.normal((tokens, 64))
+    assert mx.array_equal(kernels.linear(x, Doubled()), x * 2)
+
+
 @pytest.mark.parametrize("tokens", [3, 150])
 def test_gradients_of_what_is_shared_out(tokens, monkeypatch):
     monkeypatch.setattr(streams, "_count", lambda: 2)
