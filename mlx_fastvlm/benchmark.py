@@ -26,11 +26,12 @@ from mlx.utils import tree_flatten, tree_map
 from PIL import Image
 
 from .cache import make_cache
-from .checkpoint import DEMO, choose_dtype, load
+from .checkpoint import choose_dtype, load
 from .cli import Parser, run
 from .config import FastVlmConfig
 from .decoding import prefill, step
 from .errors import UsageError
+from .hub import DEMO
 from .model import FastVlmForConditionalGeneration
 from .processing import FastVlmProcessor
 from .quantization import plan, quantize_modules

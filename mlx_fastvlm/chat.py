@@ -10,6 +10,7 @@ from typing import Any
 
 from . import flags
 from .cli import Parser, printable, run, shown
+from .files import finished_file, write_json
 from .generate import GenerationResponse, statistics, stream_generate
 from .images import ImageSource, load_frames
 from .messages import read_prompt
@@ -18,7 +19,6 @@ from .options import GenerationOptions
 from .processing import Answer, FastVlmProcessor, Messages
 from .prompt_cache import PromptCache, StaleCache
 from .vision_cache import VisionCache
-from .writing import finished_file, write_json
 
 
 class ChatSession:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from . import layouts, memory, quantization
-from .config import FastVlmConfig, read_json
-from .errors import UsageError, short
+from .config import FastVlmConfig
+from .errors import UsageError
+from .files import read_json, read_safetensors
 from .fusion import fuse_tower
+from .hub import find_checkpoint
 from .model import FastVlmForConditionalGeneration
 from .processing import FastVlmProcessor
 
-DEMO = Path(__file__).parent / "demo"
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
-
-# All that is ever needed of a repository: no PyTorch pickles, no code, no Core ML packages.
-_NEEDED = ("*.json", "*.safetensors", "merges.txt", "*.jinja")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def load(
@@ -62,55 +57,6 @@ def load(
     return model, processor
 
 
-def find_checkpoint(
-    path_or_repo: str | Path,
-    revision: str | None = None,
-    also: tuple[str, ...] = (),
-    needed: tuple[str, ...] = _NEEDED,
-) -> Path:
-    """The folder of a checkpoint, downloaded first if it is a hub id: the files ``needed``, and what is ``also`` there.
-
-    Both are file patterns; by default all that loading reads.
-    """
-    name = str(path_or_repo)
-    try:
-        folder = DEMO if name == "demo" else Path(name).expanduser()
-        is_file = folder.is_file()
-    except (OSError, RuntimeError):  # a name too long for the system; a user that is none
-        folder, is_file = Path("/nonexistent"), False
-    if is_file:
-        raise FileNotFoundError(f"{name} is a file; give the folder of a FastVLM checkpoint.")
-    if not folder.is_dir() and _HUB_ID.fullmatch(name):
-        folder = _download(name, revision, (*needed, *also))
-    elif not folder.is_dir():
-        raise FileNotFoundError(
-            f"{short(name)} is no folder here and no hub id; give a folder, a hub id such as apple/FastVLM-0.5B, or "
-            "demo."
-        )
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{name} has no config.json; give the folder or hub id of a FastVLM checkpoint.")
-    return folder
-
-
-def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
-    try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
-    except GatedRepoError:
-        raise OSError(f"{repo} is gated; accept its terms on the hub and log in with `hf auth login`.") from None
-    except RepositoryNotFoundError:
-        raise FileNotFoundError(f"{repo} is no folder here, and the hub has no such model; check the name.") from None
-    except RevisionNotFoundError:
-        raise FileNotFoundError(f"{repo} has no revision {revision!r}; check the branch, tag or commit.") from None
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise OSError(
-            f"{repo} could not be downloaded ({reason}); check the connection, or give a folder with its files."
-        ) from error
-
-
 def read_tensors(folder: Path) -> dict[str, mx.array]:
     """Every tensor of a checkpoint's safetensors files, single or sharded, not yet read from disk."""
     tensors: dict[str, mx.array] = {}
@@ -143,21 +89,6 @@ def _weight_files(folder: Path) -> list[Path]:
             f"{folder} lacks {len(missing)} of {len(names)} shards, first {missing[0]}; download them again."
         )
     return [folder / name for name in names]
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
-    """A safetensors file's tensors, not yet read from disk, and its metadata; ``ValueError`` where it is broken."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy"):  # checks that header and file agree, which mx.load leaves to chance
-            pass
-        # By its name alone, MLX would read a file as GGUF or NumPy's, with another parser.
-        read: Any = mx.load(str(path), format="safetensors", return_metadata=True)
-        tensors, metadata = read
-        return tensors, metadata
-    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
-        raise ValueError(f"{path} is broken or cut off ({error}); download it again.") from None
 
 
 @dataclass

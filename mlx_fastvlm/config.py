@@ -14,32 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import short
+from .files import read_json
+from .hub import find_checkpoint
 
 LLAVA_IMAGE_TOKEN = -200  # LLaVA's placeholder (IMAGE_TOKEN_INDEX): no real token, so it can clash with none
-
-
-JSON_LIMIT = 64 * 2**20  # bytes; the largest file in use, Qwen2's tokenizer.json, has 11 MB
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """The object in a checkpoint's JSON file.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is too large, no JSON, or no object.
-    """
-    path = Path(path)
-    if path.stat().st_size > JSON_LIMIT:
-        raise ValueError(f"{path} is larger than {JSON_LIMIT >> 20} MB, which no checkpoint needs; don't trust it.")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError(f"{path} is nested too deeply; don't trust this checkpoint.") from None
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
-        raise ValueError(f"{path} is not valid JSON ({error}); download it again.") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds no JSON object; download it again.")
-    return value
 
 
 # What no model comes near. A stranger's config could ask for a trillion layers, and making them would take forever.
@@ -293,9 +271,6 @@ class FastVlmConfig:
             OSError: the download failed.
             ValueError: it is no FastVLM's config.
         """
-        # Finding checkpoints is checkpoint.py's job, which imports this file: hence not at the top.
-        from .checkpoint import find_checkpoint
-
         return cls.from_file(find_checkpoint(path_or_repo, revision, needed=("config.json",)) / "config.json")
 
     def save_pretrained(self, folder: str | Path):

@@ -13,15 +13,16 @@ from pathlib import Path
 import mlx.core as mx
 
 from . import quantization
-from .checkpoint import DTYPES, Weights, cast, choose_dtype, find_checkpoint, load, read_weights
+from .checkpoint import DTYPES, Weights, cast, choose_dtype, load, read_weights
 from .cli import Parser, run
 from .config import FastVlmConfig
 from .errors import UsageError
 from .export import preprocessor_config, to_transformers
+from .files import check_empty, finished_folder, write_json, write_tensors
+from .hub import find_checkpoint, upload
 from .images import ImageSource
 from .processing import FastVlmProcessor
 from .verification import GOLDEN_URL, LIMIT, Agreement, compare, golden, predictions
-from .writing import check_empty, finished_folder, write_json, write_tensors
 
 # What a converted folder takes over from its source as it is.
 TOKENIZER_FILES = (
@@ -183,7 +184,7 @@ def convert(
         command = command or f"mlx_fastvlm.convert({str(hf_path)!r}, {str(mlx_path)!r}, ...)"
         (folder / "README.md").write_text(_model_card(hf_path, command, report, licenses), encoding="utf-8")
     if upload_repo:
-        _upload(target, upload_repo, public)
+        upload(target, upload_repo, public)
     return report
 
 
@@ -272,22 +273,6 @@ def _model_card(source: str | Path, command: str, report: Report, licenses: list
         'python -m mlx_fastvlm.generate --model THIS_FOLDER --image photo.jpg --prompt "What is this?"\n'
         f"```\n\n{terms}\n"
     )
-
-
-def _upload(folder: Path, repo: str, public: bool):
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        api = HfApi()
-        api.create_repo(repo, private=not public, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=str(folder))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise OSError(
-            f"{folder} is complete, but its upload to {repo} failed ({reason}); log in with `hf auth login`, then "
-            f"upload it with `hf upload {repo} {folder}`."
-        ) from error
 
 
 class _Progress:

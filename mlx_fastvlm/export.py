@@ -12,10 +12,10 @@ from tokenizers import AddedToken, Tokenizer
 
 from .checkpoint import Weights
 from .config import FastVlmConfig
+from .files import write_json
 from .fusion import BATCH_NORM_EPS
 from .model import resized_rows
 from .processing import IMAGE_MARK, FastVlmProcessor
-from .writing import write_json
 
 # Our names -> timm's, for a tower whose branches are merged. What is a linear layer here is a 1x1 convolution there.
 _RENAMES = (

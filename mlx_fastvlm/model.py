@@ -306,7 +306,8 @@ class FastVlmForConditionalGeneration(FastVlmModel):
         """
         # transformers' users look for this method here, though reading checkpoints is the business of files that
         # build on this one: hence not imported at the top.
-        from .checkpoint import find_checkpoint, load_model
+        from .checkpoint import load_model
+        from .hub import find_checkpoint
 
         folder = find_checkpoint(path_or_repo, revision)
         model = load_model(folder, FastVlmConfig.from_file(folder / "config.json"), dtype=dtype)

@@ -15,8 +15,9 @@ import numpy as np
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer
 
-from .config import FastVlmConfig, read_json
+from .config import FastVlmConfig
 from .errors import UsageError
+from .files import read_json
 from .images import MAX_SIDES_RATIO, ImageSource, load_image
 from .template import DEFAULT_TEMPLATE, compile_template
 from .tokenizer import Detokenizer, read_tokenizer

@@ -12,11 +12,10 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from .checkpoint import read_safetensors
 from .errors import UsageError, require
+from .files import finished_file, read_safetensors
 from .fingerprint import of_model
 from .model import FastVlmModel
-from .writing import finished_file
 
 GROUP_SIZES = (32, 64, 128)  # that MLX can quantize in
 

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer
 from . import quantization
 from .checkpoint import Weights
 from .export import check_projector, timm_form, to_transformers, write_processor
+from .files import finished_folder, write_tensors
 from .model import FastVlmForConditionalGeneration
 from .processing import FastVlmProcessor
-from .writing import finished_folder, write_tensors
 
 
 def save(

@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.decoders import DecodeStream
 
-from .config import read_json
+from .files import read_json
 
 # Qwen2's way of cutting text into words before byte-pair encoding (tokenization_qwen2, PRETOKENIZE_REGEX).
 _WORDS = (

@@ -1,4 +1,4 @@
-"""Writing a checkpoint: nothing half-written, and never more in memory than one tensor."""
+"""Files on disk: JSON and safetensors read with care, and written whole or not at all, one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -15,6 +15,45 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+
+JSON_LIMIT = 64 * 2**20  # bytes; the largest file in use, Qwen2's tokenizer.json, has 11 MB
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a checkpoint's JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is too large, no JSON, or no object.
+    """
+    path = Path(path)
+    if path.stat().st_size > JSON_LIMIT:
+        raise ValueError(f"{path} is larger than {JSON_LIMIT >> 20} MB, which no checkpoint needs; don't trust it.")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply; don't trust this checkpoint.") from None
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        raise ValueError(f"{path} is not valid JSON ({error}); download it again.") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds no JSON object; download it again.")
+    return value
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """A safetensors file's tensors, not yet read from disk, and its metadata; ``ValueError`` where it is broken."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy"):  # checks that header and file agree, which mx.load leaves to chance
+            pass
+        # By its name alone, MLX would read a file as GGUF or NumPy's, with another parser.
+        read: Any = mx.load(str(path), format="safetensors", return_metadata=True)
+        tensors, metadata = read
+        return tensors, metadata
+    except (SafetensorError, RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"{path} is broken or cut off ({error}); download it again.") from None
+
 
 SHARD_LIMIT = 5 * 10**9  # bytes
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, or file size
