@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .processing import FastVlmProcessor
+from .processing.processor import FastVlmProcessor
 
 
 class AnswerText:

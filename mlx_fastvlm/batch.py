@@ -10,11 +10,11 @@ import mlx.core as mx
 from .answers import AnswerText
 from .decoding import check_finite, prefill, step
 from .errors import require
-from .images import ImageSource
-from .messages import Prompt
 from .model import FastVlmForConditionalGeneration
 from .options import GenerationOptions
-from .processing import FastVlmProcessor
+from .processing.images import ImageSource
+from .processing.messages import Prompt
+from .processing.processor import FastVlmProcessor
 from .request import Request, make_request
 from .sampling import Chooser
 from .threads import end_streams_with_thread

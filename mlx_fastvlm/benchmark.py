@@ -33,7 +33,7 @@ from .decoding import prefill, step
 from .errors import UsageError
 from .hub import DEMO
 from .model import FastVlmForConditionalGeneration
-from .processing import FastVlmProcessor
+from .processing.processor import FastVlmProcessor
 from .quantization import plan, quantize_modules
 
 # The released models' decoders (their config.json); the tower is the same in all.

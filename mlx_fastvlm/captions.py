@@ -10,10 +10,10 @@ from PIL import Image
 
 from .batch import batch_generate
 from .errors import require
-from .images import FORMATS, load_frames
-from .messages import Prompt
 from .model import FastVlmForConditionalGeneration
-from .processing import FastVlmProcessor
+from .processing.images import FORMATS, load_frames
+from .processing.messages import Prompt
+from .processing.processor import FastVlmProcessor
 
 
 def caption_folder(

@@ -12,11 +12,11 @@ from . import flags
 from .cli import Parser, printable, run, shown
 from .files import finished_file, write_json
 from .generate import GenerationResponse, statistics, stream_generate
-from .images import ImageSource, load_frames
-from .messages import read_prompt
 from .model import FastVlmForConditionalGeneration
 from .options import GenerationOptions
-from .processing import Answer, FastVlmProcessor, Messages
+from .processing.images import ImageSource, load_frames
+from .processing.messages import Answer, Messages, read_prompt
+from .processing.processor import FastVlmProcessor
 from .prompt_cache import PromptCache, StaleCache
 from .vision_cache import VisionCache
 

@@ -16,7 +16,7 @@ from .files import read_json, read_safetensors
 from .fusion import fuse_tower
 from .hub import find_checkpoint
 from .model import FastVlmForConditionalGeneration
-from .processing import FastVlmProcessor
+from .processing.processor import FastVlmProcessor
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 

@@ -392,7 +392,8 @@ def _flat_rope(text: dict[str, Any]) -> dict[str, Any]:
     return {"rope_theta": rope.get("rope_theta"), **{k: v for k, v in text.items() if v is not None}}
 
 
-def _as_list(value) -> list[int]:
+def as_ids(value) -> list[int]:
+    """Token ids as files state them: one, several, or none (null)."""
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
@@ -426,7 +427,7 @@ def _read_apple(config: dict[str, Any]) -> FastVlmConfig:
         image_token_id=_first(config, "image_token_id", "image_token_index", default=LLAVA_IMAGE_TOKEN),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         projector_type=config.get("mm_projector_type") or "mlp2x_gelu",
-        eos_token_id=_as_list(config.get("eos_token_id")),
+        eos_token_id=as_ids(config.get("eos_token_id")),
         image_aspect_ratio=config.get("image_aspect_ratio") or "pad",
         dtype=_first(config, "dtype", "torch_dtype"),
         quantization=config.get("quantization"),
@@ -446,7 +447,7 @@ def _read_transformers(config: dict[str, Any]) -> FastVlmConfig:
         image_token_id=_first(config, "image_token_id", "image_token_index", default=151646),
         tie_word_embeddings=bool(tied),
         projector_type=config.get("mm_projector_type") or "mlp2x_gelu",
-        eos_token_id=_as_list(text.get("eos_token_id") if eos is None else eos),
+        eos_token_id=as_ids(text.get("eos_token_id") if eos is None else eos),
         dtype=_first(config, "dtype", "torch_dtype"),
         quantization=config.get("quantization"),
         extra=config,

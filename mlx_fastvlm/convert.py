@@ -20,8 +20,8 @@ from .errors import UsageError
 from .export import preprocessor_config, to_transformers
 from .files import check_empty, finished_folder, write_json, write_tensors
 from .hub import find_checkpoint, upload
-from .images import ImageSource
-from .processing import FastVlmProcessor
+from .processing.images import ImageSource
+from .processing.processor import FastVlmProcessor
 from .verification import GOLDEN_URL, LIMIT, Agreement, compare, golden, predictions
 
 # What a converted folder takes over from its source as it is.

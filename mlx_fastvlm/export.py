@@ -15,7 +15,8 @@ from .config import FastVlmConfig
 from .files import write_json
 from .fusion import BATCH_NORM_EPS
 from .model import resized_rows
-from .processing import IMAGE_MARK, FastVlmProcessor
+from .processing.messages import IMAGE_MARK
+from .processing.processor import FastVlmProcessor
 
 # Our names -> timm's, for a tower whose branches are merged. What is a linear layer here is a 1x1 convolution there.
 _RENAMES = (

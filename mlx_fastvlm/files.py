@@ -40,6 +40,11 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return value
 
 
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """A side file's object; a missing file is an empty one."""
+    return read_json(path) if path.is_file() else {}
+
+
 def read_safetensors(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     """A safetensors file's tensors, not yet read from disk, and its metadata; ``ValueError`` where it is broken."""
     from safetensors import SafetensorError, safe_open

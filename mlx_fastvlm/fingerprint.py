@@ -10,13 +10,6 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 
-def of_picture(pixels: np.ndarray, *settings: object) -> str:
-    """Of a picture's bytes (uint8), their shape, and the settings that decide what the model sees of it."""
-    digest = hashlib.sha256(repr((pixels.shape, pixels.dtype.str, settings)).encode())
-    digest.update(np.ascontiguousarray(pixels).data)
-    return digest.hexdigest()[:32]
-
-
 def of_model(*modules: nn.Module) -> str:
     """Of modules: the name, shape and type of every parameter, and its first few numbers.
 

@@ -9,7 +9,7 @@ from typing import Any
 from .checkpoint import DTYPES, load
 from .model import FastVlmForConditionalGeneration
 from .options import GenerationOptions
-from .processing import FastVlmProcessor
+from .processing.processor import FastVlmProcessor
 
 DEFAULT_MODEL = "apple/FastVLM-0.5B"
 _DEFAULTS = GenerationOptions()

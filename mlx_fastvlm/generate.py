@@ -18,11 +18,11 @@ from .answers import AnswerText
 from .captions import caption_folder
 from .cli import Parser, run, shown
 from .decoding import check_finite, prefill, step
-from .images import ImageSource
-from .messages import Prompt
 from .model import FastVlmForConditionalGeneration
 from .options import GenerationOptions
-from .processing import FastVlmProcessor
+from .processing.images import ImageSource
+from .processing.messages import Prompt
+from .processing.processor import FastVlmProcessor
 from .prompt_cache import PromptCache, load_prompt_cache, save_prompt_cache
 from .request import Request, make_request
 from .sampling import Choice, Chooser

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from .fingerprint import of_picture
-from .images import ImageSource
-from .messages import Prompt, read_prompt
 from .model import FastVlmForConditionalGeneration
 from .options import GenerationOptions
-from .processing import FastVlmProcessor
+from .processing.images import ImageSource
+from .processing.messages import Prompt, read_prompt
+from .processing.preprocess import image_fingerprint
+from .processing.processor import FastVlmProcessor
 from .prompt_cache import Token, mark_pictures
 from .vision_cache import encode_pictures
 
@@ -91,5 +91,5 @@ def make_request(
     ids = processor.encode_chat(messages, image_size=size)
     squares = processor.squares(pictures, size) if pictures else np.zeros((0, size, size, 3), np.uint8)
     settings = processor.image_settings
-    names = [of_picture(square, settings.mean, settings.std) for square in squares]
+    names = [image_fingerprint(square, settings.mean, settings.std) for square in squares]
     return Request(ids, squares, processor.num_image_tokens(size), processor.image_token_id, names)

@@ -13,7 +13,7 @@ from .checkpoint import Weights
 from .export import check_projector, timm_form, to_transformers, write_processor
 from .files import finished_folder, write_tensors
 from .model import FastVlmForConditionalGeneration
-from .processing import FastVlmProcessor
+from .processing.processor import FastVlmProcessor
 
 
 def save(

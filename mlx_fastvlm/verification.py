@@ -14,9 +14,10 @@ from PIL import Image, ImageDraw
 from . import quantization
 from .checkpoint import Weights, build_model, cast
 from .config import FastVlmConfig
-from .images import ImageSource
 from .model import FastVlmForConditionalGeneration
-from .processing import FastVlmProcessor, user_message
+from .processing.images import ImageSource
+from .processing.messages import user_message
+from .processing.processor import FastVlmProcessor
 
 # A picture and a text that have something of everything; the tokens of the text are what is compared.
 PROMPT = (

@@ -13,7 +13,7 @@ import numpy as np
 from .errors import require
 from .fingerprint import of_model
 from .model import FastVlmForConditionalGeneration
-from .processing import FastVlmProcessor
+from .processing.processor import FastVlmProcessor
 
 
 class VisionCache:

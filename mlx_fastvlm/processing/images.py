@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
-import http.client
-import ipaddress
 import re
-import socket
 import sys
-import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -21,19 +16,21 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-URL_TIMEOUT = 20  # seconds without an answer
-URL_DEADLINE = 120  # seconds for all of it
-URL_LIMIT = 64 * 2**20  # bytes
+from .fetch import fetch
 
-ImageSource = Any  # path, URL, data: URI, base64, bytes, "-", PIL image, numpy or mlx array
-
-# How pictures begin, for telling base64 from a path: JPEG, PNG, GIF, WebP, BMP, TIFF.
-_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 # Pillow's other readers stay shut: some run programs (EPS starts Ghostscript), and few people ever fed them bad files.
 FORMATS = ("PNG", "JPEG", "MPO", "GIF", "WEBP", "BMP", "DIB", "TIFF", "ICO", "PPM", "JPEG2000", "TGA", "AVIF", "HEIF")
 # A narrower picture can't be made a square (see processing.py), so it is not decoded either: a few hundred bytes can
 # claim 8,388,608 x 20 pixels, and Pillow takes a minute to fill them.
 MAX_SIDES_RATIO = 200
+
+
+ImageSource = Any  # path, URL, data: URI, base64, bytes, "-", PIL image, numpy or mlx array
+
+# How pictures begin, for telling base64 from a path: JPEG, PNG, GIF, WebP, BMP, TIFF.
+_BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+
+
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -73,7 +70,7 @@ def load_frames(source: ImageSource, frames: int) -> list[Image.Image]:
         if name.startswith("data:"):
             return _decode(_from_data_uri(name), "The data: URI", frames)
         if name.startswith(("http://", "https://")):
-            return _decode(_fetch(name), name, frames)
+            return _decode(fetch(name), name, frames)
         data = _from_base64(name)
         if data is not None:
             return _decode(data, "The base64 text", frames)
@@ -279,101 +276,3 @@ def _from_base64(text: str) -> bytes | None:
     except binascii.Error:
         return None
     return data if data.startswith(_BEGINNINGS) or _is_heif(BytesIO(data)) else None
-
-
-class _Connections:
-    """Opens a URL's connections, and closes them when all of it takes too long.
-
-    A socket's own timeout is for one silence, so a server that says a word now and then could keep us forever.
-    """
-
-    def __init__(self):
-        self.opened: list[socket.socket] = []
-        self.timer = threading.Timer(URL_DEADLINE, self._give_up)
-        self.timer.daemon = True
-        self.late = False
-
-    def _give_up(self):
-        self.late = True
-        for opened in self.opened:
-            with contextlib.suppress(OSError):
-                opened.shutdown(socket.SHUT_RDWR)
-
-    def handlers(self) -> list[urllib.request.BaseHandler]:
-        def connection(kind: type, request: urllib.request.Request):
-            def make(host, **options):
-                made = kind(host, **options)
-                connect = made.connect
-
-                def guarded():
-                    connect()
-                    self.opened.append(made.sock)
-                    _check_redirect(request, made.sock)
-
-                made.connect = guarded
-                return made
-
-            return make
-
-        class Http(urllib.request.HTTPHandler):
-            def http_open(self, request):
-                return self.do_open(connection(http.client.HTTPConnection, request), request)
-
-        class Https(urllib.request.HTTPSHandler):
-            def https_open(self, request):
-                return self.do_open(connection(http.client.HTTPSConnection, request), request)
-
-        return [Http(), Https()]
-
-
-def _check_redirect(request: urllib.request.Request, connected: socket.socket):
-    """``OSError`` where a URL's server sent us to an address inside this network, which the user did not name.
-
-    The address that the connection really has is checked, so no trick with names helps. A proxy's is its own matter.
-    """
-    # urllib keeps the first URL's host as origin_req_host, in lower case and without a port.
-    host = urllib.parse.urlsplit(request.full_url).hostname
-    if not hasattr(request, "redirect_dict") or request.has_proxy() or host == request.origin_req_host:
-        return
-    address = ipaddress.ip_address(connected.getpeername()[0].partition("%")[0])
-    if not address.is_global:
-        raise OSError(f"it redirects to {request.host}, an address inside this network")
-
-
-def _fetch(url: str) -> bytes:
-    """A URL's body, http and https only, also after redirects, which may not lead to private addresses."""
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "mlx-fastvlm"})
-        connections = _Connections()
-        # Only these handlers: the default opener would also follow a redirect to ftp.
-        opener = urllib.request.OpenerDirector()
-        for handler in (
-            urllib.request.ProxyHandler(),
-            *connections.handlers(),
-            urllib.request.HTTPDefaultErrorHandler(),
-            urllib.request.HTTPRedirectHandler(),
-            urllib.request.HTTPErrorProcessor(),
-            urllib.request.UnknownHandler(),
-        ):
-            opener.add_handler(handler)
-        connections.timer.start()
-        try:
-            with opener.open(request, timeout=URL_TIMEOUT) as response:
-                kind = response.headers.get_content_type()
-                body = bytearray()
-                while len(body) <= URL_LIMIT and (piece := response.read1(2**16)):
-                    body += piece
-        finally:
-            connections.timer.cancel()
-            if connections.late:
-                raise TimeoutError(f"it took more than {URL_DEADLINE} s")
-    except urllib.error.HTTPError as error:
-        raise OSError(f"{url} answered {error.code} {error.reason}; check the address.") from None
-    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
-        reason = getattr(error, "reason", error)
-        raise OSError(f"{url} could not be fetched ({reason}); check the address and the connection.") from None
-    if len(body) > URL_LIMIT:
-        raise OSError(f"{url} is larger than {URL_LIMIT >> 20} MB; download it and give its path.")
-    if kind in ("text/html", "application/json"):
-        raise ValueError(f"{url} is no picture but {kind}; give the address of the picture itself.")
-    return bytes(body)

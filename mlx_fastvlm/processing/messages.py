@@ -1,13 +1,33 @@
-"""A prompt in any form, its pictures anywhere -> messages with bare marks, and the pictures in reading order."""
+"""The grammar of messages: a prompt in any form, its images anywhere -> messages with bare marks, and the images in order."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from PIL import Image
 
 from .images import ImageSource, load_frames
-from .processing import IMAGE_MARK, Answer, Messages, check_marks, is_picture, user_message
+
+IMAGE_MARK = "<image>"
+
+Messages = list[dict[str, Any]]
+
+
+class Answer(str):
+    """An answer in a conversation that knows the token ids which the model chose for it.
+
+    Encoding its text again may give others, and then nothing computed for these would be of use. Its text has no
+    marks: a model that says ``<image>`` shows no picture.
+    """
+
+    ids: tuple[int, ...]
+
+    def __new__(cls, text: str, ids: Iterable[int]):
+        answer = super().__new__(cls, text)
+        answer.ids = tuple(ids)
+        return answer
+
 
 Prompt = str | Messages
 _NO_SOURCE = object()  # of a mark: its picture comes from the list beside the prompt
@@ -115,3 +135,47 @@ def _spread(content: Any, counts) -> Any:
         else:
             parts.append(part)
     return parts
+
+
+def check_marks(marks: int, images: int):
+    """``ValueError`` unless there are as many ``<image>`` marks as pictures."""
+    if marks != images:
+        raise ValueError(
+            f"The prompt has {marks} {IMAGE_MARK} mark{'s' * (marks != 1)} for {images} "
+            f"picture{'s' * (images != 1)}; give one mark for each picture."
+        )
+
+
+def user_message(text: str, images: int, system: str | None = None) -> Messages:
+    """One question as messages: its pictures first, as in Apple's predict.py, unless it places them itself."""
+    if IMAGE_MARK not in text:
+        text = f"{IMAGE_MARK}\n" * images + text
+    messages = [{"role": "user", "content": text}]
+    return messages if system is None else [{"role": "system", "content": system}, *messages]
+
+
+def content_parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A message's content as parts: pictures and texts.
+
+    Marks at the beginning of a string become picture parts; the template puts its own newline after them.
+    """
+    if isinstance(content, Answer):
+        return [{"type": "text", "text": content}]
+    if isinstance(content, str):
+        parts = []
+        while content.startswith(IMAGE_MARK):
+            parts.append({"type": "image"})
+            content = content.removeprefix(IMAGE_MARK).removeprefix("\n")
+        return [*parts, {"type": "text", "text": content}] if content or not parts else parts
+    if not isinstance(content, list):
+        raise ValueError(f"A message's content must be a string or a list of parts, got {type(content).__name__}.")
+    for part in content:
+        is_text = isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
+        if not (is_text or is_picture(part)):
+            raise ValueError('A part of a message must be {"type": "text", "text": "..."} or {"type": "image"}.')
+    return content
+
+
+def is_picture(part: Any) -> bool:
+    """Whether a part of a message is a picture, in transformers' way or OpenAI's."""
+    return isinstance(part, dict) and part.get("type") in ("image", "image_url")

@@ -8,7 +8,8 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.decoders import DecodeStream
 
-from .files import read_json
+from ..config import FastVlmConfig, as_ids
+from ..files import read_json
 
 # Qwen2's way of cutting text into words before byte-pair encoding (tokenization_qwen2, PRETOKENIZE_REGEX).
 _WORDS = (
@@ -89,3 +90,24 @@ class Detokenizer:
         text = self._tokenizer.decode(self._held, skip_special_tokens=True)
         self._held.clear()
         return text.rstrip("\ufffd")
+
+
+def read_eos_token_ids(tokenizer: Tokenizer, config: FastVlmConfig, *files: dict[str, Any]) -> frozenset[int]:
+    """Every id that any of the checkpoint's files, or ChatML itself, calls the end."""
+    ids = set(config.eos_token_id)
+    contents = {"<|im_end|>", "<|endoftext|>"}
+    for settings in files:
+        ids.update(as_ids(settings.get("eos_token_id")))
+        contents.add(token_content(settings.get("eos_token")) or "")
+    if not all(isinstance(id, int) for id in ids):
+        raise ValueError(f"eos_token_id must be numbers, got {sorted(map(repr, ids))[:5]}; download the files again.")
+    found = (tokenizer.token_to_id(content) for content in contents)
+    return frozenset(ids).union(id for id in found if id is not None)
+
+
+def token_content(token: str | dict[str, Any] | None) -> str | None:
+    """A special token's text; configs write it plain or as a dict."""
+    content = token.get("content") if isinstance(token, dict) else token
+    if content is not None and not isinstance(content, str):
+        raise TypeError(f"a special token must be a text, got {content!r}")
+    return content

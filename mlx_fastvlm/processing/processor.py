@@ -1,8 +1,7 @@
-"""Pictures -> ``pixel_values``, messages -> token ids: what transformers' processor does, without transformers."""
+"""Images -> ``pixel_values``, messages -> token ids: what transformers' processor does, without transformers."""
 
 from __future__ import annotations
 
-import math
 import re
 import secrets
 from collections.abc import Iterable
@@ -12,89 +11,16 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from PIL import Image
 from tokenizers import AddedToken, Tokenizer
 
-from .config import FastVlmConfig
-from .errors import UsageError
-from .files import read_json
-from .images import MAX_SIDES_RATIO, ImageSource, load_image
-from .template import DEFAULT_TEMPLATE, compile_template
-from .tokenizer import Detokenizer, read_tokenizer
-
-IMAGE_MARK = "<image>"
-
-Messages = list[dict[str, Any]]
-
-
-class Answer(str):
-    """An answer in a conversation that knows the token ids which the model chose for it.
-
-    Encoding its text again may give others, and then nothing computed for these would be of use. Its text has no
-    marks: a model that says ``<image>`` shows no picture.
-    """
-
-    ids: tuple[int, ...]
-
-    def __new__(cls, text: str, ids: Iterable[int]):
-        answer = super().__new__(cls, text)
-        answer.ids = tuple(ids)
-        return answer
-
-
-@dataclass
-class ImageSettings:
-    """How pictures become ``pixel_values``.
-
-    Attributes:
-        size: side of the square, in pixels.
-        patch_size: pixels per image token along one side (64).
-        aspect_ratio: "pad" (Apple: black bars to a square) or "crop" (transformers: shortest edge, then the centre).
-        mean, std: subtracted from and divided into the values in [0, 1]; FastVLM leaves them alone with 0 and 1.
-    """
-
-    size: int = 1024
-    patch_size: int = 64
-    aspect_ratio: str = "pad"
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-
-
-MAX_IMAGE_SIZE = 4096  # pixels of a side: 4096 image tokens, and 16 times the tower's work at 1024
-MAX_SQUARED_PIXELS = 4 * 10**8  # of what lies between a picture and its square: a phone's panorama has 2.7e8
-
-
-def square(image: Image.Image, size: int, aspect_ratio: str) -> Image.Image:
-    """An RGB picture as a ``size`` x ``size`` square, bit for bit as the reference makes it (bicubic, uint8).
-
-    "pad" is LLaVA's ``expand2square`` on black, then a resize; "crop" is CLIPImageProcessor's resize of the shortest
-    edge, then its centre crop.
-
-    Raises:
-        ValueError: for a picture without pixels, or one so narrow that its square would not fit into memory.
-    """
-    width, height = image.size
-    if not width or not height:
-        raise ValueError(f"A picture of {width} x {height} pixels shows nothing; give another.")
-    short, long = min(width, height), max(width, height)
-    between = (size if width >= height else long) * long if aspect_ratio == "pad" else size * (size * long // short)
-    if between > MAX_SQUARED_PIXELS or long > MAX_SIDES_RATIO * short:
-        raise ValueError(f"A picture of {width} x {height} pixels is too narrow to be made a square; cut it first.")
-    if aspect_ratio == "pad":
-        canvas = (long, long)
-        if width > height:
-            # Pillow resizes along rows first, and here the rows are whole: do that before the black bars are added.
-            image, canvas = image.resize((size, height), Image.Resampling.BICUBIC), (size, long)
-        if width != height:
-            padded = Image.new("RGB", canvas)
-            padded.paste(image, ((canvas[0] - image.width) // 2, (long - height) // 2))
-            image = padded
-        return image.resize((size, size), Image.Resampling.BICUBIC)
-    long = int(size * long / short)
-    width, height = (size, long) if width <= height else (long, size)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+from ..config import FastVlmConfig
+from ..errors import UsageError
+from ..files import read_optional_json
+from .images import ImageSource, load_image
+from .messages import IMAGE_MARK, Answer, Messages, check_marks, content_parts, is_picture
+from .preprocess import MAX_IMAGE_SIZE, ImageSettings, read_image_settings, square
+from .template import DEFAULT_TEMPLATE, compile_template, read_template
+from .tokenizer import Detokenizer, read_eos_token_ids, read_tokenizer, token_content
 
 
 @dataclass
@@ -134,17 +60,17 @@ class FastVlmProcessor:
     def from_folder(cls, folder: str | Path, config: FastVlmConfig) -> FastVlmProcessor:
         """Read tokenizer, template and picture settings from a checkpoint's folder."""
         folder = Path(folder)
-        settings = _read_json(folder / "tokenizer_config.json")
+        settings = read_optional_json(folder / "tokenizer_config.json")
         tokenizer = read_tokenizer(folder, settings)
-        generation = _read_json(folder / "generation_config.json")
+        generation = read_optional_json(folder / "generation_config.json")
         try:
             return cls(
                 tokenizer,
                 config.image_token_id,
-                _eos_token_ids(tokenizer, config, settings, generation),
-                tokenizer.token_to_id(_content(settings.get("pad_token")) or "<|endoftext|>") or 0,
-                _image_settings(_read_json(folder / "preprocessor_config.json"), config),
-                _template(folder, settings),
+                read_eos_token_ids(tokenizer, config, settings, generation),
+                tokenizer.token_to_id(token_content(settings.get("pad_token")) or "<|endoftext|>") or 0,
+                read_image_settings(read_optional_json(folder / "preprocessor_config.json"), config),
+                read_template(folder, settings),
             )
         except (TypeError, AttributeError, KeyError, OverflowError) as error:  # a list for a word, and such
             raise ValueError(f"The tokenizer or processor files in {folder} are malformed ({error}).") from None
@@ -291,7 +217,7 @@ class FastVlmProcessor:
                 raise ValueError('A message must be a dict with "role" and "content".')
             if not isinstance(message["role"], str) or not re.fullmatch(r"[A-Za-z_-]{1,32}", message["role"]):
                 raise ValueError("A message's role must be one word, such as user; the rest belongs into its content.")
-            parts = _parts(message["content"])
+            parts = content_parts(message["content"])
             content: str | list[dict[str, Any]]
             if wants_parts:
                 content = [
@@ -356,104 +282,6 @@ class _Plain:
     """Text without any special meaning, even if it looks like an image mark or a special token."""
 
     text: str
-
-
-def check_marks(marks: int, images: int):
-    """``ValueError`` unless there are as many ``<image>`` marks as pictures."""
-    if marks != images:
-        raise ValueError(
-            f"The prompt has {marks} {IMAGE_MARK} mark{'s' * (marks != 1)} for {images} "
-            f"picture{'s' * (images != 1)}; give one mark for each picture."
-        )
-
-
-def user_message(text: str, images: int, system: str | None = None) -> Messages:
-    """One question as messages: its pictures first, as in Apple's predict.py, unless it places them itself."""
-    if IMAGE_MARK not in text:
-        text = f"{IMAGE_MARK}\n" * images + text
-    messages = [{"role": "user", "content": text}]
-    return messages if system is None else [{"role": "system", "content": system}, *messages]
-
-
-def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A message's content as parts: pictures and texts.
-
-    Marks at the beginning of a string become picture parts; the template puts its own newline after them.
-    """
-    if isinstance(content, Answer):
-        return [{"type": "text", "text": content}]
-    if isinstance(content, str):
-        parts = []
-        while content.startswith(IMAGE_MARK):
-            parts.append({"type": "image"})
-            content = content.removeprefix(IMAGE_MARK).removeprefix("\n")
-        return [*parts, {"type": "text", "text": content}] if content or not parts else parts
-    if not isinstance(content, list):
-        raise ValueError(f"A message's content must be a string or a list of parts, got {type(content).__name__}.")
-    for part in content:
-        is_text = isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-        if not (is_text or is_picture(part)):
-            raise ValueError('A part of a message must be {"type": "text", "text": "..."} or {"type": "image"}.')
-    return content
-
-
-def is_picture(part: Any) -> bool:
-    """Whether a part of a message is a picture, in transformers' way or OpenAI's."""
-    return isinstance(part, dict) and part.get("type") in ("image", "image_url")
-
-
-def _eos_token_ids(tokenizer: Tokenizer, config: FastVlmConfig, *files: dict[str, Any]) -> frozenset[int]:
-    """Every id that any of the checkpoint's files, or ChatML itself, calls the end."""
-    ids = set(config.eos_token_id)
-    contents = {"<|im_end|>", "<|endoftext|>"}
-    for settings in files:
-        ids.update(_as_list(settings.get("eos_token_id") or []))
-        contents.add(_content(settings.get("eos_token")) or "")
-    if not all(isinstance(id, int) for id in ids):
-        raise ValueError(f"eos_token_id must be numbers, got {sorted(map(repr, ids))[:5]}; download the files again.")
-    found = (tokenizer.token_to_id(content) for content in contents)
-    return frozenset(ids).union(id for id in found if id is not None)
-
-
-def _template(folder: Path, settings: dict[str, Any]) -> str:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    template = _read_json(folder / "chat_template.json").get("chat_template") or settings.get("chat_template")
-    return template if isinstance(template, str) else DEFAULT_TEMPLATE
-
-
-def _image_settings(pictures: dict[str, Any], config: FastVlmConfig) -> ImageSettings:
-    """What a ``preprocessor_config.json`` says; ``ValueError`` where that is impossible."""
-    crop = pictures.get("crop_size")
-    size = (crop.get("height") if isinstance(crop, dict) else crop) or config.vision_config.image_size
-    patch = config.vision_config.patch_size
-    if isinstance(size, bool) or not isinstance(size, int) or size % patch or not patch <= size <= MAX_IMAGE_SIZE:
-        raise ValueError(
-            f"preprocessor_config.json asks for pictures of {size!r} pixels; it must be a multiple of {patch} up to "
-            f"{MAX_IMAGE_SIZE}."
-        )
-    normalize = pictures.get("do_normalize", True)
-    mean, std = (
-        tuple(float(value) for value in (normalize and pictures.get(key)) or [default] * 3)
-        for key, default in (("image_mean", 0.0), ("image_std", 1.0))
-    )
-    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or 0 in std:
-        raise ValueError("preprocessor_config.json: image_mean and image_std must be three numbers, the second not 0.")
-    return ImageSettings(size, patch, config.image_aspect_ratio, mean, std)
-
-
-def _content(token: str | dict[str, Any] | None) -> str | None:
-    """A special token's text; configs write it plain or as a dict."""
-    content = token.get("content") if isinstance(token, dict) else token
-    if content is not None and not isinstance(content, str):
-        raise TypeError(f"a special token must be a text, got {content!r}")
-    return content
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """A side file's object; a missing file is an empty one."""
-    return read_json(path) if path.is_file() else {}
 
 
 def _as_list(value) -> list:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import functools
 import threading
+from pathlib import Path
+from typing import Any
+
+from ..files import read_optional_json
 
 # ChatML with Qwen2's default system prompt, which FastVLM was trained with (conv_mode "qwen_2" of Apple's predict.py).
 # Used where a checkpoint brings no template of its own.
@@ -133,3 +137,11 @@ def compile_template(template: str):
             raise ValueError(f"The checkpoint's chat template failed ({error}).") from None
 
     return render
+
+
+def read_template(folder: Path, settings: dict[str, Any]) -> str:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    template = read_optional_json(folder / "chat_template.json").get("chat_template") or settings.get("chat_template")
+    return template if isinstance(template, str) else DEFAULT_TEMPLATE
