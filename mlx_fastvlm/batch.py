@@ -10,14 +10,14 @@ import mlx.core as mx
 from .answers import AnswerText
 from .decoding import check_finite, prefill, step
 from .errors import require
-from .model import FastVlmForConditionalGeneration
+from .models.fastvlm import FastVlmForConditionalGeneration
+from .models.threads import end_streams_with_thread
 from .options import GenerationOptions
 from .processing.images import ImageSource
 from .processing.messages import Prompt
 from .processing.processor import FastVlmProcessor
 from .request import Request, make_request
 from .sampling import Chooser
-from .threads import end_streams_with_thread
 
 
 def batch_generate(

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 
 from .errors import UsageError
-from .model import FastVlmModel
+from .models.fastvlm import FastVlmModel
 
 
 class KVCache:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from .batch import batch_generate
 from .errors import require
-from .model import FastVlmForConditionalGeneration
+from .models.fastvlm import FastVlmForConditionalGeneration
 from .processing.images import FORMATS, load_frames
 from .processing.messages import Prompt
 from .processing.processor import FastVlmProcessor

@@ -10,9 +10,9 @@ from typing import Any
 
 from . import flags
 from .cli import Parser, printable, run, shown
-from .files import finished_file, write_json
+from .files import atomic_file, write_json
 from .generate import GenerationResponse, statistics, stream_generate
-from .model import FastVlmForConditionalGeneration
+from .models.fastvlm import FastVlmForConditionalGeneration
 from .options import GenerationOptions
 from .processing.images import ImageSource, load_frames
 from .processing.messages import Answer, Messages, read_prompt
@@ -192,7 +192,7 @@ class Repl:
     def _save(self, file: str):
         if not file:
             raise ValueError("/save needs a file to write to.")
-        with finished_file(Path(file).expanduser()) as unfinished:
+        with atomic_file(Path(file).expanduser()) as unfinished:
             write_json(unfinished, self._session.messages)
 
     def _help(self, _: str):
@@ -223,7 +223,7 @@ def _chat(arguments: argparse.Namespace):
         pass
     options = flags.options(arguments)
     GenerationOptions(**options)  # what is wrong with the options is told before the model loads
-    model, processor = flags.load_model(arguments)
+    model, processor = flags.load_chosen_model(arguments)
     Repl(ChatSession(model, processor, **options), arguments.image or []).run()
 
 

@@ -12,14 +12,17 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from . import quantization
-from .checkpoint import DTYPES, Weights, cast, choose_dtype, load, read_weights
+from .checkpoints import quantization
+from .checkpoints.export import preprocessor_config, to_transformers
+from .checkpoints.weights import DTYPES, Weights, cast, choose_dtype, read_weights
 from .cli import Parser, run
 from .config import FastVlmConfig
 from .errors import UsageError
-from .export import preprocessor_config, to_transformers
-from .files import check_empty, finished_folder, write_json, write_tensors
+from .files import atomic_folder, check_empty, write_json, write_tensors
 from .hub import find_checkpoint, upload
+from .models.fastvlm import FastVlmForConditionalGeneration
+from .models.loading import fitting_model
+from .models.pretrained import load
 from .processing.images import ImageSource
 from .processing.processor import FastVlmProcessor
 from .verification import GOLDEN_URL, LIMIT, Agreement, compare, golden, predictions
@@ -142,6 +145,7 @@ def convert(
     def prepare() -> tuple[Weights, list[str]]:
         """The weights as they will be stored, lazily; a fresh copy each time, since writing uses them up."""
         weights = read_weights(source, config, donor)
+        fitting_model(FastVlmForConditionalGeneration, weights, config)
         chosen = choose_dtype(dtype) if dtype else weights.stored_dtype
         if quantize or dequantize:
             weights = replace(weights, tensors=quantization.dequantized(weights.tensors, weights.modules), modules={})
@@ -159,7 +163,7 @@ def convert(
         raise ValueError(f"{hf_path} is quantized, which transformers' layout is not; add --dequantize.")
     size_before = sum(file.stat().st_size for file in source.glob("*.safetensors"))
     mx.reset_peak_memory()
-    with finished_folder(target, force=force) as folder:
+    with atomic_folder(target, force=force) as folder:
         written = _described(config, processor, weights)
         if layout == "transformers":
             weights, written = to_transformers(weights, written, processor, folder)

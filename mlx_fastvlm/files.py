@@ -75,7 +75,7 @@ _TYPES = {
 
 
 @contextlib.contextmanager
-def finished_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
+def atomic_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
     """A folder to write to, which becomes ``target`` only if the block ends well; otherwise it is removed.
 
     What a process that was killed left behind is removed too, or put back if it had moved the target away.
@@ -104,7 +104,7 @@ def finished_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def finished_file(target: Path) -> Iterator[Path]:
+def atomic_file(target: Path) -> Iterator[Path]:
     """A file to write, which becomes ``target`` (or replaces it) only if the block ends well; otherwise it is removed.
 
     It has ``target``'s extension.

@@ -6,8 +6,9 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from .checkpoint import DTYPES, load
-from .model import FastVlmForConditionalGeneration
+from .checkpoints.weights import DTYPES
+from .models.fastvlm import FastVlmForConditionalGeneration
+from .models.pretrained import load
 from .options import GenerationOptions
 from .processing.processor import FastVlmProcessor
 
@@ -58,7 +59,7 @@ def add_cache_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return group
 
 
-def load_model(arguments: argparse.Namespace) -> tuple[FastVlmForConditionalGeneration, FastVlmProcessor]:
+def load_chosen_model(arguments: argparse.Namespace) -> tuple[FastVlmForConditionalGeneration, FastVlmProcessor]:
     """The model that the flags name."""
     return load(arguments.model, dtype=arguments.dtype, revision=arguments.revision, force=arguments.force)
 

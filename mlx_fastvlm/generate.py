@@ -18,7 +18,8 @@ from .answers import AnswerText
 from .captions import caption_folder
 from .cli import Parser, run, shown
 from .decoding import check_finite, prefill, step
-from .model import FastVlmForConditionalGeneration
+from .models.fastvlm import FastVlmForConditionalGeneration
+from .models.threads import end_streams_with_thread
 from .options import GenerationOptions
 from .processing.images import ImageSource
 from .processing.messages import Prompt
@@ -26,7 +27,6 @@ from .processing.processor import FastVlmProcessor
 from .prompt_cache import PromptCache, load_prompt_cache, save_prompt_cache
 from .request import Request, make_request
 from .sampling import Choice, Chooser
-from .threads import end_streams_with_thread
 
 DEFAULT_PROMPT = "Describe the image."
 
@@ -218,7 +218,7 @@ def _answer(arguments: argparse.Namespace):
     file = options.pop("prompt_cache")
     GenerationOptions(**options)  # what is wrong with the options is told before the model loads
     prompt = _read_prompt(arguments.prompt)
-    model, processor = flags.load_model(arguments)
+    model, processor = flags.load_chosen_model(arguments)
     if arguments.images_dir:
         return _caption(model, processor, prompt, arguments, options)
     if file:

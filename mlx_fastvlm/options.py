@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 import mlx.core as mx
 
 from .errors import require
-from .model import FastVlmForConditionalGeneration
+from .models.fastvlm import FastVlmForConditionalGeneration
 from .prompt_cache import PromptCache, check_group_size
 from .vision_cache import VisionCache
 

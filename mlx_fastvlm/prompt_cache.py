@@ -13,9 +13,9 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from .errors import UsageError, require
-from .files import finished_file, read_safetensors
+from .files import atomic_file, read_safetensors
 from .fingerprint import of_model
-from .model import FastVlmModel
+from .models.fastvlm import FastVlmModel
 
 GROUP_SIZES = (32, 64, 128)  # that MLX can quantize in
 
@@ -179,7 +179,7 @@ def save_prompt_cache(file: str | Path, cache: PromptCache):
         "policy": [cache.max_kv_size, cache.kv_bits, cache.kv_group_size],
     }
     # Opened here, since MLX would add an extension of its own to a name.
-    with finished_file(Path(file)) as unfinished, unfinished.open("wb") as opened:
+    with atomic_file(Path(file)) as unfinished, unfinished.open("wb") as opened:
         mx.save_safetensors(opened, held, {"mlx_fastvlm": json.dumps(facts)})
 
 

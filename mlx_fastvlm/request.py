@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from .model import FastVlmForConditionalGeneration
+from .models.fastvlm import FastVlmForConditionalGeneration
 from .options import GenerationOptions
 from .processing.images import ImageSource
 from .processing.messages import Prompt, read_prompt

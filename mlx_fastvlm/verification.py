@@ -11,10 +11,11 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image, ImageDraw
 
-from . import quantization
-from .checkpoint import Weights, build_model, cast
+from .checkpoints import quantization
+from .checkpoints.weights import Weights, cast
 from .config import FastVlmConfig
-from .model import FastVlmForConditionalGeneration
+from .models.fastvlm import FastVlmForConditionalGeneration
+from .models.loading import build_model
 from .processing.images import ImageSource
 from .processing.messages import user_message
 from .processing.processor import FastVlmProcessor
@@ -91,7 +92,9 @@ def predictions(
     if mx.default_device().type == mx.DeviceType.cpu:
         # Packed matrices multiply slowly there; unpacked, layer by layer, they cost little memory and no accuracy.
         tensors, modules = quantization.dequantized(tensors, modules), {}
-    model = build_model(replace(weights, tensors=tensors, modules=modules), config, mx.float32)
+    model = build_model(
+        FastVlmForConditionalGeneration, replace(weights, tensors=tensors, modules=modules), config, mx.float32
+    )
     del tensors
     size = min(PICTURE_SIZE, processor.image_settings.size)
     ids = processor.encode_chat(user_message(PROMPT, images=1), image_size=size)

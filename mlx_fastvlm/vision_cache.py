@@ -12,7 +12,7 @@ import numpy as np
 
 from .errors import require
 from .fingerprint import of_model
-from .model import FastVlmForConditionalGeneration
+from .models.fastvlm import FastVlmForConditionalGeneration
 from .processing.processor import FastVlmProcessor
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from .config import VisionConfig
-from .kernels import add_matmul, add_two, attention, depthwise_conv2d, gelu, linear
+from ..config import VisionConfig
+from .ops import add_matmul, add_two, attention, depthwise_conv2d, gelu, linear
 
 
 class DepthwiseConv2d(nn.Module):

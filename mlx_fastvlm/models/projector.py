@@ -5,8 +5,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from .config import FastVlmConfig
-from .kernels import tokenwise
+from ..config import FastVlmConfig
+from .ops import tokenwise
 
 # The names that transformers' ACT2FN gives these functions.
 ACTIVATIONS = {

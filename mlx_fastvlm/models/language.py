@@ -12,8 +12,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .config import TextConfig
-from .kernels import attention, linear, silu, tokenwise
+from ..config import TextConfig
+from .ops import attention, linear, silu, tokenwise
 
 
 def rotate(x: mx.array, position_ids: mx.array, base: float) -> mx.array:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from .config import VisionConfig
+from ..config import VisionConfig
 
 BATCH_NORM_EPS = 1e-5
 
@@ -237,8 +237,8 @@ def _modules(config: VisionConfig) -> Iterator[tuple[Callable[..., Named], tuple
 
 
 @dataclass
-class FusedTower:
-    """What :func:`fuse_tower` returns.
+class ReparameterizedTower:
+    """What :func:`reparameterize_tower` returns.
 
     Attributes:
         tensors: the folded tensors by the names of ``FastViTHD``'s parameters, float32.
@@ -252,7 +252,7 @@ class FusedTower:
     misshapen: list[str]
 
 
-def fuse_tower(tensors: dict[str, mx.array], config: VisionConfig) -> FusedTower:
+def reparameterize_tower(tensors: dict[str, mx.array], config: VisionConfig) -> ReparameterizedTower:
     """Fold a tower in canonical names (see ``layouts.py``, without the leading ``vision_tower.``), channels last.
 
     Nothing raises here: the caller reports what is wrong together with the rest of the checkpoint.
@@ -264,4 +264,4 @@ def fuse_tower(tensors: dict[str, mx.array], config: VisionConfig) -> FusedTower
             fused.update(fold(weights, *arguments))
         except _Incomplete:
             pass  # noted in weights.missing or weights.misshapen
-    return FusedTower(fused, weights.missing, list(weights.left), weights.misshapen)
+    return ReparameterizedTower(fused, weights.missing, list(weights.left), weights.misshapen)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .config import VisionConfig
+from ..config import VisionConfig
 
 # Apple's names for FastViT's parts -> timm's. Order matters: the longer names come first.
 _APPLE_PARTS = (

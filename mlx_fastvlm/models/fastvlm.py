@@ -3,55 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .config import FastVlmConfig
-from .kernels import linear
+from ..checkpoints.saving import save
+from ..checkpoints.vocabulary import resized_rows
+from ..config import FastVlmConfig
+from ..hub import find_checkpoint
 from .language import ATTENTIONS, Qwen2Model
+from .loading import load_model
+from .ops import linear
+from .outputs import FastVlmCausalLMOutputWithPast, FastVlmModelOutputWithPast
 from .projector import FastVlmMultiModalProjector
 from .vision import FastViTHD
-
-
-@dataclass
-class FastVlmModelOutputWithPast:
-    """What :class:`FastVlmModel` returns.
-
-    Attributes:
-        last_hidden_state: (batch, length, text hidden size).
-        past_key_values: the caches that were given, filled.
-        hidden_states: the embeddings and every layer's output, each (batch, length, text hidden size), if asked for.
-        attentions: every layer's weights, (batch, heads, length, keys), if asked for.
-        image_hidden_states: (images, tokens, text hidden size), the projected features; None without pictures.
-    """
-
-    last_hidden_state: mx.array
-    past_key_values: list[Any] | None = None
-    hidden_states: tuple[mx.array, ...] | None = None
-    attentions: tuple[mx.array, ...] | None = None
-    image_hidden_states: mx.array | None = None
-
-
-@dataclass
-class FastVlmCausalLMOutputWithPast:
-    """What :class:`FastVlmForConditionalGeneration` returns.
-
-    Attributes:
-        loss: scalar, the mean cross entropy of the shifted labels; None without labels.
-        logits: (batch, kept positions, vocabulary size).
-        past_key_values, hidden_states, attentions, image_hidden_states: see :class:`FastVlmModelOutputWithPast`.
-    """
-
-    loss: mx.array | None
-    logits: mx.array
-    past_key_values: list[Any] | None = None
-    hidden_states: tuple[mx.array, ...] | None = None
-    attentions: tuple[mx.array, ...] | None = None
-    image_hidden_states: mx.array | None = None
 
 
 class FastVlmModel(nn.Module):
@@ -297,6 +265,7 @@ class FastVlmForConditionalGeneration(FastVlmModel):
         *,
         dtype: str | mx.Dtype | None = None,
         revision: str | None = None,
+        lazy: bool = False,
         attn_implementation: str = "sdpa",
     ) -> FastVlmForConditionalGeneration:
         """The model of a checkpoint of any layout, without its processor; arguments and errors as for ``load``.
@@ -304,21 +273,16 @@ class FastVlmForConditionalGeneration(FastVlmModel):
         Args:
             attn_implementation: see :meth:`set_attn_implementation`.
         """
-        # transformers' users look for this method here, though reading checkpoints is the business of files that
-        # build on this one: hence not imported at the top.
-        from .checkpoint import load_model
-        from .hub import find_checkpoint
-
         folder = find_checkpoint(path_or_repo, revision)
-        model = load_model(folder, FastVlmConfig.from_file(folder / "config.json"), dtype=dtype)
+        model = load_model(cls, folder, FastVlmConfig.from_file(folder / "config.json"), dtype=dtype)
+        if not lazy:
+            mx.eval(model.parameters())
         model.set_attn_implementation(attn_implementation)
         return model
 
     def save_pretrained(self, folder: str | Path, *, layout: str = "mlx", processor: Any = None, force: bool = False):
-        """Write the model as a checkpoint; see ``saving.save``, which does it."""
-        from .saving import save  # as in from_pretrained
-
-        save(self, folder, layout=layout, processor=processor, force=force)
+        """Write the model as a checkpoint; see ``checkpoints/saving.py``, which does it."""
+        save(self, self.config, folder, layout=layout, processor=processor, force=force)
 
     def get_output_embeddings(self) -> nn.Linear | nn.Embedding:
         """The head: ``lm_head``, or the token embedding where it is tied. Both have a (vocabulary, hidden) weight."""
@@ -449,23 +413,3 @@ def causal_lm_loss(logits: mx.array, labels: mx.array) -> mx.array:
     counted = targets != -100
     losses = nn.losses.cross_entropy(logits[:, :-1].astype(mx.float32), mx.where(counted, targets, 0))
     return (losses * counted).sum() / counted.sum()
-
-
-def resized_rows(matrix: mx.array, rows: int, spread: float = 1e-9) -> mx.array:
-    """A matrix with that many rows; new ones lie close to the mean of the old, as an untrained token's should.
-
-    transformers draws them the same way, from a normal distribution with the old rows' mean and a small share of their
-    covariance, so that no token of the old vocabulary loses probability to a new one.
-
-    Args:
-        matrix: (old rows, width), float.
-        spread: that share of the covariance. The draws are the same each time.
-    """
-    if rows <= matrix.shape[0]:
-        return matrix[:rows]
-    old = matrix.astype(mx.float32)
-    mean = old.mean(axis=0)
-    # Random combinations of the centred rows have their covariance.
-    draws = mx.random.normal((rows - matrix.shape[0], matrix.shape[0]), key=mx.random.key(0))
-    new = mean + draws @ (old - mean) * math.sqrt(spread / matrix.shape[0])
-    return mx.concatenate([matrix, new.astype(matrix.dtype)])

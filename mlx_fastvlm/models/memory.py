@@ -7,7 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from .model import FastVlmForConditionalGeneration
+from .fastvlm import FastVlmForConditionalGeneration
 
 # The tower's peak beyond its weights, in bytes a pixel in float32: measured with the released models' shape at 512 and
 # 1024 pixels on the CPU backend (docs/security.md).
@@ -16,7 +16,7 @@ TOWER_BYTES_PER_PIXEL = 430
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
-def check_room(name: str, model: FastVlmForConditionalGeneration, image_size: int):
+def check_memory(name: str, model: FastVlmForConditionalGeneration, image_size: int):
     """``OSError`` where less memory is free than a model, its weights not read yet, and one picture need.
 
     An estimate: it knows the weights to the byte, and leaves out a long conversation's KV cache.

@@ -5,19 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 from tokenizers import Tokenizer
 
+from ..config import FastVlmConfig
+from ..files import atomic_folder, write_tensors
+from ..processing.processor import FastVlmProcessor
 from . import quantization
-from .checkpoint import Weights
 from .export import check_projector, timm_form, to_transformers, write_processor
-from .files import finished_folder, write_tensors
-from .model import FastVlmForConditionalGeneration
-from .processing.processor import FastVlmProcessor
+from .weights import Weights
 
 
 def save(
-    model: FastVlmForConditionalGeneration,
+    model: nn.Module,
+    config: FastVlmConfig,
     folder: str | Path,
     *,
     layout: str = "mlx",
@@ -27,6 +29,7 @@ def save(
     """Write a model, and with ``processor`` all that ``load`` needs, to a new folder.
 
     Args:
+        model: a FastVLM with its head, of this config.
         layout: "mlx", which also holds quantized models, or "transformers", for its ``from_pretrained``.
         processor: its tokenizer, template and picture settings are written beside the weights. transformers' layout
             needs one where the model's image placeholder is no token (Apple's), since one has to be added.
@@ -37,7 +40,7 @@ def save(
         ValueError: for another layout, and for what transformers can't load: quantized weights, a projector of
             another type, a placeholder that is no token.
     """
-    config, modules = model.config, _quantized_modules(model)
+    modules = _quantized_modules(model)
     if layout not in ("mlx", "transformers"):
         raise ValueError(f"layout must be 'mlx' or 'transformers', got {layout!r}.")
     if layout == "transformers":
@@ -56,7 +59,7 @@ def save(
         quantization=quantization.config_entry(modules),
         dtype=str(weights.stored_dtype).removeprefix("mlx.core."),
     )
-    with finished_folder(Path(folder), force=force) as unfinished:
+    with atomic_folder(Path(folder), force=force) as unfinished:
         if layout == "mlx":
             if processor is not None:
                 tokenizer = Tokenizer.from_str(processor.tokenizer.to_str())
@@ -69,7 +72,7 @@ def save(
         config.save_pretrained(unfinished)
 
 
-def _quantized_modules(model: FastVlmForConditionalGeneration) -> dict[str, dict]:
+def _quantized_modules(model: nn.Module) -> dict[str, dict]:
     """The settings of every quantized module, by name."""
     return {
         name: {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}

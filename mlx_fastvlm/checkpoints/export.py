@@ -10,13 +10,13 @@ from pathlib import Path
 import mlx.core as mx
 from tokenizers import AddedToken, Tokenizer
 
-from .checkpoint import Weights
-from .config import FastVlmConfig
-from .files import write_json
-from .fusion import BATCH_NORM_EPS
-from .model import resized_rows
-from .processing.messages import IMAGE_MARK
-from .processing.processor import FastVlmProcessor
+from ..config import FastVlmConfig
+from ..files import write_json
+from ..processing.messages import IMAGE_MARK
+from ..processing.processor import FastVlmProcessor
+from .reparameterize import BATCH_NORM_EPS
+from .vocabulary import resized_rows
+from .weights import Weights
 
 # Our names -> timm's, for a tower whose branches are merged. What is a linear layer here is a 1x1 convolution there.
 _RENAMES = (

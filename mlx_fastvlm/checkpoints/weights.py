@@ -1,60 +1,20 @@
-"""Finds a checkpoint (a folder, a hub id or "demo"), reads any layout and builds the model from it."""
+"""A checkpoint's tensors, from any layout, under this package's names."""
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 
-from . import layouts, memory, quantization
-from .config import FastVlmConfig
-from .errors import UsageError
-from .files import read_json, read_safetensors
-from .fusion import fuse_tower
-from .hub import find_checkpoint
-from .model import FastVlmForConditionalGeneration
-from .processing.processor import FastVlmProcessor
+from ..config import FastVlmConfig
+from ..errors import UsageError
+from ..files import read_json, read_safetensors
+from . import layouts, quantization
+from .reparameterize import reparameterize_tower
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
-
-
-def load(
-    path_or_repo: str | Path,
-    *,
-    dtype: str | mx.Dtype | None = None,
-    revision: str | None = None,
-    lazy: bool = False,
-    force: bool = False,
-) -> tuple[FastVlmForConditionalGeneration, FastVlmProcessor]:
-    """Load a FastVLM and its processor.
-
-    Args:
-        path_or_repo: a folder, a hub id such as "apple/FastVLM-0.5B", or "demo" for the small embedded one. Apple's,
-            transformers', mlx-vlm's and this package's layouts load as they are. A folder never touches the network.
-        dtype: "float32", "bfloat16" or "float16". By default the checkpoint's own on a GPU, and float32 on a CPU,
-            where that is the fast one. The vision side never runs in float16, which overflows there: it takes
-            bfloat16 instead.
-        revision: branch, tag or commit of a hub repository.
-        lazy: leave the weights on disk until they are first used, which must be in the thread that loaded them.
-        force: load even if less memory is free than the model and one picture are estimated to need.
-
-    Raises:
-        FileNotFoundError: there is no such folder or file.
-        OSError: a download failed, or memory is too small.
-        ValueError: it is no FastVLM, or its files are broken.
-    """
-    folder = find_checkpoint(path_or_repo, revision)
-    config = FastVlmConfig.from_file(folder / "config.json")
-    processor = FastVlmProcessor.from_folder(folder, config)
-    model = load_model(folder, config, dtype=dtype)
-    if not lazy:
-        if not force:
-            memory.check_room(str(path_or_repo), model, processor.image_settings.size)
-        mx.eval(model.parameters())
-    return model, processor
 
 
 def read_tensors(folder: Path) -> dict[str, mx.array]:
@@ -92,130 +52,13 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 @dataclass
-class Weights:
-    """A checkpoint's tensors under this package's names, folded, and what they say about themselves.
-
-    Attributes:
-        tensors: by the names of ``FastVlmForConditionalGeneration``'s parameters; nothing is computed yet.
-        modules: how each quantized module is quantized (see ``quantization.settings``).
-        tied: whether the head is the embedding.
-        layout: the name of the layout they came in.
-    """
-
-    tensors: dict[str, mx.array]
-    modules: dict[str, dict]
-    tied: bool
-    layout: str
-
-    @property
-    def stored_dtype(self) -> mx.Dtype:
-        """What the decoder's plain weights are stored in."""
-        return self.tensors["language_model.norm.weight"].dtype
-
-
-def load_model(
-    folder: Path, config: FastVlmConfig, *, dtype: str | mx.Dtype | None = None
-) -> FastVlmForConditionalGeneration:
-    """Build the model from a folder's tensors, folding and renaming them on the way. Nothing is computed yet."""
-    return build_model(read_weights(folder, config), config, dtype)
-
-
-def build_model(
-    weights: Weights, config: FastVlmConfig, dtype: str | mx.Dtype | None = None
-) -> FastVlmForConditionalGeneration:
-    """The model with these weights, in ``dtype`` (see :func:`load`)."""
-    model = _unfilled(config, weights.tied, weights.modules)
-    chosen = choose_dtype(dtype) if dtype else _default_dtype(weights)
-    model.load_weights(list(cast(weights.tensors, chosen).items()))
-    model.eval()
-    return model
-
-
-def _unfilled(config: FastVlmConfig, tied: bool, modules: dict[str, dict]) -> FastVlmForConditionalGeneration:
-    """The model as it is made, quantized as its tensors will be; its own random weights are never computed."""
-    model = FastVlmForConditionalGeneration(replace(config, tie_word_embeddings=tied))
-    quantization.quantize_modules(model, modules)
-    # Nor would be what MLX's generator goes through on their behalf, a chain that would grow with every model.
-    mx.eval(mx.random.state[0])  # type: ignore[index]  # its stub calls it an object
-    return model
-
-
-def read_weights(folder: Path, config: FastVlmConfig, vision_from: Path | None = None) -> Weights:
-    """A checkpoint's weights in this package's form, checked against its config.
-
-    Args:
-        vision_from: the folder of another checkpoint, of the same tower, whose tower is taken instead.
-
-    Raises:
-        ValueError: where tensors are missing, unexpected, of a wrong shape, or contradict the config.
-    """
-    tensors, sources, layout = _canonical(folder, config)
-    tower_layout = layout
-    if vision_from is not None:
-        donor, donor_sources, tower_layout = _canonical(vision_from, config)
-        tensors = _without_tower(tensors) | _tower(donor)
-        sources = _without_tower(sources) | _tower(donor_sources)
-    if not tower_layout.has_tower:
-        raise ValueError(
-            f"{vision_from or folder} is {tower_layout.name}: its vision tower is missing, since a Core ML package "
-            "beside it holds that; take the tower from another checkpoint with "
-            "`convert.py --vision-from apple/FastVLM-0.5B`."
-        )
-    tied = _is_tied(tensors, config, folder)
-    if tied:
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
-    modules = quantization.quantized_modules(tensors, config.quantization, sources)
-    faults = _Faults()
-    if not tower_layout.folded:
-        # Folding needs plain weights. The released mlx-vlm files leave the tower alone, but it may be quantized too.
-        packed = _tower(modules)
-        modules = _without_tower(modules)
-        fused = fuse_tower(_unprefixed(quantization.dequantized(_tower(tensors), packed)), config.vision_config)
-        faults.missing += [TOWER + name for name in fused.missing]
-        faults.unexpected += [sources[TOWER + name] for name in fused.unexpected]
-        faults.misshapen += [TOWER + name for name in fused.misshapen]
-        tensors = _without_tower(tensors) | {TOWER + name: tensor for name, tensor in fused.tensors.items()}
-    model = _unfilled(config, tied, modules)
-    faults.compare(tensors, dict(tree_flatten(model.parameters())), sources)
-    faults.report(folder)
-    return Weights(tensors, modules, tied, layout.name)
-
-
-TOWER = "vision_tower."
-
-
-def _tower(named: dict) -> dict:
-    return {name: value for name, value in named.items() if name.startswith(TOWER)}
-
-
-def _without_tower(named: dict) -> dict:
-    return {name: value for name, value in named.items() if not name.startswith(TOWER)}
-
-
-def _unprefixed(named: dict) -> dict:
-    return {name.removeprefix(TOWER): value for name, value in named.items()}
-
-
-def _canonical(folder: Path, config: FastVlmConfig) -> tuple[dict[str, mx.array], dict[str, str], layouts.Layout]:
-    """A checkpoint's tensors by canonical name, channels last, the names they had, and their layout."""
-    tensors = read_tensors(folder)
-    layout = layouts.detect(tensors)
-    names = layouts.canonical_names(layout, tensors, config.vision_config)
-    if not layout.channels_last:
-        tensors = {
-            name: tensor.transpose(0, 2, 3, 1) if tensor.ndim == 4 else tensor for name, tensor in tensors.items()
-        }
-    return {new: tensors[old] for old, new in names.items()}, {new: old for old, new in names.items()}, layout
-
-
-class _Faults:
+class Faults:
     """All that is wrong with a checkpoint's tensors, for one error that names the first few of each kind."""
 
-    def __init__(self):
-        self.missing: list[str] = []
-        self.unexpected: list[str] = []
-        self.misshapen: list[str] = []
-        self.mistyped: list[str] = []
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    misshapen: list[str] = field(default_factory=list)
+    mistyped: list[str] = field(default_factory=list)
 
     def compare(self, tensors: dict[str, mx.array], expected: dict[str, mx.array], sources: dict[str, str]):
         missing = [name for name in expected if name not in tensors]
@@ -252,6 +95,101 @@ def _same_kind(found: mx.Dtype, expected: mx.Dtype) -> bool:
     return found == expected or (mx.issubdtype(found, mx.floating) and mx.issubdtype(expected, mx.floating))
 
 
+@dataclass
+class Weights:
+    """A checkpoint's tensors under this package's names, folded, and what they say about themselves.
+
+    Attributes:
+        tensors: by the names of ``FastVlmForConditionalGeneration``'s parameters; nothing is computed yet.
+        modules: how each quantized module is quantized (see ``quantization.settings``).
+        tied: whether the head is the embedding.
+        layout: the name of the layout they came in.
+        folder: where they came from, for errors; "." for a model in memory.
+        sources: each tensor's name in its file, by its name here.
+        faults: what was wrong with them while they were read; a model that is built of them reports it.
+    """
+
+    tensors: dict[str, mx.array]
+    modules: dict[str, dict]
+    tied: bool
+    layout: str
+    folder: Path = Path()
+    sources: dict[str, str] = field(default_factory=dict)
+    faults: Faults = field(default_factory=Faults)
+
+    @property
+    def stored_dtype(self) -> mx.Dtype:
+        """What the decoder's plain weights are stored in."""
+        return self.tensors["language_model.norm.weight"].dtype
+
+
+def read_weights(folder: Path, config: FastVlmConfig, vision_from: Path | None = None) -> Weights:
+    """A checkpoint's weights in this package's form. Whether they fit its config shows when a model is built of them.
+
+    Args:
+        vision_from: the folder of another checkpoint, of the same tower, whose tower is taken instead.
+
+    Raises:
+        ValueError: where there is no tower, or a quantized tensor contradicts the config.
+    """
+    tensors, sources, layout = _canonical(folder, config)
+    tower_layout = layout
+    if vision_from is not None:
+        donor, donor_sources, tower_layout = _canonical(vision_from, config)
+        tensors = _without_tower(tensors) | _tower(donor)
+        sources = _without_tower(sources) | _tower(donor_sources)
+    if not tower_layout.has_tower:
+        raise ValueError(
+            f"{vision_from or folder} is {tower_layout.name}: its vision tower is missing, since a Core ML package "
+            "beside it holds that; take the tower from another checkpoint with "
+            "`convert.py --vision-from apple/FastVLM-0.5B`."
+        )
+    tied = _is_tied(tensors, config, folder)
+    if tied:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
+    modules = quantization.quantized_modules(tensors, config.quantization, sources)
+    faults = Faults()
+    if not tower_layout.folded:
+        # Folding needs plain weights. The released mlx-vlm files leave the tower alone, but it may be quantized too.
+        packed = _tower(modules)
+        modules = _without_tower(modules)
+        fused = reparameterize_tower(
+            _unprefixed(quantization.dequantized(_tower(tensors), packed)), config.vision_config
+        )
+        faults.missing += [TOWER + name for name in fused.missing]
+        faults.unexpected += [sources[TOWER + name] for name in fused.unexpected]
+        faults.misshapen += [TOWER + name for name in fused.misshapen]
+        tensors = _without_tower(tensors) | {TOWER + name: tensor for name, tensor in fused.tensors.items()}
+    return Weights(tensors, modules, tied, layout.name, folder, sources, faults)
+
+
+TOWER = "vision_tower."
+
+
+def _tower(named: dict) -> dict:
+    return {name: value for name, value in named.items() if name.startswith(TOWER)}
+
+
+def _without_tower(named: dict) -> dict:
+    return {name: value for name, value in named.items() if not name.startswith(TOWER)}
+
+
+def _unprefixed(named: dict) -> dict:
+    return {name.removeprefix(TOWER): value for name, value in named.items()}
+
+
+def _canonical(folder: Path, config: FastVlmConfig) -> tuple[dict[str, mx.array], dict[str, str], layouts.Layout]:
+    """A checkpoint's tensors by canonical name, channels last, the names they had, and their layout."""
+    tensors = read_tensors(folder)
+    layout = layouts.detect(tensors)
+    names = layouts.canonical_names(layout, tensors, config.vision_config)
+    if not layout.channels_last:
+        tensors = {
+            name: tensor.transpose(0, 2, 3, 1) if tensor.ndim == 4 else tensor for name, tensor in tensors.items()
+        }
+    return {new: tensors[old] for old, new in names.items()}, {new: old for old, new in names.items()}, layout
+
+
 def _is_tied(tensors: dict[str, mx.array], config: FastVlmConfig, folder: Path) -> bool:
     """Whether the head is the embedding. The weights decide: configs in the wild say both things of both kinds."""
     parts = [name.removeprefix("lm_head.") for name in tensors if name.startswith("lm_head.")]
@@ -271,11 +209,6 @@ def _same(a: mx.array, b: mx.array | None) -> bool:
         return False
     # Untied heads differ in their first rows already, which saves reading gigabytes.
     return bool(mx.array_equal(a[:8], b[:8])) and bool(mx.array_equal(a, b))
-
-
-def _default_dtype(weights: Weights) -> mx.Dtype:
-    on_gpu = mx.default_device().type == mx.DeviceType.gpu
-    return weights.stored_dtype if on_gpu else mx.float32
 
 
 def choose_dtype(dtype: str | mx.Dtype) -> mx.Dtype:
