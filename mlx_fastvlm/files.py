@@ -1,4 +1,4 @@
-"""Files on disk: JSON and safetensors read with care, and written whole or not at all, one tensor in memory at a time."""
+"""Files on disk: JSON and safetensors, read with care, and written whole or not at all."""
 
 from __future__ import annotations
 

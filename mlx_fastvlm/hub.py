@@ -65,7 +65,7 @@ def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
 
 
 def upload(folder: Path, repo: str, public: bool):
-    """Put a folder onto the hub, private unless ``public``; ``OSError`` where that fails, which leaves it complete here."""
+    """Put a folder onto the hub, private unless ``public``; ``OSError`` where that fails."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 

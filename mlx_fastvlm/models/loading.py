@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +19,9 @@ from ..config import FastVlmConfig
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def load_model(cls: type[Model], folder: Path, config: FastVlmConfig, *, dtype: str | mx.Dtype | None = None) -> Model:
+def load_model(
+    cls: Callable[[FastVlmConfig], Model], folder: Path, config: FastVlmConfig, *, dtype: str | mx.Dtype | None = None
+) -> Model:
     """Build a model from a folder's tensors, reparameterized and renamed on the way. Nothing is computed yet.
 
     Args:
@@ -29,7 +32,7 @@ def load_model(cls: type[Model], folder: Path, config: FastVlmConfig, *, dtype: 
 
 
 def build_model(
-    cls: type[Model], weights: Weights, config: FastVlmConfig, dtype: str | mx.Dtype | None = None
+    cls: Callable[[FastVlmConfig], Model], weights: Weights, config: FastVlmConfig, dtype: str | mx.Dtype | None = None
 ) -> Model:
     """The model with these weights, in ``dtype``; ``ValueError`` where they do not fit its config."""
     model = fitting_model(cls, weights, config)
@@ -39,7 +42,7 @@ def build_model(
     return model
 
 
-def fitting_model(cls: type[Model], weights: Weights, config: FastVlmConfig) -> Model:
+def fitting_model(cls: Callable[[FastVlmConfig], Model], weights: Weights, config: FastVlmConfig) -> Model:
     """The model as it is made, quantized as the weights are, without them; its own random ones are never computed.
 
     Raises:

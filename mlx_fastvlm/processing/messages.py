@@ -1,4 +1,4 @@
-"""The grammar of messages: a prompt in any form, its images anywhere -> messages with bare marks, and the images in order."""
+"""Messages: a prompt in any form, its images anywhere -> messages with bare marks, and the images in reading order."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _sources(content: Any) -> list[Any]:
         return []  # the processor says what is wrong with it
     sources = []
     for part in content:
-        if is_picture(part):
+        if is_image(part):
             sources.append(_source(part))
         elif isinstance(part, dict) and isinstance(part.get("text"), str):
             sources += [_NO_SOURCE] * part["text"].count(IMAGE_MARK)
@@ -128,7 +128,7 @@ def _spread(content: Any, counts) -> Any:
         return content
     parts = []
     for part in content:
-        if is_picture(part):
+        if is_image(part):
             parts += [{"type": "image"}] * next(counts)
         elif isinstance(part, dict) and isinstance(part.get("text"), str):
             parts.append({**part, "text": _spread(part["text"], counts)})
@@ -171,11 +171,11 @@ def content_parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
         raise ValueError(f"A message's content must be a string or a list of parts, got {type(content).__name__}.")
     for part in content:
         is_text = isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-        if not (is_text or is_picture(part)):
+        if not (is_text or is_image(part)):
             raise ValueError('A part of a message must be {"type": "text", "text": "..."} or {"type": "image"}.')
     return content
 
 
-def is_picture(part: Any) -> bool:
+def is_image(part: Any) -> bool:
     """Whether a part of a message is a picture, in transformers' way or OpenAI's."""
     return isinstance(part, dict) and part.get("type") in ("image", "image_url")

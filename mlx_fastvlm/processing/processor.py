@@ -17,7 +17,7 @@ from ..config import FastVlmConfig
 from ..errors import UsageError
 from ..files import read_optional_json
 from .images import ImageSource, load_image
-from .messages import IMAGE_MARK, Answer, Messages, check_marks, content_parts, is_picture
+from .messages import IMAGE_MARK, Answer, Messages, check_marks, content_parts, is_image
 from .preprocess import MAX_IMAGE_SIZE, ImageSettings, read_image_settings, square
 from .template import DEFAULT_TEMPLATE, compile_template, read_template
 from .tokenizer import Detokenizer, read_eos_token_ids, read_tokenizer, token_content
@@ -221,10 +221,10 @@ class FastVlmProcessor:
             content: str | list[dict[str, Any]]
             if wants_parts:
                 content = [
-                    {"type": "image"} if is_picture(p) else {"type": "text", "text": stand_in(p["text"])} for p in parts
+                    {"type": "image"} if is_image(p) else {"type": "text", "text": stand_in(p["text"])} for p in parts
                 ]
             else:
-                content = "\n".join(IMAGE_MARK if is_picture(p) else stand_in(p["text"]) for p in parts)
+                content = "\n".join(IMAGE_MARK if is_image(p) else stand_in(p["text"]) for p in parts)
             # Nothing else of a message reaches the template, which could put it outside the user's words.
             prepared.append({"role": message["role"], "content": content})
         rendered = render(messages=prepared, add_generation_prompt=add_generation_prompt)

@@ -7,17 +7,17 @@ from typing import Any
 
 import mlx.core as mx
 
-from .answers import AnswerText
+from ..errors import require
+from ..models.fastvlm import FastVlmForConditionalGeneration
+from ..models.threads import end_streams_with_thread
+from ..processing.images import ImageSource
+from ..processing.messages import Prompt
+from ..processing.processor import FastVlmProcessor
 from .decoding import check_finite, prefill, step
-from .errors import require
-from .models.fastvlm import FastVlmForConditionalGeneration
-from .models.threads import end_streams_with_thread
 from .options import GenerationOptions
-from .processing.images import ImageSource
-from .processing.messages import Prompt
-from .processing.processor import FastVlmProcessor
 from .request import Request, make_request
-from .sampling import Chooser
+from .sampling import Sampler
+from .text import TextStream
 
 
 def batch_generate(
@@ -70,8 +70,8 @@ def batch_generate(
 class _Row:
     """One answer in the making."""
 
-    choose: Chooser
-    text: AnswerText
+    choose: Sampler
+    text: TextStream
     pieces: list[str] = field(default_factory=list)
 
 
@@ -89,7 +89,7 @@ def _answer(
     embeddings = model.embed(input_ids, mx.concatenate(features) if features else None)
     padding = [input_ids.shape[1] - len(request.ids) for request in requests]
     layers = [BatchKVCache(padding) for _ in model.language_model.layers]
-    rows = [_Row(Chooser(options, r.text_ids), AnswerText(processor, options.stop_strings)) for r in requests]
+    rows = [_Row(Sampler(options, r.text_ids), TextStream(processor, options.stop_strings)) for r in requests]
     running = rows
 
     def choose(logits: mx.array) -> tuple[mx.array, mx.array]:

@@ -11,14 +11,14 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .checkpoints import quantization
-from .checkpoints.weights import Weights, cast
-from .config import FastVlmConfig
-from .models.fastvlm import FastVlmForConditionalGeneration
-from .models.loading import build_model
-from .processing.images import ImageSource
-from .processing.messages import user_message
-from .processing.processor import FastVlmProcessor
+from ..checkpoints import quantization
+from ..checkpoints.weights import Weights, cast
+from ..config import FastVlmConfig
+from ..models.fastvlm import FastVlmForConditionalGeneration
+from ..models.loading import build_model
+from ..processing.images import ImageSource
+from ..processing.messages import user_message
+from ..processing.processor import FastVlmProcessor
 
 # A picture and a text that have something of everything; the tokens of the text are what is compared.
 PROMPT = (

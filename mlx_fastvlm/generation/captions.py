@@ -8,12 +8,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..errors import require
+from ..models.fastvlm import FastVlmForConditionalGeneration
+from ..processing.images import FORMATS, load_frames
+from ..processing.messages import Prompt
+from ..processing.processor import FastVlmProcessor
 from .batch import batch_generate
-from .errors import require
-from .models.fastvlm import FastVlmForConditionalGeneration
-from .processing.images import FORMATS, load_frames
-from .processing.messages import Prompt
-from .processing.processor import FastVlmProcessor
 
 
 def caption_folder(
@@ -43,7 +43,7 @@ def caption_folder(
     """
     require(batch_size >= 1, "batch_size must be at least 1", batch_size)
     done = _recorded(Path(output))
-    files = [file for file in find_pictures(Path(folder)) if file.name not in done]
+    files = [file for file in find_images(Path(folder)) if file.name not in done]
     broken = 0
     with Path(output).open("a", encoding="utf-8", errors="backslashreplace") as lines:
         for start in range(0, len(files), batch_size):
@@ -66,7 +66,7 @@ def caption_folder(
     return len(files) - broken, broken
 
 
-def find_pictures(folder: Path) -> list[Path]:
+def find_images(folder: Path) -> list[Path]:
     """The picture files directly in a folder, by name."""
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder; give one with pictures.")

@@ -11,8 +11,8 @@ from .options import GenerationOptions
 
 
 @dataclass
-class Choice:
-    """What a :class:`Chooser` chose, nothing of it computed yet.
+class Sample:
+    """What a :class:`Sampler` chose, nothing of it computed yet.
 
     Attributes:
         token: (1,), int.
@@ -30,7 +30,7 @@ class Choice:
         return [self.token, self.largest] + ([] if self.logprob is None else [self.logprob])
 
 
-class Chooser:
+class Sampler:
     """Chooses the tokens of one answer.
 
     It has random numbers of its own, so neither what ran before nor what runs beside it changes an answer.
@@ -48,7 +48,7 @@ class Chooser:
             seed: Any = mx.random.randint(0, 2**31 - 1).item() if options.seed is None else options.seed
             self._key = mx.random.key(seed)
 
-    def __call__(self, logits: mx.array) -> Choice:
+    def __call__(self, logits: mx.array) -> Sample:
         """Choose by logits (1, vocabulary).
 
         Log-probabilities are those of the logits that the processors leave, before temperature and selection.
@@ -61,7 +61,7 @@ class Chooser:
         logprob = None  # greedy needs no normalisation, and none is computed
         if self._options.logprobs:
             logprob = mx.take_along_axis(_normalise(logits), token[:, None], axis=-1)[:, 0]
-        return Choice(token, logits.max(axis=-1), logprob)
+        return Sample(token, logits.max(axis=-1), logprob)
 
     def _sample(self, logits: mx.array) -> mx.array:
         from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p

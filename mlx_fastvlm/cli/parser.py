@@ -1,4 +1,4 @@
-"""What every command of this package does alike: flags, exit codes, one-line errors, quiet ends."""
+"""What every command does alike: its parser, exit codes, one-line errors, quiet ends."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import argparse
 import difflib
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
-from .errors import UsageError
-
-# What a terminal would obey: a checkpoint's names, a picture's or a model's words must not move its cursor, or more.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+from ..errors import UsageError
+from .terminal import printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,16 +68,6 @@ def run(command: Callable[[], None], *, debug: bool = False) -> int:
             _discard_output()
         return 2 if isinstance(error, UsageError) else 1
     return 0
-
-
-def printable(text: str) -> str:
-    """The text without characters that a terminal obeys instead of showing; line breaks and tabs stay."""
-    return _CONTROL.sub("\ufffd", text)
-
-
-def shown(text: str) -> str:
-    """What of an answer goes to stdout: for a terminal its printable text, for a file or a pipe all of it."""
-    return printable(text) if sys.stdout.isatty() else text
 
 
 def _line(message: object) -> str:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from .models.fastvlm import FastVlmForConditionalGeneration
+from ..cache.prompt import Token, mark_images
+from ..cache.vision import encode_images
+from ..models.fastvlm import FastVlmForConditionalGeneration
+from ..processing.images import ImageSource
+from ..processing.messages import Prompt, read_prompt
+from ..processing.preprocess import image_fingerprint
+from ..processing.processor import FastVlmProcessor
 from .options import GenerationOptions
-from .processing.images import ImageSource
-from .processing.messages import Prompt, read_prompt
-from .processing.preprocess import image_fingerprint
-from .processing.processor import FastVlmProcessor
-from .prompt_cache import Token, mark_pictures
-from .vision_cache import encode_pictures
 
 
 @dataclass
@@ -24,14 +24,14 @@ class Request:
     Attributes:
         ids: token ids, every image token as the placeholder.
         squares: (pictures, size, size, 3), uint8, in reading order.
-        tokens_per_picture: image tokens of each.
+        tokens_per_image: image tokens of each.
         placeholder: the id that stands for an image token.
         fingerprints: what each picture is recognised by.
     """
 
     ids: list[int]
     squares: np.ndarray
-    tokens_per_picture: int
+    tokens_per_image: int
     placeholder: int
     fingerprints: list[str]
 
@@ -64,7 +64,7 @@ class Request:
     @property
     def tokens(self) -> list[Token]:
         """The ids as a prompt cache compares them."""
-        return mark_pictures(self.ids, self.placeholder, self.fingerprints, self.tokens_per_picture)
+        return mark_images(self.ids, self.placeholder, self.fingerprints, self.tokens_per_image)
 
     def features(
         self,
@@ -74,9 +74,9 @@ class Request:
         skip: int = 0,
     ) -> mx.array | None:
         """Features of the pictures behind the first ``skip`` tokens: (pictures, tokens, text hidden size), or None."""
-        first = self.ids[:skip].count(self.placeholder) // self.tokens_per_picture
+        first = self.ids[:skip].count(self.placeholder) // self.tokens_per_image
         squares, names = self.squares[first:], self.fingerprints[first:]
-        return encode_pictures(model, processor, squares, names, options.vision_batch_size, options.vision_cache)
+        return encode_images(model, processor, squares, names, options.vision_batch_size, options.vision_cache)
 
 
 def make_request(

@@ -6,11 +6,11 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from .checkpoints.weights import DTYPES
-from .models.fastvlm import FastVlmForConditionalGeneration
-from .models.pretrained import load
-from .options import GenerationOptions
-from .processing.processor import FastVlmProcessor
+from ..checkpoints.weights import DTYPES
+from ..generation.options import GenerationOptions
+from ..models.fastvlm import FastVlmForConditionalGeneration
+from ..models.pretrained import load
+from ..processing.processor import FastVlmProcessor
 
 DEFAULT_MODEL = "apple/FastVLM-0.5B"
 _DEFAULTS = GenerationOptions()

@@ -9,10 +9,10 @@ from dataclasses import dataclass, fields
 
 import mlx.core as mx
 
-from .errors import require
-from .models.fastvlm import FastVlmForConditionalGeneration
-from .prompt_cache import PromptCache, check_group_size
-from .vision_cache import VisionCache
+from ..cache.prompt import PromptCache, check_group_size
+from ..cache.vision import VisionCache
+from ..errors import require
+from ..models.fastvlm import FastVlmForConditionalGeneration
 
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]  # tokens so far, logits (1, vocabulary) -> logits
 Progress = Callable[[int, int], None]  # prompt tokens done, prompt tokens to do

@@ -1,4 +1,4 @@
-"""What a picture and a model are recognised by, so that nothing cached is ever used for another."""
+"""What a model is recognised by, so that nothing cached is ever used for another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 
-def of_model(*modules: nn.Module) -> str:
+def model_fingerprint(*modules: nn.Module) -> str:
     """Of modules: the name, shape and type of every parameter, and its first few numbers.
 
     Reading all numbers would take as long as loading the model; trained weights that agree in these agree.

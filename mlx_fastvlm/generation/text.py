@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .processing.processor import FastVlmProcessor
+from ..processing.processor import FastVlmProcessor
 
 
-class AnswerText:
+class TextStream:
     """The text of one answer, as its tokens come.
 
     Attributes:

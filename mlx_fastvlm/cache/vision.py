@@ -10,10 +10,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .errors import require
-from .fingerprint import of_model
-from .models.fastvlm import FastVlmForConditionalGeneration
-from .processing.processor import FastVlmProcessor
+from ..errors import require
+from ..models.fastvlm import FastVlmForConditionalGeneration
+from ..processing.processor import FastVlmProcessor
+from .fingerprint import model_fingerprint
 
 
 class VisionCache:
@@ -61,7 +61,7 @@ class VisionCache:
                 self._features.popitem(last=False)
 
 
-def encode_pictures(
+def encode_images(
     model: FastVlmForConditionalGeneration,
     processor: FastVlmProcessor,
     squares: np.ndarray,
@@ -82,7 +82,7 @@ def encode_pictures(
     """
     if not len(squares):
         return None
-    tower = of_model(model.vision_tower, model.multi_modal_projector) if cache is not None else None
+    tower = model_fingerprint(model.vision_tower, model.multi_modal_projector) if cache is not None else None
     position = {fingerprint: i for i, fingerprint in enumerate(fingerprints)}
     known: dict[str, Any] = {} if cache is None else {name: cache.get((tower, name)) for name in position}
     missing = [name for name in position if known.get(name) is None]

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from .models.fastvlm import FastVlmForConditionalGeneration
+from ..models.fastvlm import FastVlmForConditionalGeneration
 from .options import Progress
 
 

@@ -12,10 +12,11 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from .errors import UsageError, require
-from .files import atomic_file, read_safetensors
-from .fingerprint import of_model
-from .models.fastvlm import FastVlmModel
+from ..errors import UsageError, require
+from ..files import atomic_file, read_safetensors
+from ..models.fastvlm import FastVlmModel
+from .fingerprint import model_fingerprint
+from .policy import check_capacity, make_cache
 
 GROUP_SIZES = (32, 64, 128)  # that MLX can quantize in
 
@@ -41,8 +42,6 @@ class PromptCache:
     """
 
     def __init__(self, max_kv_size: int | None = None, kv_bits: int | None = None, kv_group_size: int = 64):
-        from . import cache  # noqa: F401  brings mlx-lm, which takes long to import: here, and in no answer's time
-
         require(kv_bits in (None, 4, 8), "kv_bits must be 4 or 8", kv_bits)
         self.max_kv_size = max_kv_size
         self.kv_bits = kv_bits
@@ -97,9 +96,7 @@ class PromptCache:
                 "cache that has begun to overwrite can't go back; reset() it first."
             )
         if self.max_kv_size is not None:
-            from .cache import check_room
-
-            check_room(self.max_kv_size, self._keep_for(tokens, shared))
+            check_capacity(self.max_kv_size, self._keep_for(tokens, shared))
 
     def begin(self, model: FastVlmModel, tokens: list[Token]) -> int:
         """Take in a prompt; returns how many of its tokens need not be computed again.
@@ -138,8 +135,6 @@ class PromptCache:
             yield self.layers
 
     def _make_layers(self, model: FastVlmModel) -> list[Any]:
-        from .cache import make_cache
-
         return make_cache(model, self.max_kv_size, self.keep, self.kv_bits, self.kv_group_size)
 
     def _keep_for(self, tokens: list[Token], shared: int) -> int:
@@ -156,9 +151,9 @@ def check_group_size(model: FastVlmModel, group_size: int):
         raise UsageError(f"kv_group_size must divide the model's head_dim {head_dim}, got {group_size}; {advice}.")
 
 
-def mark_pictures(ids: list[int], image_token_id: int, pictures: list[str], tokens_per_picture: int) -> list[Token]:
+def mark_images(ids: list[int], image_token_id: int, pictures: list[str], tokens_per_image: int) -> list[Token]:
     """Token ids as the prompt cache compares them: each picture's placeholders replaced by what they stand for."""
-    placeholders = ((picture, i) for picture in pictures for i in range(tokens_per_picture))
+    placeholders = ((picture, i) for picture in pictures for i in range(tokens_per_image))
     return [next(placeholders) if id == image_token_id else id for id in ids]
 
 
@@ -172,7 +167,7 @@ def save_prompt_cache(file: str | Path, cache: PromptCache):
     held = dict(tree_flatten([_held(layer) for layer in cache.layers]))
     facts = {
         "format": _FORMAT,
-        "model": of_model(cache._model),
+        "model": model_fingerprint(cache._model),
         "offsets": [layer.offset for layer in cache.layers],
         "tokens": cache.tokens,
         "keep": cache.keep,
@@ -209,7 +204,7 @@ def load_prompt_cache(file: str | Path, model: FastVlmModel) -> PromptCache:
         known = False
     if not known:
         raise ValueError(f"{file} is not a prompt cache of this package; make it with save_prompt_cache.")
-    if facts["model"] != of_model(model):
+    if facts["model"] != model_fingerprint(model):
         raise ValueError(f"{file} was made with another model; make it again with this one.")
     cache = PromptCache(*facts["policy"])
     cache.keep, cache._model = facts["keep"], model

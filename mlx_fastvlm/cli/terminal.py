@@ -1,0 +1,31 @@
+"""What a terminal is shown."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+from ..generation.api import GenerationResponse
+
+# What a terminal would obey: a checkpoint's names, a picture's or a model's words must not move its cursor, or more.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """The text without characters that a terminal obeys instead of showing; line breaks and tabs stay."""
+    return _CONTROL.sub("\ufffd", text)
+
+
+def shown(text: str) -> str:
+    """What of an answer goes to stdout: for a terminal its printable text, for a file or a pipe all of it."""
+    return printable(text) if sys.stdout.isatty() else text
+
+
+def statistics(last: GenerationResponse) -> str:
+    """One line about an answer, from its last response."""
+    cached = f" ({last.cached_tokens} cached)" if last.cached_tokens else ""
+    return (
+        f"prompt: {last.prompt_tokens} tokens{cached}, {last.prompt_tps:.1f} tokens/s | "
+        f"answer: {last.generation_tokens} tokens, {last.generation_tps:.1f} tokens/s | "
+        f"first token after {last.time_to_first_token:.2f} s | peak memory {last.peak_memory:.2f} GB"
+    )

@@ -1,0 +1,175 @@
+"""How long each step of an answer takes.
+
+Times are wall-clock seconds, each step on its own and all before it computed; after a warm-up, the median of several
+repeats, and in brackets the shortest and the longest.
+"""
+
+from __future__ import annotations
+
+import io
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from PIL import Image
+
+from ..cache.policy import make_cache
+from ..generation.decoding import prefill, step
+from ..models.fastvlm import FastVlmForConditionalGeneration
+from ..processing.processor import FastVlmProcessor
+
+# Apple's prompt around "What are these?" is 24 tokens long.
+TEXT_TOKENS = 24
+# What passes before the first token, in this order.
+STEPS = ("preprocessing", "vision", "projector", "prefill")
+
+
+def photo(width: int = 4032, height: int = 3024) -> bytes:
+    """A JPEG of a phone's size, 12 megapixels: smooth shades and some noise, so that it is neither empty nor random."""
+    noise = np.random.default_rng(0).integers(0, 32, (height // 3, width // 3, 3), np.uint8)
+    noise = np.asarray(Image.fromarray(noise).resize((width, height), Image.Resampling.BILINEAR))
+    x, y = np.linspace(0, 200, width), np.linspace(0, 200, height)
+    shades = np.stack(np.broadcast_arrays(x[None], y[:, None], (x[None] + y[:, None]) / 2), axis=-1)
+    file = io.BytesIO()
+    Image.fromarray((shades + noise).astype(np.uint8)).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+@dataclass
+class Figure:
+    """Repeated measurements of one thing.
+
+    Attributes:
+        median, low, high: seconds, or tokens a second.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Figure:
+        return cls(statistics.median(values), min(values), max(values))
+
+
+def timed(function: Callable[..., Any]) -> tuple[float, Any]:
+    """Seconds, and what the function returned, computed."""
+    start = time.perf_counter()
+    result = function()
+    mx.eval(result)
+    return time.perf_counter() - start, result
+
+
+def measure(
+    model: FastVlmForConditionalGeneration,
+    processor: FastVlmProcessor,
+    picture: bytes,
+    image_size: int,
+    *,
+    tokens: int = 32,
+    repeats: int = 5,
+) -> dict[str, Figure]:
+    """Time the steps of an answer about a picture.
+
+    Args:
+        picture: an image file's bytes.
+        image_size: side of the model's picture in pixels.
+        tokens: how many are decoded.
+
+    Returns:
+        Seconds for each of ``STEPS``; "first_token", their sum; "decode", tokens a second.
+    """
+    runs: dict[str, list[float]] = {name: [] for name in (*STEPS, "first_token", "decode")}
+    text = mx.arange(TEXT_TOKENS)[None] % 100
+    for repeat in range(repeats + 1):
+        took = {}
+        took["preprocessing"], pixels = timed(lambda: processor.preprocess(picture, image_size))
+        took["vision"], features = timed(lambda pixels=pixels: model.vision_tower(pixels).last_hidden_state)
+        took["projector"], features = timed(lambda x=features: model.multi_modal_projector(x.flatten(1, 2)))
+        layers = make_cache(model)
+
+        def read(features=features, layers=layers) -> mx.array:
+            embeddings = mx.concatenate([features, model.get_input_embeddings()(text).astype(features.dtype)], axis=1)
+            return mx.argmax(prefill(model, embeddings, layers, 2048), axis=-1)
+
+        took["prefill"], token = timed(read)
+        took["first_token"] = sum(took.values())
+
+        def answer(token=token, layers=layers):
+            for _ in range(tokens):
+                token = mx.argmax(step(model, token, layers), axis=-1)
+                mx.async_eval(token)
+            return token
+
+        took["decode"] = tokens / timed(answer)[0]
+        if repeat:  # the first one warms up
+            for name, value in took.items():
+                runs[name].append(value)
+    return {name: Figure.of(values) for name, values in runs.items()}
+
+
+def import_seconds(repeats: int) -> Figure:
+    """Seconds that a new Python takes to import what generating needs, its own start not counted."""
+
+    def once(code: str) -> float:
+        return timed(lambda: subprocess.run([sys.executable, "-c", code], check=True).returncode)[0]
+
+    return Figure.of([once("import mlx_fastvlm.generate") - once("pass") for _ in range(repeats)])
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on: processor, system and versions."""
+    info = mx.device_info() if mx.default_device().type == mx.DeviceType.gpu else {}
+    return {
+        "device": str(info.get("device_name") or platform.processor() or platform.machine()),
+        "backend": mx.default_device().type.name,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "mlx": mx.__version__,  # type: ignore[attr-defined]
+        "mlx_fastvlm": __version__,
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The figures as a Markdown table."""
+    names = (*STEPS, "first_token", "decode")
+    head = [
+        "weights",
+        "pixels",
+        *(f"{name.replace('_', ' ')} (s)" for name in names[:-1]),
+        "decode (tokens/s)",
+        "peak (GB)",
+    ]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        figures = [f"{f.median:.3g} ({f.low:.3g} to {f.high:.3g})" for f in (row["figures"][name] for name in names)]
+        lines.append([row["weights"], str(row["image_size"]), *figures, f"{row['peak_memory_gb']:.2f}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def plot(rows: list[dict[str, Any]], file: Path, title: str):
+    """The time to the first token, step upon step, a bar for each picture size and precision."""
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(1.5 + 1.1 * len(rows), 4.5), layout="constrained")
+    axes = canvas.add_subplot()
+    labels = [f"{row['image_size']} px\n{row['weights']}" for row in rows]
+    bottom = np.zeros(len(rows))
+    for name in STEPS:
+        heights = np.array([row["figures"][name].median for row in rows])
+        axes.bar(labels, heights, bottom=bottom, label=name)
+        bottom += heights
+    for place, seconds in enumerate(bottom):
+        axes.text(place, seconds, f"{seconds:.2f}", ha="center", va="bottom")
+    axes.set_ylabel("time to first token (s)")
+    axes.set_title(title, fontsize=10)
+    axes.legend()
+    canvas.savefig(file, dpi=150)
