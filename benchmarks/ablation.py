@@ -2,7 +2,7 @@
 
     python benchmarks/ablation.py                # random weights of the 0.5B model, float32, 1024 pixels
 
-Each row replaces one function of kernels.py by what MLX offers itself. The rows run in turns; the table gives medians.
+Each row replaces one function of ops.py by what MLX offers itself. The rows run in turns; the table gives medians.
 """
 
 import argparse
@@ -13,10 +13,11 @@ import mlx_fastvlm  # noqa: F401, isort: skip  (before anything imports mlx, so 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlx_fastvlm import kernels, language, vision
-from mlx_fastvlm.benchmark import random_model, timed
-from mlx_fastvlm.cache import make_cache
-from mlx_fastvlm.decoding import prefill
+from mlx_fastvlm.cache.policy import make_cache
+from mlx_fastvlm.evaluation.speed import timed
+from mlx_fastvlm.generation.decoding import prefill
+from mlx_fastvlm.models import language, ops, vision
+from mlx_fastvlm.models.released import random_model
 
 PREFILL = 276
 
@@ -41,9 +42,9 @@ def shift_and_add(x, weight, bias=None, stride=1, then=lambda y, rows: y):
 
 def whole(x, weight, bias=None, stride=1, then=lambda y, rows: y):
     """The banded products, but of the whole picture at once."""
-    before, kernels.PIECE = kernels.PIECE, 2**40
+    before, ops.PIECE = ops.PIECE, 2**40
     y = DEPTHWISE(x, weight, bias, stride, then)
-    kernels.PIECE = before
+    ops.PIECE = before
     return y
 
 
@@ -51,7 +52,7 @@ def plain_attention(q, k, v, scale, mask=None):
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
 
 
-DEPTHWISE = kernels.depthwise_conv2d
+DEPTHWISE = ops.depthwise_conv2d
 TOWER = {
     "all of them": {},
     "depthwise: one band": {"depthwise_conv2d": whole},

@@ -33,8 +33,8 @@ def ours(folder, dtype):
     import mlx_fastvlm  # noqa: F401, isort: skip  (before mlx, so that OpenBLAS is found without --blas too)
     import mlx.core as mx
 
-    from mlx_fastvlm.cache import make_cache
-    from mlx_fastvlm.decoding import prefill, step
+    from mlx_fastvlm.cache.policy import make_cache
+    from mlx_fastvlm.generation.decoding import prefill, step
 
     model = load_without_tokenizer(folder, dtype)
     pixels, text = inputs()
@@ -167,7 +167,7 @@ def for_mlx_vlm(source: Path, target: Path, python: str):
     import mlx.core as mx
 
     from mlx_fastvlm import FastVlmConfig
-    from mlx_fastvlm.layouts import LAYOUTS, canonical_names
+    from mlx_fastvlm.checkpoints.layouts import LAYOUTS, canonical_names
 
     told = json.loads((source / "config.json").read_text())
     config = {**told["text_config"], "model_type": "llava_qwen2", "tie_word_embeddings": told["tie_word_embeddings"]}

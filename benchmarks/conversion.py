@@ -22,10 +22,10 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlx_fastvlm import FastVlmForConditionalGeneration
-from mlx_fastvlm.benchmark import SHAPES, random_config, random_processor
-from mlx_fastvlm.checkpoint import Weights, cast
-from mlx_fastvlm.export import to_transformers
-from mlx_fastvlm.writing import finished_folder, write_tensors
+from mlx_fastvlm.checkpoints.export import to_transformers
+from mlx_fastvlm.checkpoints.weights import Weights, cast
+from mlx_fastvlm.files import atomic_folder, write_tensors
+from mlx_fastvlm.models.released import SHAPES, random_config, random_processor
 
 ROOT = Path(__file__).parent.parent
 
@@ -37,7 +37,7 @@ def make(size: str, folder: Path):
     model = FastVlmForConditionalGeneration(config)  # its weights are drawn when they are written
     tensors = cast(dict(tree_flatten(model.parameters())), mx.bfloat16)
     del model
-    with finished_folder(folder) as unfinished:
+    with atomic_folder(folder) as unfinished:
         weights = Weights(tensors, {}, config.tie_word_embeddings, "random")
         weights, config = to_transformers(weights, config, random_processor(), unfinished)
         del tensors

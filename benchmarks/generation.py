@@ -24,7 +24,7 @@ from mlx_fastvlm import (
     batch_generate,
     stream_generate,
 )
-from mlx_fastvlm.benchmark import random_config, random_processor
+from mlx_fastvlm.models.released import random_config, random_processor
 
 LONG = 10_000  # tokens
 WINDOW = 512

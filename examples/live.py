@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image, ImageSequence
 
 from mlx_fastvlm import load, stream_generate
-from mlx_fastvlm.captions import find_pictures
+from mlx_fastvlm.generation.captions import find_images
 
 
 def frames(source: str, every: float) -> Iterator[Image.Image]:
@@ -27,7 +27,7 @@ def frames(source: str, every: float) -> Iterator[Image.Image]:
     if source.isdigit():
         yield from camera(int(source))
     elif Path(source).is_dir():
-        yield from map(Image.open, find_pictures(Path(source)))
+        yield from map(Image.open, find_images(Path(source)))
     elif Path(source).suffix.lower() in Image.registered_extensions():
         yield from ImageSequence.Iterator(Image.open(source))
     else:

@@ -30,11 +30,13 @@ from PIL import Image
 import checkpoints  # it finds small, so it comes first
 import mlx_fastvlm
 import small
-from mlx_fastvlm.checkpoint import load_model
+from mlx_fastvlm import FastVlmForConditionalGeneration
 from mlx_fastvlm.config import FastVlmConfig
-from mlx_fastvlm.images import FORMATS, load_frames
-from mlx_fastvlm.messages import read_prompt
-from mlx_fastvlm.processing import FastVlmProcessor, square
+from mlx_fastvlm.models.loading import load_model
+from mlx_fastvlm.processing.images import FORMATS, load_frames
+from mlx_fastvlm.processing.messages import read_prompt
+from mlx_fastvlm.processing.preprocess import square
+from mlx_fastvlm.processing.processor import FastVlmProcessor
 
 TOO_LONG = 10  # seconds of processor time for one input
 
@@ -203,7 +205,7 @@ class Config:
         config = FastVlmConfig.from_file(self.folder / "config.json")
         FastVlmConfig.from_dict(config.to_dict())
         FastVlmProcessor.from_folder(self.folder, config)
-        load_model(self.folder, config)
+        load_model(FastVlmForConditionalGeneration, self.folder, config)
 
 
 class Tokenizer:
@@ -292,7 +294,7 @@ class Tensors:
         body = self.whole[8 + struct.unpack("<Q", self.whole[:8])[0] :]
         self.file.write_bytes(data[1:] + body if header else self.whole)
         self.index.write_bytes(self.listing if header else data[1:])
-        load_model(self.folder, self.config)
+        load_model(FastVlmForConditionalGeneration, self.folder, self.config)
 
 
 TARGETS = {"pictures": Pictures, "prompts": Prompts, "config": Config, "tokenizer": Tokenizer, "tensors": Tensors}

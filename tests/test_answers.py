@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_fastvlm import generate, stream_generate
-from mlx_fastvlm.answers import StopStrings
+from mlx_fastvlm.generation.text import StopStrings
 
 
 def test_stop_strings(untied_model):

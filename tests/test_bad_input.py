@@ -554,7 +554,7 @@ def place(tmp_path, checkpoint, server, monkeypatch):
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr("mlx_fastvlm.images.URL_LIMIT", 2000)
+    monkeypatch.setattr("mlx_fastvlm.processing.fetch.URL_LIMIT", 2000)
     return Place(folder, checkpoint, server)
 
 
@@ -567,9 +567,9 @@ def contents(folder):
 def test_one_line_and_nothing_left(name, place, monkeypatch, capfd):
     case = CASES[name]
     if case.words == "timed out":
-        monkeypatch.setattr("mlx_fastvlm.images.URL_TIMEOUT", 0.6)
+        monkeypatch.setattr("mlx_fastvlm.processing.fetch.URL_TIMEOUT", 0.6)
     if case.words == "took more than":
-        monkeypatch.setattr("mlx_fastvlm.images.URL_DEADLINE", 0.8)
+        monkeypatch.setattr("mlx_fastvlm.processing.fetch.URL_DEADLINE", 0.8)
     arguments = case.arguments(place)
     before = contents(place.folder)
     standard_input = io.TextIOWrapper(io.BytesIO(case.stdin), encoding="utf-8")
@@ -668,7 +668,7 @@ def test_what_ends_a_turn_is_special_whatever_the_files_say(place, how):
         described = {id: {"content": name, "special": how == "normal"} for id, name in names.items()}
         side("tokenizer_config.json", added_tokens_decoder=described)(folder)
         if how == "in tokenizer.json":
-            from mlx_fastvlm.tokenizer import read_tokenizer
+            from mlx_fastvlm.processing.tokenizer import read_tokenizer
 
             tokenizer = read_tokenizer(folder, json.loads((folder / "tokenizer_config.json").read_text()))
             tokenizer.save(str(folder / "tokenizer.json"))

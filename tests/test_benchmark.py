@@ -5,6 +5,8 @@ import json
 import pytest
 
 from mlx_fastvlm import benchmark, load_image
+from mlx_fastvlm.evaluation import speed
+from mlx_fastvlm.models import released
 
 
 def test_json_of_the_demo(tmp_path, capsys):
@@ -32,9 +34,9 @@ def test_json_of_the_demo(tmp_path, capsys):
     ]
     for row in told["rows"]:
         figures = row["figures"]
-        assert set(figures) == {*benchmark.STEPS, "first_token", "decode"}
+        assert set(figures) == {*speed.STEPS, "first_token", "decode"}
         assert all(0 < figure["low"] <= figure["median"] <= figure["high"] for figure in figures.values())
-        assert figures["first_token"]["high"] >= max(figures[step]["low"] for step in benchmark.STEPS)
+        assert figures["first_token"]["high"] >= max(figures[step]["low"] for step in speed.STEPS)
     assert told["seconds"]["import"]["median"] > 0
 
 
@@ -51,7 +53,7 @@ def test_table_and_plot(tmp_path, capsys):
 
 def picture(folder):
     file = folder / "photo.jpg"
-    file.write_bytes(benchmark.photo(320, 240))
+    file.write_bytes(speed.photo(320, 240))
     return file
 
 
@@ -64,13 +66,13 @@ def test_wrong_options(capsys):
 
 
 def test_random_configs_are_the_released_shapes():
-    config = benchmark.random_config("0.5b")
+    config = released.random_config("0.5b")
     assert (config.text_config.hidden_size, config.text_config.vocab_size) == (896, 151936)
     assert config.tie_word_embeddings
-    assert not benchmark.random_config("7b").tie_word_embeddings
-    assert benchmark.random_config("1.5b").vision_config.hidden_size == 3072
+    assert not released.random_config("7b").tie_word_embeddings
+    assert released.random_config("1.5b").vision_config.hidden_size == 3072
 
 
 def test_the_photo_has_a_phones_size():
-    assert load_image(benchmark.photo()).size == (4032, 3024)
-    assert len(benchmark.photo()) > 1e6
+    assert load_image(speed.photo()).size == (4032, 3024)
+    assert len(speed.photo()) > 1e6

@@ -11,7 +11,7 @@ from PIL import Image
 
 import small
 from mlx_fastvlm import PromptCache, stream_generate
-from mlx_fastvlm.cache import make_cache
+from mlx_fastvlm.cache.policy import make_cache
 from mlx_fastvlm.errors import UsageError
 
 PICTURE = Image.fromarray(small.odd_picture(70, 50))

@@ -8,7 +8,7 @@ from PIL import Image
 
 import small
 from mlx_fastvlm import generate
-from mlx_fastvlm.captions import caption_folder
+from mlx_fastvlm.generation.captions import caption_folder
 
 PICTURES = [Image.fromarray(small.odd_picture(70, 50)), Image.new("RGB", (40, 60), "white"), Image.new("RGB", (9, 9))]
 
@@ -59,7 +59,7 @@ def test_a_second_run_does_only_what_is_missing(wide, folder, tmp_path, monkeypa
     kept = whole.index(b"\n") + 1
     output.write_bytes(whole[: kept + 9])  # as a crash leaves it
     asked = []
-    import mlx_fastvlm.captions as captions
+    import mlx_fastvlm.generation.captions as captions
 
     batch = captions.batch_generate
     monkeypatch.setattr(captions, "batch_generate", lambda *a, **k: asked.extend(a[2]) or batch(*a, **k))

@@ -12,8 +12,8 @@ from PIL import Image
 
 import small
 from mlx_fastvlm import ChatSession, PromptCache, chat, stream_generate
-from mlx_fastvlm.chat import Repl
-from mlx_fastvlm.processing import Answer
+from mlx_fastvlm.cli.repl import Repl
+from mlx_fastvlm.processing.messages import Answer
 
 PICTURES = [Image.fromarray(small.odd_picture(70, 50)), Image.new("RGB", (40, 60), "white")]
 TURN = st.tuples(st.text("abc <é", min_size=1, max_size=20), st.lists(st.sampled_from(PICTURES), max_size=2))
@@ -198,9 +198,9 @@ def test_errors_and_ctrl_c_end_an_answer_and_not_the_chat(talk, wide, monkeypatc
     assert "error: The prompt has 1 <image> mark" in err
     assert [message["content"] for message in session.messages][0::2] == ["Hi"]
 
-    from mlx_fastvlm.answers import AnswerText
+    from mlx_fastvlm.generation.text import TextStream
 
-    add, calls = AnswerText.add, []
+    add, calls = TextStream.add, []
 
     def interrupted(self, token):
         calls.append(token)
@@ -208,7 +208,7 @@ def test_errors_and_ctrl_c_end_an_answer_and_not_the_chat(talk, wide, monkeypatc
             raise KeyboardInterrupt
         return add(self, token)
 
-    monkeypatch.setattr(AnswerText, "add", interrupted)
+    monkeypatch.setattr(TextStream, "add", interrupted)
     session, out, _ = talk("Hi", "Go on")
     assert "[stopped]" in out
     assert len(session.messages[1]["content"].ids) == 2

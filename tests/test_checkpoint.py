@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 import small
 from checkpoints import apple_config, config, mlx_vlm, packed, small_tensors, write
 from mlx_fastvlm import load
-from mlx_fastvlm.checkpoint import find_checkpoint
+from mlx_fastvlm.hub import find_checkpoint
 
 
 @pytest.mark.parametrize(("head", "tied"), [(None, True), ("copy", True), ("own", False)])

@@ -17,9 +17,11 @@ from safetensors.numpy import load_file, save_file
 
 import small
 from checkpoints import apple_config, small_tensors, write
-from mlx_fastvlm import FastVlmConfig, load, verification
-from mlx_fastvlm.checkpoint import read_weights
-from mlx_fastvlm.convert import convert, main
+from mlx_fastvlm import FastVlmConfig, load
+from mlx_fastvlm.checkpoints.weights import read_weights
+from mlx_fastvlm.conversion import verification
+from mlx_fastvlm.conversion.converter import convert
+from mlx_fastvlm.convert import main
 
 SOURCES = [
     ("apple", {}),
@@ -154,7 +156,7 @@ def test_what_else_a_folder_holds(checkpoint, tmp_path):
 
 
 def test_shards(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setattr("mlx_fastvlm.writing.write_tensors.__kwdefaults__", {"shard_limit": 10**6, "progress": print})
+    monkeypatch.setattr("mlx_fastvlm.files.write_tensors.__kwdefaults__", {"shard_limit": 10**6, "progress": print})
     convert(checkpoint("apple"), tmp_path / "mlx")
     index = json.loads((tmp_path / "mlx" / "model.safetensors.index.json").read_text())
     files = sorted((tmp_path / "mlx").glob("*.safetensors"))
@@ -199,7 +201,7 @@ def test_an_interrupted_conversion_leaves_nothing(checkpoint, tmp_path, monkeypa
             raise fault
         return tensor
 
-    monkeypatch.setattr("mlx_fastvlm.writing.mx.contiguous", contiguous)
+    monkeypatch.setattr("mlx_fastvlm.files.mx.contiguous", contiguous)
     with pytest.raises((KeyboardInterrupt, OSError)):
         convert(checkpoint("apple"), tmp_path / "mlx")
     assert left(tmp_path) == []

@@ -122,16 +122,3 @@ def test_the_front_picture_shows_what_the_terminal_does(figures):
     assert lines[1] == answer
     assert lines[5:] == ["> What colour is the star?", "Blue.", *lines[7:]]
     assert front.draw(lines=[(line, "white") for line in lines]).width > 1500
-
-
-def test_files_import_only_files_above_them():
-    """docs/architecture.md lists every file of the package, and each imports, at its top, only those listed before."""
-    listed = re.findall(r"^\| `(\w+)\.py` \|", text(ROOT / "docs" / "architecture.md"), re.M)
-    assert sorted(listed) == sorted(
-        file.stem for file in (ROOT / "mlx_fastvlm").glob("*.py") if file.stem != "__init__"
-    )
-    for position, name in enumerate(listed):
-        for node in ast.parse(text(ROOT / "mlx_fastvlm" / f"{name}.py")).body:
-            if isinstance(node, ast.ImportFrom) and node.level:
-                imported = {node.module} if node.module else {alias.name for alias in node.names}
-                assert imported <= set(listed[:position]), f"{name}.py imports {imported}, listed below it"

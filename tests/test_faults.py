@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 import small
-from mlx_fastvlm import ChatSession, PromptCache, convert, generate, load, memory, save_prompt_cache
+from mlx_fastvlm import ChatSession, PromptCache, convert, generate, load, save_prompt_cache
+from mlx_fastvlm.files import atomic_file, atomic_folder
 from mlx_fastvlm.generate import main
-from mlx_fastvlm.writing import finished_file, finished_folder
+from mlx_fastvlm.models import memory
 
 PICTURE = Image.fromarray(small.odd_picture(70, 50))
 
@@ -42,7 +43,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(checkpoint, argu
     def compute(arrays):  # a single array is the random generator's key
         assert isinstance(arrays, mx.array), "the weights were read"
 
-    monkeypatch.setattr("mlx_fastvlm.checkpoint.mx.eval", compute)
+    monkeypatch.setattr("mlx_fastvlm.models.pretrained.mx.eval", compute)
     with pytest.raises(OSError, match=r"needs about 0\.0 GB of memory and 0\.0 GB are free.*force=True"):
         load(checkpoint("apple"))
     assert main(arguments) == 1
@@ -63,7 +64,7 @@ def test_the_estimate_knows_the_weights(checkpoint, monkeypatch):
     for free in (int(size * 0.9), size * 2):
         monkeypatch.setattr(memory, "free_memory", lambda free=free: asked.append(free) or free)
         with pytest.raises(OSError, match="close other programs") if free < size else contextlib.nullcontext():
-            memory.check_room("it", model, 64)
+            memory.check_memory("it", model, 64)
     assert len(asked) == 2
     assert processor.image_settings.size == 128
 
@@ -136,7 +137,7 @@ def test_a_prompt_cache_is_written_whole_or_not_at_all(small_model, tmp_path, mo
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("mlx_fastvlm.prompt_cache.mx.save_safetensors", full)
+    monkeypatch.setattr("mlx_fastvlm.cache.prompt.mx.save_safetensors", full)
     with pytest.raises(OSError, match="No space left"):
         save_prompt_cache(file, cache)
     assert left(tmp_path) == ["any.name"]
@@ -144,9 +145,9 @@ def test_a_prompt_cache_is_written_whole_or_not_at_all(small_model, tmp_path, mo
 
 
 def test_a_saved_conversation_too(small_model, tmp_path, monkeypatch):
-    from mlx_fastvlm.chat import Repl
+    from mlx_fastvlm.cli.repl import Repl
 
-    monkeypatch.setattr("mlx_fastvlm.chat.write_json", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr("mlx_fastvlm.cli.repl.write_json", lambda *_: (_ for _ in ()).throw(OSError("full")))
     (tmp_path / "talk.json").write_text("old")
     with pytest.raises(OSError, match="full"):
         Repl(ChatSession(*small_model), [])._save(str(tmp_path / "talk.json"))
@@ -204,11 +205,11 @@ def interrupted(command, after, environment=None):
 
 # What a stage begins with; it tells the test, and then waits as if the stage were long.
 STAGES = {
-    "loading": "flags:load",
-    "reading a picture": "messages:load_frames",
-    "encoding a picture": "request:encode_pictures",
-    "reading the prompt": "generate:prefill",
-    "answering": "answers:AnswerText.add",
+    "loading": "cli.flags:load",
+    "reading a picture": "processing.messages:load_frames",
+    "encoding a picture": "generation.request:encode_images",
+    "reading the prompt": "generation.api:prefill",
+    "answering": "generation.text:TextStream.add",
 }
 WAITING = """
 import importlib, sys, time
@@ -243,13 +244,13 @@ def test_ctrl_c_while_importing(arguments, tmp_path):
 
 SLOW = """
 import sys, time
-import mlx_fastvlm.writing as writing
 def slowly(amount):
     print("here", flush=True)
     time.sleep(60)
 import importlib
 convert = importlib.import_module("mlx_fastvlm.convert")
-convert._Progress.advance = lambda self, amount: slowly(amount)
+converter = importlib.import_module("mlx_fastvlm.conversion.converter")
+converter._Progress.advance = lambda self, amount: slowly(amount)
 sys.exit(convert.main(["--hf-path", sys.argv[1], "--mlx-path", sys.argv[2], *sys.argv[3:]]))
 """
 
@@ -300,7 +301,7 @@ def test_many_writers_to_one_folder(tmp_path):
 
     def write(i):
         try:
-            with finished_folder(tmp_path / "out", force=True) as folder:
+            with atomic_folder(tmp_path / "out", force=True) as folder:
                 for name in "abc":
                     (folder / name).write_text(str(i))
                     time.sleep(0.002)
@@ -325,7 +326,7 @@ def test_what_was_moved_away_comes_back_after_a_kill(tmp_path):
     moved = tmp_path / ".out.replaced-x" / "out"
     moved.mkdir(parents=True)
     (moved / "mine.txt").write_text("precious")
-    with pytest.raises(FileExistsError), finished_folder(tmp_path / "out"):
+    with pytest.raises(FileExistsError), atomic_folder(tmp_path / "out"):
         pytest.fail("it was there before")
     assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
     assert left(tmp_path) == ["out"]
@@ -335,14 +336,14 @@ def test_a_file_that_is_replaced_only_when_whole(tmp_path):
     (tmp_path / "a.txt").write_text("old")
 
     def half():
-        with finished_file(tmp_path / "a.txt") as file:
+        with atomic_file(tmp_path / "a.txt") as file:
             file.write_text("half")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         half()
     assert (tmp_path / "a.txt").read_text() == "old"
-    with finished_file(tmp_path / "a.txt") as file:
+    with atomic_file(tmp_path / "a.txt") as file:
         file.write_text("new")
     assert (tmp_path / "a.txt").read_text() == "new"
     assert left(tmp_path) == ["a.txt"]

@@ -217,11 +217,11 @@ def test_urls_that_fail(server):
 
 
 def test_urls_that_are_too_large_or_too_slow(server, monkeypatch):
-    monkeypatch.setattr("mlx_fastvlm.images.URL_DEADLINE", 0.2)
+    monkeypatch.setattr("mlx_fastvlm.processing.fetch.URL_DEADLINE", 0.2)
     with pytest.raises(OSError, match=r"took more than 0\.2 s"):
         load_image(f"{server}/endless")
-    monkeypatch.setattr("mlx_fastvlm.images.URL_DEADLINE", 60)
-    monkeypatch.setattr("mlx_fastvlm.images.URL_LIMIT", 20)
+    monkeypatch.setattr("mlx_fastvlm.processing.fetch.URL_DEADLINE", 60)
+    monkeypatch.setattr("mlx_fastvlm.processing.fetch.URL_LIMIT", 20)
     with pytest.raises(OSError, match="is larger than"):
         load_image(f"{server}/picture")
 

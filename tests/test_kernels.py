@@ -10,7 +10,8 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_fastvlm import FastViTHD, VisionConfig, kernels, streams
+from mlx_fastvlm import FastViTHD, VisionConfig
+from mlx_fastvlm.models import ops, streams
 
 
 @pytest.fixture(autouse=True)
@@ -40,14 +41,14 @@ def plain_convolution(x, weight, bias, stride):
     ],
 )
 def test_depthwise_convolution_and_its_gradients(batch, height, width, channels, per_input, size, stride, monkeypatch):
-    monkeypatch.setattr(kernels, "PIECE", 2**12)  # bands, without the size that makes them worth their while
+    monkeypatch.setattr(ops, "PIECE", 2**12)  # bands, without the size that makes them worth their while
     mx.random.seed(0)
     x = mx.random.normal((batch, height, width, channels))
     weight = mx.random.normal((channels * per_input, size, size, 1))
     bias = mx.random.normal((channels * per_input,))
 
     def ours(x, weight, bias):
-        return kernels.depthwise_conv2d(x, weight, bias, stride)
+        return ops.depthwise_conv2d(x, weight, bias, stride)
 
     def plain(x, weight, bias):
         return plain_convolution(x, weight, bias, stride)
@@ -63,7 +64,7 @@ def test_depthwise_convolution_and_its_gradients(batch, height, width, channels,
 
 
 def test_what_follows_a_convolution_sees_the_rows_it_is_given(monkeypatch):
-    monkeypatch.setattr(kernels, "PIECE", 2**9)
+    monkeypatch.setattr(ops, "PIECE", 2**9)
     x, weight = mx.random.normal((1, 40, 16, 8)), mx.random.normal((8, 7, 7, 1))
     seen = []
 
@@ -71,7 +72,7 @@ def test_what_follows_a_convolution_sees_the_rows_it_is_given(monkeypatch):
         seen.append(rows)
         return y + x[:, rows]
 
-    y = kernels.depthwise_conv2d(x, weight, None, 1, add)
+    y = ops.depthwise_conv2d(x, weight, None, 1, add)
     assert len(seen) == 10
     assert mx.allclose(y, plain_convolution(x, weight, None, 1) + x, atol=3e-5)
 
@@ -81,9 +82,9 @@ def test_activations_are_exact_and_their_gradients_finite():
     x = mx.array(values)
     gelu = [v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in values.astype(float)]
     silu = [v / (1 + math.exp(-v)) if v > -700 else 0.0 for v in values.astype(float)]
-    assert np.abs(np.array(kernels.gelu(x)) - gelu).max() <= 1e-6
-    assert np.abs(np.array(kernels.silu(x)) - silu).max() <= 3e-6
-    for ours, plain in ((kernels.gelu, nn.gelu), (kernels.silu, nn.silu)):
+    assert np.abs(np.array(ops.gelu(x)) - gelu).max() <= 1e-6
+    assert np.abs(np.array(ops.silu(x)) - silu).max() <= 3e-6
+    for ours, plain in ((ops.gelu, nn.gelu), (ops.silu, nn.silu)):
         got, expected = (mx.grad(lambda x, f=f: f(x).sum())(x) for f in (ours, plain))
         assert mx.abs(got - expected).max() <= 1e-5
 
@@ -91,14 +92,14 @@ def test_activations_are_exact_and_their_gradients_finite():
 @pytest.mark.parametrize("mask", [None, "causal", "padding"])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
 def test_attention(mask, heads, kv_heads, monkeypatch):
-    monkeypatch.setattr(kernels, "PIECE", 2**10)  # heads in groups
+    monkeypatch.setattr(ops, "PIECE", 2**10)  # heads in groups
     mx.random.seed(1)
     q = mx.random.normal((2, heads, 24, 16)) * 3
     k, v = (mx.random.normal((2, kv_heads, 40, 16)) * 3 for _ in range(2))
     if mask == "padding":
         mask = mx.arange(40)[None, None, None] >= mx.array([3, 0])[:, None, None, None]
     expected = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.25, mask=mask)
-    assert mx.abs(kernels.attention(q, k, v, 0.25, mask) - expected).max() <= 3e-5
+    assert mx.abs(ops.attention(q, k, v, 0.25, mask) - expected).max() <= 3e-5
 
 
 def layers(inputs, outputs):
@@ -118,17 +119,17 @@ def layers(inputs, outputs):
 @pytest.mark.parametrize("outputs", [640, 635, 7])  # shared equally, unequally, and too small to be
 def test_a_linear_layer_is_what_it_would_be_in_one_piece(kind, outputs, cores, monkeypatch):
     monkeypatch.setattr(streams, "_count", lambda: cores)
-    monkeypatch.setattr(kernels, "PIECE", 4096)
-    kernels._blocks.cache_clear()
+    monkeypatch.setattr(ops, "PIECE", 4096)
+    ops._blocks.cache_clear()
     layer = layers(64, outputs)[kind]
     for shape in ((64,), (1, 1, 64), (3, 64), (2, 5, 64), (100, 64)):
         x = mx.random.normal(shape)
         expected = layer.as_linear(x) if "embedding" in kind else layer(x)
-        assert kernels.linear(x, layer).shape == expected.shape
-        assert mx.allclose(kernels.linear(x, layer), expected, atol=1e-4)
-        twice = kernels.tokenwise(x, lambda x: kernels.linear(x, layer) * 2)  # as in a perceptron
+        assert ops.linear(x, layer).shape == expected.shape
+        assert mx.allclose(ops.linear(x, layer), expected, atol=1e-4)
+        twice = ops.tokenwise(x, lambda x: ops.linear(x, layer) * 2)  # as in a perceptron
         assert mx.allclose(twice, expected * 2, atol=2e-4)
-    kernels._blocks.cache_clear()
+    ops._blocks.cache_clear()
 
 
 @pytest.mark.parametrize("tokens", [1, 150])
@@ -140,18 +141,18 @@ def test_a_layer_in_anothers_place_is_only_called(tokens):
             return x * 2
 
     x = mx.random.normal((tokens, 64))
-    assert mx.array_equal(kernels.linear(x, Doubled()), x * 2)
+    assert mx.array_equal(ops.linear(x, Doubled()), x * 2)
 
 
 @pytest.mark.parametrize("tokens", [3, 150])
 def test_gradients_of_what_is_shared_out(tokens, monkeypatch):
     monkeypatch.setattr(streams, "_count", lambda: 2)
-    monkeypatch.setattr(kernels, "PIECE", 4096)
+    monkeypatch.setattr(ops, "PIECE", 4096)
     layer, x = nn.Linear(64, 96), mx.random.normal((tokens, 64))
 
     def shared(weight, bias, x):
         layer.weight, layer.bias = weight, bias
-        return kernels.linear(x, layer).square().sum()
+        return ops.linear(x, layer).square().sum()
 
     def plain(weight, bias, x):
         return (x @ weight.T + bias).square().sum()
@@ -163,10 +164,10 @@ def test_gradients_of_what_is_shared_out(tokens, monkeypatch):
 
 def test_blocks_of_a_matrix_are_equal_and_small():
     for outputs, inputs in ((4864, 896), (75968, 896), (448, 4864), (9472, 3584), (997, 4096)):
-        blocks = kernels._blocks(outputs, inputs, 1)
+        blocks = ops._blocks(outputs, inputs, 1)
         assert outputs % blocks == 0
-        assert blocks == 1 or outputs // blocks * inputs <= kernels.PIECE
-    assert kernels._blocks(997, 4096, 1) == 1  # a prime: rows one at a time would be slower than the whole
+        assert blocks == 1 or outputs // blocks * inputs <= ops.PIECE
+    assert ops._blocks(997, 4096, 1) == 1  # a prime: rows one at a time would be slower than the whole
 
 
 def test_both_forms_of_the_tower_agree(monkeypatch):
@@ -176,7 +177,7 @@ def test_both_forms_of_the_tower_agree(monkeypatch):
     tower.update(random_like(tower.parameters()))
     pixels = mx.random.uniform(shape=(2, 128, 192, 3))
     ours = tower(pixels).last_hidden_state
-    monkeypatch.setattr(kernels, "slow_device", lambda x: False)
+    monkeypatch.setattr(ops, "slow_device", lambda x: False)
     gpu = tower(pixels).last_hidden_state
     assert mx.abs(ours - gpu).max() <= 1e-4 * gpu.std()
 
@@ -194,7 +195,7 @@ def test_kernels_of_a_picture_on_a_gpu(monkeypatch, tmp_path):
     """The exported graph of the tower as a GPU gets it. What only looks at an array differently is no kernel; the
     operations that are one kernel on a GPU, but several on the CPU that builds the graph here, are replaced by one.
     """
-    monkeypatch.setattr(kernels, "slow_device", lambda x: False)
+    monkeypatch.setattr(ops, "slow_device", lambda x: False)
     monkeypatch.setattr(mx.fast, "layer_norm", lambda x, *_: mx.sort(x))
     monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", lambda q, k, v, **_: mx.sort(q))
     tower = FastViTHD(VisionConfig())

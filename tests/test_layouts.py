@@ -6,10 +6,10 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_fastvlm import layouts
+from mlx_fastvlm.checkpoints import layouts
+from mlx_fastvlm.checkpoints.reparameterize import reparameterize_tower
 from mlx_fastvlm.config import FastVlmConfig
-from mlx_fastvlm.fusion import fuse_tower
-from mlx_fastvlm.model import FastVlmForConditionalGeneration
+from mlx_fastvlm.models.fastvlm import FastVlmForConditionalGeneration
 
 SIZES = {
     "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14},
@@ -43,7 +43,7 @@ def test_real_names_and_shapes(facts, layout, size):
         if not found.channels_last and len(shape) == 4:
             shape = [shape[0], *shape[2:], shape[1]]
         tensors[new] = mx.zeros(shape)  # lazy: nothing is allocated
-    fused = fuse_tower(
+    fused = reparameterize_tower(
         {n.removeprefix("vision_tower."): t for n, t in tensors.items() if n.startswith("vision_tower.")},
         config.vision_config,
     )
@@ -70,7 +70,7 @@ def test_real_training_form(facts):
         for old, new in names.items()
         if new.startswith("vision_tower.")
     }
-    fused = fuse_tower(tower, config)
+    fused = reparameterize_tower(tower, config)
     assert [fused.missing, fused.unexpected, fused.misshapen] == [[], [], []]
 
 

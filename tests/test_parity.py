@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 import checkpoints
 import small
 from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, FastVlmMultiModalProjector, load
-from mlx_fastvlm.cache import make_cache
+from mlx_fastvlm.cache.policy import make_cache
 
 LIMIT = 1e-4
 

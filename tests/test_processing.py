@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 import small
-from mlx_fastvlm.processing import square, user_message
+from mlx_fastvlm.processing.messages import user_message
+from mlx_fastvlm.processing.preprocess import square
 
 QUESTION = [{"role": "user", "content": "Hi"}]
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 import small
 from mlx_fastvlm import PromptCache, load_prompt_cache, save_prompt_cache, stream_generate
+from mlx_fastvlm.cache.prompt import StaleCache
 from mlx_fastvlm.errors import UsageError
-from mlx_fastvlm.prompt_cache import StaleCache
 
 PICTURE = Image.fromarray(small.odd_picture(70, 50))
 OTHER = Image.new("RGB", (40, 60), "white")

@@ -9,8 +9,9 @@ from conftest import deviations, logits
 from safetensors.numpy import load_file, save_file
 
 from checkpoints import config, mlx_vlm, packed, small_tensors, write
-from mlx_fastvlm import load, quantization
-from mlx_fastvlm.convert import convert
+from mlx_fastvlm import load
+from mlx_fastvlm.checkpoints import quantization
+from mlx_fastvlm.conversion.converter import convert
 
 
 @pytest.mark.parametrize("group_size", [32, 64])

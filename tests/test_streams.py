@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import mlx.core as mx
 import pytest
 
-from mlx_fastvlm import streams
+from mlx_fastvlm.models import streams
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -83,8 +83,9 @@ def test_openblas_has_one_thread_unless_told_otherwise(first, wish, monkeypatch)
         import ctypes, os
         library = ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
         before = library.openblas_get_num_threads()
-        import {first}, mlx_fastvlm.streams
-        print(before, library.openblas_get_num_threads(), len(os.sched_getaffinity(0)), mlx_fastvlm.streams._count())
+        import {first}
+        from mlx_fastvlm.models.streams import _count
+        print(before, library.openblas_get_num_threads(), len(os.sched_getaffinity(0)), _count())
     """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if "OSError" in run.stderr:

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from mlx_fastvlm.processing import user_message
-from mlx_fastvlm.template import DEFAULT_TEMPLATE
+from mlx_fastvlm.processing.messages import user_message
+from mlx_fastvlm.processing.template import DEFAULT_TEMPLATE
 
 QUESTION = [{"role": "user", "content": "Hi"}]
 

@@ -9,9 +9,10 @@ from conftest import deviations
 from mlx.utils import tree_flatten, tree_unflatten
 
 import small
-from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, kernels
-from mlx_fastvlm.fusion import fuse_tower
-from mlx_fastvlm.layouts import LAYOUTS, canonical_names
+from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration
+from mlx_fastvlm.checkpoints.layouts import LAYOUTS, canonical_names
+from mlx_fastvlm.checkpoints.reparameterize import reparameterize_tower
+from mlx_fastvlm.models import ops
 
 TOWER = "vision_tower."
 LIMIT = 1e-4
@@ -43,7 +44,9 @@ def published_loss(tensors, pixel_values):
     }
     tower = {name.removeprefix(TOWER): tensor for name, tensor in named.items() if name.startswith(TOWER)}
     parameters = {name: tensor for name, tensor in named.items() if not name.startswith(TOWER)}
-    parameters |= {TOWER + name: tensor for name, tensor in fuse_tower(tower, config.vision_config).tensors.items()}
+    parameters |= {
+        TOWER + name: tensor for name, tensor in reparameterize_tower(tower, config.vision_config).tensors.items()
+    }
     model = FastVlmForConditionalGeneration(config)
     model.update(tree_unflatten(list(parameters.items())))
     return model(**{**batch(), "pixel_values": pixel_values}).loss
@@ -127,7 +130,7 @@ def test_gradient_checkpointing(deep, monkeypatch):
 
     The CPU's own kernels keep so little for the gradients that there is less to save (docs/reference.md).
     """
-    monkeypatch.setattr(kernels, "slow_device", lambda x: False)
+    monkeypatch.setattr(ops, "slow_device", lambda x: False)
     vision, text, inputs, pixels = DEEP[deep]
     mx.random.seed(0)
     config = {"image_token_id": 300, "tie_word_embeddings": True}

@@ -7,21 +7,22 @@ import numpy as np
 import pytest
 from conftest import PICTURE, left
 
-from mlx_fastvlm import load, verification
-from mlx_fastvlm.convert import convert
-from mlx_fastvlm.verification import compare
+from mlx_fastvlm import load
+from mlx_fastvlm.conversion import verification
+from mlx_fastvlm.conversion.converter import convert
+from mlx_fastvlm.conversion.verification import compare
 
 
 def test_verification_catches_a_wrong_result(checkpoint, tmp_path, monkeypatch):
     """As if a tensor had been mixed up on the way to the disk."""
-    write_tensors = sys.modules["mlx_fastvlm.convert"].write_tensors
+    write_tensors = sys.modules["mlx_fastvlm.conversion.converter"].write_tensors
 
     def spoil(folder, tensors, **options):
         name = "language_model.layers.1.mlp.down_proj.weight"
         tensors[name] = tensors[name][::-1]
         return write_tensors(folder, tensors, **options)
 
-    monkeypatch.setattr(sys.modules["mlx_fastvlm.convert"], "write_tensors", spoil)
+    monkeypatch.setattr(sys.modules["mlx_fastvlm.conversion.converter"], "write_tensors", spoil)
     with pytest.raises(ValueError, match="does not compute what its source does"):
         convert(checkpoint("apple"), tmp_path / "mlx")
     assert left(tmp_path) == []

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from mlx_fastvlm.writing import finished_folder
+from mlx_fastvlm.files import atomic_folder
 
 
 def test_what_was_there_comes_back_where_the_new_one_can_not(tmp_path, monkeypatch):
@@ -20,7 +20,7 @@ def test_what_was_there_comes_back_where_the_new_one_can_not(tmp_path, monkeypat
         return rename(path, to)
 
     monkeypatch.setattr(Path, "rename", fail_for_the_new_one)
-    with pytest.raises(OSError, match="went away"), finished_folder(target, force=True) as folder:
+    with pytest.raises(OSError, match="went away"), atomic_folder(target, force=True) as folder:
         (folder / "new.txt").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert (target / "mine.txt").read_text() == "precious"
@@ -30,7 +30,7 @@ def test_a_folder_that_appeared_meanwhile_is_kept(tmp_path):
     target = tmp_path / "model"
 
     def write():
-        with finished_folder(target) as folder:
+        with atomic_folder(target) as folder:
             (folder / "new.txt").write_text("new")
             target.mkdir()
             (target / "other.txt").write_text("another conversion's")

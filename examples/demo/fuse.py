@@ -14,11 +14,11 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_fastvlm.checkpoint import read_weights
+from mlx_fastvlm.checkpoints.export import timm_form
+from mlx_fastvlm.checkpoints.layouts import network_parts
+from mlx_fastvlm.checkpoints.weights import read_weights
 from mlx_fastvlm.config import FastVlmConfig
-from mlx_fastvlm.export import timm_form
-from mlx_fastvlm.layouts import network_parts
-from mlx_fastvlm.writing import finished_folder, write_json, write_tensors
+from mlx_fastvlm.files import atomic_folder, write_json, write_tensors
 
 SIDE_FILES = ("vocab.json", "merges.txt", "added_tokens.json", "tokenizer_config.json", "generation_config.json")
 
@@ -64,7 +64,7 @@ def main():
     }
     for tensor in named.values():
         assert mx.isfinite(tensor).all(), "a weight is too large for float16"
-    with finished_folder(arguments.target, force=True) as folder:
+    with atomic_folder(arguments.target, force=True) as folder:
         size = write_tensors(folder, named, made_for="pt")
         write_json(folder / "config.json", settings | {"torch_dtype": "float16", "tie_word_embeddings": True})
         for name in SIDE_FILES:

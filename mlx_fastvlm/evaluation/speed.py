@@ -21,6 +21,7 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
+from .. import __version__
 from ..cache.policy import make_cache
 from ..generation.decoding import prefill, step
 from ..models.fastvlm import FastVlmForConditionalGeneration
