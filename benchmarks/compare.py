@@ -2,7 +2,7 @@
 
     python benchmarks/compare.py CHECKPOINT --mlx-vlm PYTHON --transformers PYTHON
 
-CHECKPOINT is a folder in transformers' layout, for example what `tests/reference/full_size.py record` makes; each
+CHECKPOINT is a folder in transformers' layout, for example what `tests/support/reference/full_size.py` records; each
 PYTHON is the interpreter of an environment with that package. Each package runs in a process of its own that stays
 alive; one warms up and measures while the others wait, in turns, so that what else the machine does falls on all alike.
 The table gives medians, and the median of each turn's ratio to this package. `--blas LIBRARY` is preloaded for both MLX

@@ -1,34 +1,21 @@
-"""Fixtures shared by the tests: what transformers computed, and small checkpoints in any layout."""
+"""Fixtures that the tests share: what transformers computed, small checkpoints, models, a real vocabulary."""
 
 import dataclasses
-import functools
-import os
 import shutil
-import sys
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import mlx_fastvlm  # before anything imports mlx, so that OpenBLAS is found
-
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE / "reference")]
-
-import checkpoints  # noqa: E402
-import small  # noqa: E402
-
-SHARED = HERE.parent.parent / "shared"
-PICTURE = Image.fromarray(small.odd_picture(70, 50))
-PROMPT = "What is this?"
+from tests.support import checkpoints, differences
+from tests.support.images import PICTURE, PROMPT
+from tests.support.paths import REFERENCE, SHARED
 
 
 @pytest.fixture(scope="session")
 def recorded():
-    """Arrays that tests/reference/record.py took from transformers and timm."""
-    with np.load(HERE / "reference" / "recorded.npz") as file:
+    """Arrays that tests/support/reference/record.py took from transformers and timm."""
+    with np.load(REFERENCE / "recorded.npz") as file:
         return dict(file)
 
 
@@ -88,31 +75,6 @@ def first_logits(ask):
     return first_logits
 
 
-@functools.cache
-def wide_model():
-    """A model with heads of 64 channels, as the real ones have, that rambles: random weights, no end of sequence.
-
-    A function and no fixture, so that hypothesis can use it.
-    """
-    import mlx.core as mx
-
-    from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, FastVlmProcessor
-
-    text = {**small.TEXT, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 64}
-    config = FastVlmConfig(small.VISION, text, image_token_id=-200, image_aspect_ratio="pad")
-    mx.random.seed(0)
-    model = FastVlmForConditionalGeneration(config)
-    for name, module in model.named_modules():
-        if "weight" in module and module.weight.ndim == 2:  # MLX's own are too small for attention to matter
-            module.weight = mx.random.normal(module.weight.shape) * (2 if "_proj" in name else 1) / 8
-    mx.eval(model.parameters())
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoints.write_tokenizer(folder)
-        processor = FastVlmProcessor.from_folder(folder, config)
-    settings = dataclasses.replace(processor.image_settings, size=128)
-    return model, dataclasses.replace(processor, eos_token_ids=frozenset(), image_settings=settings)
-
-
 @pytest.fixture(scope="session")
 def demo():
     """Model and processor of the embedded checkpoint."""
@@ -127,38 +89,13 @@ def facts():
     return SHARED / "facts"
 
 
-differences = {}  # the largest of each test, in standard deviations
-
-
-def deviations(ours, theirs, spread=None):
-    """The largest difference, in standard deviations of the reference (``spread``, where that is only a sample)."""
-    ours, theirs = np.array(ours), np.asarray(theirs)
-    assert ours.shape == theirs.shape
-    found = np.abs(ours - theirs).max() / (theirs.std() if spread is None else spread)
-    test = os.environ["PYTEST_CURRENT_TEST"].partition("[")[0].partition(" ")[0]
-    differences[test] = max(found, differences.get(test, 0.0))
-    return found
-
-
-def logits(folder):
-    """The answer's first logits to a fixed question about a fixed picture, float32."""
-    model, processor = mlx_fastvlm.load(folder, dtype="float32")
-    inputs = processor(text="<image>\nWhat is this?", images=PICTURE, image_size=128)
-    return np.array(model(inputs["input_ids"], inputs["pixel_values"]).logits)
-
-
-def left(folder):
-    """Everything in a folder, hidden things too."""
-    return sorted(path.name for path in folder.iterdir())
-
-
 def pytest_addoption(parser):
     parser.addoption("--differences", action="store_true", help="print what each test measured (docs/reference.md)")
 
 
 def pytest_terminal_summary(terminalreporter, config):
     if config.getoption("differences"):
-        for test, found in differences.items():
+        for test, found in differences.largest.items():
             terminalreporter.write_line(f"{found:.1e}  {test}")
 
 

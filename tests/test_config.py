@@ -1,16 +1,15 @@
 """The configuration: transformers' defaults and checks, and nothing lost on a round trip."""
 
 import json
-from pathlib import Path
 
 import mlx.core as mx
 import pytest
 
-import checkpoints
-import small
 from mlx_fastvlm import FastViTHD, FastVlmConfig, TextConfig, VisionConfig
+from tests.support import checkpoints, small
+from tests.support.paths import REFERENCE
 
-RECORDED = json.loads((Path(small.HERE) / "recorded.json").read_text())
+RECORDED = json.loads((REFERENCE / "recorded.json").read_text())
 
 # Found in nested configs in the wild, or made up; none means anything here.
 STRANGE = {"made_up": {"deep": [1, None, {"x": 2}]}, "label_names": ["a", "b"], "max_window_layers": 3}

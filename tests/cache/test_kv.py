@@ -3,18 +3,17 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import wide_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx_lm.models.base import scaled_dot_product_attention
 from PIL import Image
 
-import small
 from mlx_fastvlm import PromptCache, stream_generate
 from mlx_fastvlm.cache.policy import make_cache
 from mlx_fastvlm.errors import UsageError
+from tests.support.images import PICTURE
+from tests.support.models import wide_model
 
-PICTURE = Image.fromarray(small.odd_picture(70, 50))
 OTHER = Image.new("RGB", (40, 60), "white")
 
 

@@ -5,15 +5,14 @@ import json
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import wide_model
 from PIL import Image
 
-import small
 from mlx_fastvlm import PromptCache, load_prompt_cache, save_prompt_cache, stream_generate
 from mlx_fastvlm.cache.prompt import StaleCache
 from mlx_fastvlm.errors import UsageError
+from tests.support.images import PICTURE
+from tests.support.models import wide_model
 
-PICTURE = Image.fromarray(small.odd_picture(70, 50))
 OTHER = Image.new("RGB", (40, 60), "white")
 
 

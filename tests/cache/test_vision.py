@@ -3,10 +3,10 @@
 import dataclasses
 
 import pytest
-from conftest import PICTURE, PROMPT
 from PIL import Image
 
 from mlx_fastvlm import VisionCache, generate, load
+from tests.support.images import PICTURE, PROMPT
 
 OTHER = Image.new("RGB", (40, 60), "white")
 

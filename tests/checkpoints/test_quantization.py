@@ -5,13 +5,14 @@ import json
 import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import deviations, logits
 from safetensors.numpy import load_file, save_file
 
-from checkpoints import config, mlx_vlm, packed, small_tensors, write
 from mlx_fastvlm import load
 from mlx_fastvlm.checkpoints import quantization
 from mlx_fastvlm.conversion.converter import convert
+from tests.support.checkpoints import config, mlx_vlm, packed, small_tensors, write
+from tests.support.differences import deviations
+from tests.support.models import logits
 
 
 @pytest.mark.parametrize("group_size", [32, 64])

@@ -4,8 +4,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-import small
 from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, load
+from tests.support import small
 
 
 def pixels(count, height=128, width=192):

@@ -3,25 +3,27 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import warnings
 
-import hub
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import PICTURE, deviations, left, logits
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
-import small
-from checkpoints import apple_config, small_tensors, write
 from mlx_fastvlm import FastVlmConfig, load
 from mlx_fastvlm.checkpoints.weights import read_weights
 from mlx_fastvlm.conversion import verification
 from mlx_fastvlm.conversion.converter import convert
 from mlx_fastvlm.convert import main
+from tests.support import hub, small
+from tests.support.checkpoints import apple_config, small_tensors, write
+from tests.support.differences import deviations
+from tests.support.images import PICTURE
+from tests.support.models import logits
+from tests.support.paths import REFERENCE, ROOT, left
+from tests.support.processes import run
 
 SOURCES = [
     ("apple", {}),
@@ -53,7 +55,7 @@ def test_transformers_layout(checkpoint, tmp_path, how):
     convert(source, tmp_path / "hf", layout="transformers")
     tensors = load_file(tmp_path / "hf" / "model.safetensors")
     # The names and shapes that transformers itself has, but for the rows that make room for <image>.
-    expected = json.loads((small.HERE / "shapes.json").read_text())["inference"]
+    expected = json.loads((REFERENCE / "shapes.json").read_text())["inference"]
     if how.get("head"):
         expected["lm_head.weight"] = expected["model.language_model.embed_tokens.weight"]
     assert tensors.keys() == expected.keys()
@@ -317,8 +319,7 @@ def test_progress_bars_in_a_terminal(checkpoint, tmp_path, monkeypatch, capsys):
 
 
 def test_the_top_level_script_and_usage_errors():
-    root = small.HERE.parent.parent
-    done = subprocess.run([sys.executable, root / "convert.py"], capture_output=True, text=True, cwd=root)
+    done = run([sys.executable, ROOT / "convert.py"], cwd=ROOT)
     assert done.returncode == 2
     assert "--hf-path" in done.stderr
 
@@ -330,7 +331,7 @@ def test_upload_and_download_through_a_hub(checkpoint, tmp_path):
 
     def python(*words):
         command = [sys.executable, "-m", *map(str, words)]
-        return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300)
+        return run(command, env={**os.environ, **environment})
 
     with hub.serve() as (address, repos, downloads):
         environment["HF_ENDPOINT"] = address

@@ -5,12 +5,13 @@ import sys
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import PICTURE, left
 
 from mlx_fastvlm import load
 from mlx_fastvlm.conversion import verification
 from mlx_fastvlm.conversion.converter import convert
 from mlx_fastvlm.conversion.verification import compare
+from tests.support.images import PICTURE
+from tests.support.paths import left
 
 
 def test_verification_catches_a_wrong_result(checkpoint, tmp_path, monkeypatch):

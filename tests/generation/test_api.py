@@ -8,12 +8,13 @@ import re
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import PICTURE, PROMPT, wide_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from mlx_fastvlm import generate, stream_generate
+from tests.support.images import PICTURE, PROMPT
+from tests.support.models import wide_model
 
 OTHER = Image.new("RGB", (40, 60), "white")
 

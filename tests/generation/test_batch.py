@@ -1,14 +1,14 @@
 """A batch's rows equal the same prompts alone."""
 
 import pytest
-from conftest import wide_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import small
 from mlx_fastvlm import VisionCache, batch_generate, generate
 from mlx_fastvlm.errors import UsageError
+from tests.support import small
+from tests.support.models import wide_model
 
 PICTURES = [Image.fromarray(small.odd_picture(70, 50)), Image.new("RGB", (40, 60), "white"), Image.new("RGB", (9, 9))]
 ROW = st.tuples(st.text("abc <>é", min_size=1, max_size=40), st.lists(st.sampled_from(PICTURES), max_size=3))

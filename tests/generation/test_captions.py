@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from conftest import wide_model
 from PIL import Image
 
-import small
 from mlx_fastvlm import generate
 from mlx_fastvlm.generation.captions import caption_folder
+from tests.support import small
+from tests.support.models import wide_model
 
 PICTURES = [Image.fromarray(small.odd_picture(70, 50)), Image.new("RGB", (40, 60), "white"), Image.new("RGB", (9, 9))]
 

@@ -2,12 +2,9 @@
 
 import mlx.core as mx
 import pytest
-from PIL import Image
 
-import small
 from mlx_fastvlm import batch_generate, generate, load, stream_generate
-
-PICTURE = Image.fromarray(small.odd_picture(70, 50))
+from tests.support.images import PICTURE
 
 
 def answers(model, processor, **options):

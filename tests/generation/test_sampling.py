@@ -5,10 +5,10 @@ import dataclasses
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import PICTURE, PROMPT
 
 from mlx_fastvlm import stream_generate
 from mlx_fastvlm.errors import UsageError
+from tests.support.images import PICTURE, PROMPT
 
 
 def test_sampling(ask):

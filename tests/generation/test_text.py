@@ -3,12 +3,13 @@
 import dataclasses
 from itertools import pairwise
 
-from conftest import PICTURE, PROMPT, wide_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlx_fastvlm import generate, stream_generate
 from mlx_fastvlm.generation.text import StopStrings
+from tests.support.images import PICTURE, PROMPT
+from tests.support.models import wide_model
 
 
 def test_stop_strings(untied_model):

@@ -6,8 +6,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-import small
 from mlx_fastvlm import FastVlmForConditionalGeneration, load
+from tests.support import small
+from tests.support.paths import REFERENCE
 
 
 def pixels(count, height=128, width=192):
@@ -129,7 +130,7 @@ def test_features_and_pictures_exclude_each_other(small_model):
 def test_prepared_inputs_are_transformers(small_model):
     model, _ = small_model
     ids, mask, positions = (mx.array(x) for x in small.batch())
-    recorded = json.loads((small.HERE / "recorded.json").read_text())["generation_steps"]
+    recorded = json.loads((REFERENCE / "recorded.json").read_text())["generation_steps"]
     steps = {
         "first": {"is_first_iteration": True},
         "later": {"next_sequence_length": 1},

@@ -3,8 +3,8 @@
 import mlx.core as mx
 import pytest
 
-import small
 from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration
+from tests.support import small
 
 
 def test_an_unknown_projector_is_refused():

@@ -1,6 +1,5 @@
 """Work on several CPU streams: the same results, in order, whatever the number of cores."""
 
-import subprocess
 import sys
 import threading
 from types import SimpleNamespace
@@ -9,6 +8,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_fastvlm.models import streams
+from tests.support.processes import run
 
 
 @pytest.fixture(params=[1, 2, 5])
@@ -87,9 +87,9 @@ def test_openblas_has_one_thread_unless_told_otherwise(first, wish, monkeypatch)
         from mlx_fastvlm.models.streams import _count
         print(before, library.openblas_get_num_threads(), len(os.sched_getaffinity(0)), _count())
     """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    if "OSError" in run.stderr:
+    done = run([sys.executable, "-c", code])
+    if "OSError" in done.stderr:
         pytest.skip("OpenBLAS is not installed")
-    before, after, cores, count = map(int, run.stdout.split())
+    before, after, cores, count = map(int, done.stdout.split())
     assert after == (before if wish else 1)
     assert count == max(1, min(8, cores // after))

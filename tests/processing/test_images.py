@@ -1,63 +1,18 @@
 """Any source becomes an upright RGB picture, or one clear error."""
 
 import base64
-import http.server
 import io
 import sys
-import threading
-import time
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import SHARED
 from PIL import Image, UnidentifiedImageError
 
-import small
 from mlx_fastvlm import load_frames, load_image
-
-
-@pytest.fixture
-def picture():
-    return Image.fromarray(small.odd_picture(40, 30))
-
-
-def encoded(image, kind="PNG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-@pytest.fixture
-def server(picture):
-    """A loopback server: /picture is one, /missing is not, /moved redirects to a file."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            if self.path == "/moved":
-                self.send_response(302)
-                self.send_header("Location", "file:///etc/passwd")
-                self.end_headers()
-            elif self.path == "/endless":
-                self.send_response(200)
-                self.end_headers()
-                while not self.wfile.closed:
-                    self.wfile.write(b"\0")
-                    time.sleep(0.02)
-            elif self.path == "/picture":
-                self.send_response(200)
-                self.end_headers()
-                self.wfile.write(encoded(picture))
-            else:
-                self.send_error(404)
-
-        def log_message(self, *_):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+from tests.support import small
+from tests.support.images import encoded
+from tests.support.paths import SHARED
 
 
 def test_every_kind_of_source_gives_the_same_picture(picture, server, tmp_path, monkeypatch):
@@ -205,25 +160,6 @@ def test_a_long_text_that_is_no_picture_is_a_path():
     for text in ("a/b" * 200, base64.b64encode(b"certainly no picture" * 50).decode()):
         with pytest.raises(FileNotFoundError, match="no such picture"):
             load_image(text)
-
-
-def test_urls_that_fail(server):
-    with pytest.raises(OSError, match="404"):
-        load_image(f"{server}/missing")
-    with pytest.raises(OSError, match="302"):
-        load_image(f"{server}/moved")
-    with pytest.raises(OSError, match="could not be fetched"):
-        load_image("http://127.0.0.1:9/nothing-listens-here")
-
-
-def test_urls_that_are_too_large_or_too_slow(server, monkeypatch):
-    monkeypatch.setattr("mlx_fastvlm.processing.fetch.URL_DEADLINE", 0.2)
-    with pytest.raises(OSError, match=r"took more than 0\.2 s"):
-        load_image(f"{server}/endless")
-    monkeypatch.setattr("mlx_fastvlm.processing.fetch.URL_DEADLINE", 60)
-    monkeypatch.setattr("mlx_fastvlm.processing.fetch.URL_LIMIT", 20)
-    with pytest.raises(OSError, match="is larger than"):
-        load_image(f"{server}/picture")
 
 
 def test_a_bomb_is_refused(picture, monkeypatch):

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import small
 from mlx_fastvlm.processing.messages import user_message
 from mlx_fastvlm.processing.preprocess import square
+from tests.support import small
 
 QUESTION = [{"role": "user", "content": "Hi"}]
 

@@ -2,16 +2,13 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 from safetensors.numpy import save_file
 
-sys.path.insert(0, str(Path(__file__).parent / "reference"))
-
-import small
+from tests.support import small
 
 TOWER = "model.vision_tower.timm_model."
 # Apple's flat list for small.VISION, counted by hand: blocks, downsampling, blocks, ... and a position convolution

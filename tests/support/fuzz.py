@@ -1,13 +1,13 @@
 """Throws damaged files and odd texts at the package; whatever is not one clear error is a finding.
 
-    python tests/fuzz.py TARGET [SECONDS] [SEED]
+    python -m tests.support.fuzz TARGET [SECONDS] [SEED]
 
 TARGET is pictures, prompts, config, tokenizer or tensors; the seconds are of processor time.
 
 Every input is a seed with a few bytes or values changed. What must not happen: another exception than ValueError or
 OSError (a crash), an error of several lines, or an input that takes longer than TOO_LONG (a hang). The input at hand is
 kept in fuzz-input.bin, so that one which kills the process can be found there; findings are written as finding-*.bin.
-docs/security.md tells what long runs have found; test_fuzz.py runs a short one.
+docs/security.md tells what long runs have found; tests/whole/test_fuzz.py runs a short one.
 """
 
 import contextlib
@@ -27,9 +27,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import checkpoints  # it finds small, so it comes first
-import mlx_fastvlm
-import small
 from mlx_fastvlm import FastVlmForConditionalGeneration
 from mlx_fastvlm.config import FastVlmConfig
 from mlx_fastvlm.models.loading import load_model
@@ -37,6 +34,7 @@ from mlx_fastvlm.processing.images import FORMATS, load_frames
 from mlx_fastvlm.processing.messages import read_prompt
 from mlx_fastvlm.processing.preprocess import square
 from mlx_fastvlm.processing.processor import FastVlmProcessor
+from tests.support import checkpoints, small
 
 TOO_LONG = 10  # seconds of processor time for one input
 
@@ -345,5 +343,4 @@ def main():
 
 
 if __name__ == "__main__":
-    assert mlx_fastvlm
     main()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-HERE = Path(__file__).parent
+REFERENCE = Path(__file__).parent / "reference"
 
 VISION = {"layers": [1, 2, 1, 2, 1], "embed_dims": [16, 32, 64, 128, 256]}
 TEXT = {
@@ -78,7 +78,7 @@ def tensor(name, shape):
 
 def tensors(form):
     """Name -> array, in transformers' layout; ``form`` is "inference" or "training" (a tower in branches)."""
-    shapes = json.loads((HERE / "shapes.json").read_text())[form]
+    shapes = json.loads((REFERENCE / "shapes.json").read_text())[form]
     return {name: tensor(name, shape) for name, shape in shapes.items()}
 
 

@@ -1,15 +1,15 @@
 """The command line, as a user runs it."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-import small
 from mlx_fastvlm.generate import main
+from tests.support import small
+from tests.support.paths import ROOT
+from tests.support.processes import run
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_ctrl_c_keeps_what_was_said(arguments, monkeypatch, capfd):
 
 def test_as_a_process_without_python_warnings(arguments):
     command = [sys.executable, "-W", "always", "-m", "mlx_fastvlm.generate", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = run(command)
     assert done.returncode == 0, done.stderr
     assert "RuntimeWarning" not in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -207,7 +207,7 @@ def test_as_a_process_without_python_warnings(arguments):
 
 def test_a_closed_pipe_is_no_traceback(arguments):
     command = f"{sys.executable} -m mlx_fastvlm.generate {' '.join(arguments)} | true"
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120)
+    done = run(["sh", "-c", command])
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
 
@@ -215,7 +215,7 @@ def test_a_closed_pipe_is_no_traceback(arguments):
 def test_import_is_lazy():
     code = "import sys, mlx_fastvlm; print(sorted(m for m in sys.modules if m.split('.')[0] in "
     code += "('mlx', 'mlx_lm', 'numpy', 'PIL', 'tokenizers', 'jinja2', 'transformers', 'torch')))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert run([sys.executable, "-c", code]).stdout.strip() == "[]"
 
 
 def test_public_names():
@@ -230,16 +230,16 @@ def test_public_names():
         "try: mlx_fastvlm.nothing\n"
         "except AttributeError as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run([sys.executable, "-c", code])
     assert "has no attribute 'nothing'" in done.stdout, done.stderr
 
 
 def test_a_greedy_answer_needs_neither_mlx_lm_nor_transformers():
     """Importing them takes longer than the demo's whole answer."""
-    picture = Path(__file__).parent.parent / "examples" / "images" / "shapes-1.png"
+    picture = ROOT / "examples" / "images" / "shapes-1.png"
     code = "import sys; from mlx_fastvlm.generate import main; main(['--image', sys.argv[1]]); "
     code += "sys.exit(any(name in sys.modules for name in ('mlx_lm', 'transformers', 'torch')))"
-    assert subprocess.run([sys.executable, "-c", code, str(picture)], capture_output=True).returncode == 0
+    assert run([sys.executable, "-c", code, str(picture)]).returncode == 0
 
 
 def test_a_terminal_is_shown_no_control_characters(arguments, monkeypatch, capfd):

@@ -3,11 +3,12 @@
 import ast
 import re
 import urllib.parse
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
+from tests.support.scripts import load_script
+
 PAGES = [
     page
     for page in sorted(ROOT.rglob("*.md"))
@@ -53,15 +54,15 @@ def test_links(page):
 def test_scripts_and_modules_in_commands(page):
     for script in re.findall(r"\bpython3? ((?!-)[\w./-]+\.py)", text(page)):
         assert (ROOT / script).is_file(), f"{page} runs {script}, which is not there"
-    for module in re.findall(r"\bpython3? -m mlx_fastvlm\.(\w+)", text(page)):
-        assert (ROOT / "mlx_fastvlm" / f"{module}.py").is_file(), f"{page} runs {module}, which is not there"
+    for module in re.findall(r"\bpython3? -m ((?:mlx_fastvlm|tests)\.[\w.]+\w)", text(page)):
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), f"{page} runs {module}, which is not there"
     for path in re.findall(r"`((?:mlx_fastvlm|tests|examples|benchmarks|docs)/[\w./-]+)`", text(page)):
         assert (ROOT / path).exists(), f"{page} names {path}, which is not there"
 
 
 def test_flags_in_commands():
     """Of the package's own commands: every flag that a page shows is one that the command has."""
-    folders = ("mlx_fastvlm/*.py", "examples/**/*.py", "benchmarks/*.py", "tests/reference/*.py")
+    folders = ("mlx_fastvlm/*.py", "examples/**/*.py", "benchmarks/*.py", "tests/support/reference/*.py")
     known = {
         flag
         for file in (file for folder in folders for file in ROOT.glob(folder))
@@ -76,7 +77,7 @@ def test_flags_in_commands():
 @pytest.mark.parametrize("page", ["reference.md", "security.md"])
 def test_tests_that_pages_name(page):
     """docs/reference.md lists a test for each capability, docs/security.md one for each promise."""
-    named = re.findall(r"`(test_\w+\.py)`: ((?:`test_\w+`(?:, )?)+)", text(ROOT / "docs" / page))
+    named = re.findall(r"`((?:\w+/)?test_\w+\.py)`: ((?:`test_\w+`(?:, )?)+)", text(ROOT / "docs" / page))
     assert len(named) > 15
     for file, tests in named:
         tree = ast.parse(text(ROOT / "tests" / file))
@@ -102,21 +103,14 @@ def test_the_site_builds(tmp_path):
     assert not re.search(r'(?:href|src)="[^":]*(?:README\.md|\.py)"', page)
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "docs" / "figures")
-
-
-def test_the_architecture_is_drawn_from_the_configuration(figures):
-    import architecture
-
+def test_the_architecture_is_drawn_from_the_configuration():
+    architecture = load_script("docs/figures/architecture.py")
     assert architecture.draw() == text(ROOT / "docs" / "figures" / "architecture.svg")
 
 
-def test_the_front_picture_shows_what_the_terminal_does(figures):
+def test_the_front_picture_shows_what_the_terminal_does():
     pytest.importorskip("matplotlib")
-    import front
-
+    front = load_script("docs/figures/front.py")
     answer = "A big blue star, a big orange square, a big green triangle and a big cyan triangle."
     lines = [line for line, _ in front.session()]
     assert lines[1] == answer

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+from tests.support.paths import ROOT
+
+EXAMPLES = ROOT / "examples"
 FIRST = "A big blue star, a big orange square, a big green triangle and a big cyan triangle."
 
 

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -12,26 +11,20 @@ from pathlib import Path
 
 import mlx.core as mx
 import pytest
-from PIL import Image
 
-import small
 from mlx_fastvlm import ChatSession, PromptCache, convert, generate, load, save_prompt_cache
 from mlx_fastvlm.files import atomic_file, atomic_folder
 from mlx_fastvlm.generate import main
 from mlx_fastvlm.models import memory
-
-PICTURE = Image.fromarray(small.odd_picture(70, 50))
+from tests.support.images import PICTURE
+from tests.support.paths import ROOT, left
+from tests.support.processes import run, start
 
 
 @pytest.fixture
 def arguments(checkpoint, tmp_path):
     PICTURE.save(tmp_path / "picture.png")
     return ["--model", str(checkpoint("apple")), "--image", str(tmp_path / "picture.png"), "--max-tokens", "5"]
-
-
-def left(folder):
-    """Everything in a folder, hidden things too."""
-    return sorted(path.name for path in folder.iterdir())
 
 
 # Memory
@@ -118,7 +111,7 @@ def test_a_disk_that_is_full_in_the_midst(checkpoint, tmp_path, kept):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "mine.txt").write_text("precious")
     command = [sys.executable, "-c", CONVERSION, checkpoint("apple"), tmp_path / "out", *(["--force"] if kept else [])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = run(command)
     assert (done.returncode, done.stdout) == (1, "")
     assert "out could not be written (File too large); make room. Nothing is kept." in done.stderr
     assert done.stderr.count("\n") == 1
@@ -160,7 +153,7 @@ def test_a_saved_conversation_too(small_model, tmp_path, monkeypatch):
 def test_standard_output_that_is_full(arguments, flags):
     command = [sys.executable, "-m", "mlx_fastvlm.generate", *arguments, *flags]
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+        done = run(command, stdout=full)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "error: [Errno 28] No space left on device"
     assert "Exception ignored" not in done.stderr
@@ -173,7 +166,7 @@ def test_standard_output_that_is_full(arguments, flags):
 @pytest.mark.parametrize("flags", [[], ["--json"]], ids=["streaming", "json"])
 def test_a_reader_that_leaves(arguments, flags):
     command = [sys.executable, "-m", "mlx_fastvlm.generate", *arguments, *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(command)
     process.stdout.close()
     error = process.stderr.read()
     assert process.wait(timeout=120) == 1
@@ -184,7 +177,7 @@ def test_a_terminal_that_knows_no_such_characters(arguments, monkeypatch):
     """The answer comes, with question marks, instead of an encoding error half-way."""
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "mlx_fastvlm.generate", *arguments]
-    done = subprocess.run(command, capture_output=True, env=environment, timeout=120)
+    done = run(command, env=environment, text=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(b"\n")
 
@@ -194,9 +187,7 @@ def test_a_terminal_that_knows_no_such_characters(arguments, monkeypatch):
 
 def interrupted(command, after, environment=None):
     """Run a command and press Ctrl-C when ``after`` says so; (exit code, stderr)."""
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})}
-    )
+    process = start(command, env={**os.environ, **(environment or {})})
     after(process)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=120)
@@ -233,7 +224,7 @@ def test_ctrl_c_at_every_stage(arguments, stage):
 
 def test_ctrl_c_while_importing(arguments, tmp_path):
     (tmp_path / "numpy.py").write_text("print('here', flush=True)\nimport time\ntime.sleep(60)\n")
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
     command = [sys.executable, "-m", "mlx_fastvlm.generate", *arguments]
     code, error = interrupted(command, lambda process: process.stdout.readline(), {"PYTHONPATH": path})
     assert code in (130, -signal.SIGINT)  # as the system reports what a signal ended; a shell says 130
@@ -258,7 +249,7 @@ sys.exit(convert.main(["--hf-path", sys.argv[1], "--mlx-path", sys.argv[2], *sys
 @contextlib.contextmanager
 def a_conversion_in_the_midst(checkpoint, target, *flags):
     command = [sys.executable, "-c", SLOW, checkpoint("apple"), target, *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(command)
     assert process.stdout.readline() == "here\n"
     try:
         yield process

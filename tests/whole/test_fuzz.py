@@ -3,13 +3,13 @@
 import json
 import tempfile
 
-import fuzz
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from mlx_fastvlm import load_image
+from tests.support import fuzz
 
 INPUTS = {"pictures": 1000, "prompts": 1000, "config": 150, "tokenizer": 300, "tensors": 150}
 

@@ -3,13 +3,12 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import deviations
 from mlx.utils import tree_flatten
 
-import checkpoints
-import small
 from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, FastVlmMultiModalProjector, load
 from mlx_fastvlm.cache.policy import make_cache
+from tests.support import checkpoints, small
+from tests.support.differences import deviations
 
 LIMIT = 1e-4
 

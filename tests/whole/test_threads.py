@@ -1,15 +1,15 @@
 """One model, several threads: right answers, or an error that says what to do."""
 
-import subprocess
 import sys
 import threading
 
 import pytest
-from conftest import wide_model
 from PIL import Image
 
-import small
 from mlx_fastvlm import ChatSession, PromptCache, VisionCache, batch_generate, generate, stream_generate
+from tests.support import small
+from tests.support.models import wide_model
+from tests.support.processes import run
 
 PICTURES = [Image.fromarray(small.odd_picture(60 + 5 * i, 50)) for i in range(4)]
 
@@ -113,5 +113,5 @@ def test_threads_leave_nothing_that_breaks_the_end_of_the_process(checkpoint, tm
     """MLX's own threads must be gone before it is (mlx.core.clear_streams), or the process is aborted."""
     PICTURES[0].save(tmp_path / "picture.png")
     command = [sys.executable, "-c", LEFT_BEHIND, checkpoint("apple"), tmp_path / "picture.png"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = run(command)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")

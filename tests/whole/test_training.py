@@ -5,14 +5,14 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
-from conftest import deviations
 from mlx.utils import tree_flatten, tree_unflatten
 
-import small
 from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration
 from mlx_fastvlm.checkpoints.layouts import LAYOUTS, canonical_names
 from mlx_fastvlm.checkpoints.reparameterize import reparameterize_tower
 from mlx_fastvlm.models import ops
+from tests.support import small
+from tests.support.differences import deviations
 
 TOWER = "vision_tower."
 LIMIT = 1e-4

@@ -3,19 +3,20 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support import processes
+from tests.support.paths import ROOT
+
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "mlx_fastvlm")
 
 
 def run(*command, **options):
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, **options)
+    done = processes.run(command, **options)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -1,6 +1,6 @@
 """What convert.py writes for transformers, loaded by transformers itself.
 
-    python tests/reference/exported.py     # with this package, torch, torchvision, timm and transformers
+    python -m tests.support.reference.exported     # with this package, torch, torchvision, timm and transformers
 
 Each source goes the long way: its own layout -> mlx -> transformers' layout. transformers then has to load it with
 nothing missing, unexpected or of another shape, cut and count the prompt's tokens as here, and compute the logits that
@@ -12,20 +12,18 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from mlx_fastvlm import convert, load  # before mlx, so that OpenBLAS is found
+
+from tests.support.reference import record  # noqa: F401, isort: skip  (makes timm importable)
 
 import mlx.core as mx  # isort: skip
 import numpy as np
-import record  # noqa: F401  (makes timm importable)
 import torch
 from PIL import Image
 from transformers import AutoProcessor, FastVlmForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 
-import checkpoints
-import small
+from tests.support import checkpoints, small
 
 QUESTION = "What are these?"
 LIMIT = 1e-4

@@ -1,8 +1,8 @@
 """The parity check at full size, too slow for the test suite: FastVLM-0.5B's shapes, random weights, float32.
 
-    python tests/reference/full_size.py record FOLDER    # with torch, timm and transformers; writes 2.7 GB
-    python tests/reference/full_size.py compare FOLDER   # with this package
-    python tests/reference/full_size.py drift FOLDER     # with this package; slow on a CPU
+    python -m tests.support.reference.full_size record FOLDER    # with torch, timm and transformers; writes 2.7 GB
+    python -m tests.support.reference.full_size compare FOLDER   # with this package
+    python -m tests.support.reference.full_size drift FOLDER     # with this package; slow on a CPU
 
 The first writes a checkpoint in transformers' layout and what transformers computes from it for a 1024 pixel picture
 and a prompt; the second loads it here and prints the differences in standard deviations, and fails above 1e-4. The
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-import small
+from tests.support import small
 
 TEXT = {
     "hidden_size": 896,
@@ -46,10 +46,11 @@ def picture():
 
 
 def record(folder):
-    import record as recorder  # also makes timm importable
     import torch
     from safetensors.torch import save_file
     from transformers import FastVlmConfig, FastVlmForConditionalGeneration
+
+    from tests.support.reference import record as recorder  # also makes timm importable
 
     config = small.transformers_config()
     config |= {"text_config": {"model_type": "qwen2", **TEXT}, "image_token_index": IMAGE_TOKEN}

@@ -1,7 +1,7 @@
 """Record what transformers and timm compute on the small weights, for tests that run without them.
 
     pip install torch timm transformers torchvision
-    python tests/reference/record.py
+    python -m tests.support.reference.record
 
 writes shapes.json, recorded.npz and recorded.json beside this file. Run it again only when what is recorded should
 change; the versions it ran with are kept in recorded.npz.
@@ -28,7 +28,7 @@ from transformers import FastVlmConfig, FastVlmForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.fast_vlm.modeling_fast_vlm import FastVlmMultiModalProjector
 
-import small
+from tests.support import small
 
 torch.manual_seed(0)
 
@@ -227,10 +227,10 @@ def main():
         f"pillow {pillow_version}"
     )
     forms = {"inference": shapes, "training": training_shapes}
-    (small.HERE / "shapes.json").write_text(json.dumps(forms, separators=(",", ":")) + "\n")
-    np.savez_compressed(small.HERE / "recorded.npz", **recorded)
+    (small.REFERENCE / "shapes.json").write_text(json.dumps(forms, separators=(",", ":")) + "\n")
+    np.savez_compressed(small.REFERENCE / "recorded.npz", **recorded)
     texts = {"default_config": FastVlmConfig().to_dict(), "generation_steps": steps}
-    (small.HERE / "recorded.json").write_text(json.dumps(texts, indent=1) + "\n")
+    (small.REFERENCE / "recorded.json").write_text(json.dumps(texts, indent=1) + "\n")
     print(f"{len(recorded)} arrays recorded with {recorded['versions']}")
 
 

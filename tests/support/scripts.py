@@ -1,0 +1,13 @@
+"""Scripts of the repository that are in no package, as modules."""
+
+import importlib.util
+
+from tests.support.paths import ROOT
+
+
+def load_script(path):
+    """The module of a file, by its path from the repository's root."""
+    spec = importlib.util.spec_from_file_location(path.replace("/", "_").removesuffix(".py"), ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

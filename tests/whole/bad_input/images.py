@@ -1,0 +1,85 @@
+"""Images that can't be read: files, data URIs, arrays."""
+
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+from tests.support.images import encoded
+
+from .cases import PICTURE, Case
+
+
+def png_that_says(width, height):
+    """A tiny PNG whose header promises another size."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+
+
+def picture(words, source, **how):
+    return Case(words, lambda place: ["--image", source(place)], **how)
+
+
+CASES = {
+    "picture: missing": picture("no such picture", lambda p: "no.png"),
+    "picture: a name longer than names can be": picture("no such picture", lambda p: "a" * 5000),
+    "picture: a user that is none": picture("no such picture", lambda p: "~nobody-here/a.png"),
+    "picture: empty": picture("is empty", lambda p: p.file("a.png")),
+    "picture: cut off": picture("broken", lambda p: p.file("a.png", encoded(PICTURE)[:600])),
+    "picture: a cut-off JPEG": picture("broken", lambda p: p.file("a.jpg", encoded(PICTURE, "JPEG")[:500])),
+    "picture: junk": picture("not a picture", lambda p: p.file("a.png", b"no picture" * 99)),
+    "picture: a folder": picture("is not a file", lambda p: str(p.folder)),
+    "picture: a FIFO": picture("is not a file", lambda p: p.fifo()),
+    "picture: a device": picture("is not a file", lambda p: "/dev/zero"),
+    "picture: a bomb": picture("too many pixels", lambda p: p.file("a.png", png_that_says(30_000, 30_000))),
+    "picture: without width": picture("not a picture", lambda p: p.file("a.png", png_that_says(0, 20))),
+    "picture: less than it promises": picture("broken", lambda p: p.file("a.png", png_that_says(900, 900))),
+    "picture: 1 x 5000": picture("too narrow", lambda p: p.file("a.png", encoded(Image.new("RGB", (1, 5000))))),
+    "picture: so narrow that it is not decoded": picture(
+        "too narrow", lambda p: p.file("a.png", png_that_says(8_000_000, 20))
+    ),
+    "picture: PostScript": picture("not a picture", lambda p: p.file("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%EOF")),
+    "picture: nothing on standard input": picture("is empty", lambda p: "-"),
+    "picture: junk on standard input": picture("not a picture", lambda p: "-", stdin=b"junk"),
+    "picture: data URI without data": picture("comma", lambda p: "data:image/png;base64"),
+    "picture: data URI with bad base64": picture("not valid base64", lambda p: "data:image/png;base64,@@@"),
+    "picture: data URI of junk": picture("not a picture", lambda p: "data:text/plain,hello"),
+    "picture: a file URL": picture("no such picture", lambda p: "file:///etc/passwd"),
+    "picture: more than marks": Case("one mark for each", lambda p: ["--prompt", "<image> <image>"]),
+    "picture: a folder of none": Case(
+        "no folder", lambda p: ["--images-dir", str(p.folder / "none"), "--output", "captions.jsonl"]
+    ),
+    "picture: captions into a file of something else": Case(
+        "other things than captions",
+        lambda p: ["--images-dir", str(p.folder), "--output", p.file("mine.txt", "precious")],
+    ),
+}
+
+ARRAYS = {
+    "NaN": (np.full((4, 4, 3), float("nan")), "finite"),
+    "infinite": (np.full((4, 4, 3), float("inf")), "finite"),
+    "0 to 255 in floats": (np.full((4, 4, 3), 200.0), "divide by 255"),
+    "negative": (np.full((4, 4, 3), -1), r"\[0, 255\]"),
+    "above 255": (np.full((4, 4, 3), 300), r"\[0, 255\]"),
+    "seven channels": (np.zeros((4, 4, 7), np.uint8), "must have shape"),
+    "one dimension": (np.zeros(12, np.uint8), "must have shape"),
+    "five dimensions": (np.zeros((1, 1, 4, 4, 3), np.uint8), "must have shape"),
+    "channels first": (np.zeros((3, 20, 30), np.uint8), "must have shape"),
+    "no rows": (np.zeros((0, 4, 3), np.uint8), "must have shape"),
+    "complex": (np.zeros((4, 4, 3), complex), "not complex128"),
+    "texts": (np.full((4, 4), "a"), "not <U1"),
+    "objects": (np.full((4, 4), None), "not object"),
+    "truth values": (np.zeros((4, 4), bool), "not bool"),
+    "1 x 5000": (np.zeros((5000, 1, 3), np.uint8), "too narrow"),
+    "a picture without width": (Image.new("RGB", (0, 9)), "no pixels"),
+    "a number": (3, "can't be read from int"),
+    "a dict": ({"url": "a.png"}, "can't be read from dict"),
+    "a name with a zero byte": ("a\0b.png", "no such picture"),
+}
