@@ -203,7 +203,7 @@ def test_an_interrupted_conversion_leaves_nothing(checkpoint, tmp_path, monkeypa
             raise fault
         return tensor
 
-    monkeypatch.setattr("mlx_fastvlm.files.mx.contiguous", contiguous)
+    monkeypatch.setattr("mlx_fastvlm.files.tensors.mx.contiguous", contiguous)
     with pytest.raises((KeyboardInterrupt, OSError)):
         convert(checkpoint("apple"), tmp_path / "mlx")
     assert left(tmp_path) == []

@@ -1,0 +1,18 @@
+"""Files on disk: text and JSON, safetensors; read with care, and written whole or not at all."""
+
+from .atomic import atomic_file, atomic_folder, check_target
+from .tensors import read_safetensors, write_tensors
+from .text import check_size, read_json, read_optional_json, read_text, write_json
+
+__all__ = [
+    "atomic_file",
+    "atomic_folder",
+    "check_size",
+    "check_target",
+    "read_json",
+    "read_optional_json",
+    "read_safetensors",
+    "read_text",
+    "write_json",
+    "write_tensors",
+]
