@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     which.add_argument("--random", choices=SHAPES, help="random weights of a released model's shapes instead")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="instead of the usual one")
     parser.add_argument("--force", action="store_true", help="load it even if memory seems too small")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture instead of a made 12-megapixel JPEG")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="an image instead of a made 12-megapixel JPEG")
     parser.add_argument("--image-size", type=int, action="append", metavar="PIXELS", help="may be repeated")
     parser.add_argument(
         "--q-bits", type=int, action="append", metavar="N", help="also with the decoder quantized; may be repeated"
@@ -50,7 +50,7 @@ def _benchmark(arguments: argparse.Namespace):
         raise UsageError("--repeats and --tokens must be at least 1.")
     if arguments.plot:
         _need_matplotlib()
-    picture = arguments.image.read_bytes() if arguments.image else photo()
+    image = arguments.image.read_bytes() if arguments.image else photo()
     name = f"random {arguments.random}" if arguments.random else arguments.model
     start_up = import_seconds(min(3, arguments.repeats))
     rows, load_seconds = [], None
@@ -64,7 +64,7 @@ def _benchmark(arguments: argparse.Namespace):
             size = processor.check_image_size(size)
             print(f"measuring {name}, {bits or 'full'} bits, {size} pixels ...", file=sys.stderr)
             mx.reset_peak_memory()
-            figures = measure(model, processor, picture, size, tokens=arguments.tokens, repeats=arguments.repeats)
+            figures = measure(model, processor, image, size, tokens=arguments.tokens, repeats=arguments.repeats)
             rows.append(
                 {
                     "weights": f"{bits} bits" if bits else str(model.vision_tower.dtype).removeprefix("mlx.core."),

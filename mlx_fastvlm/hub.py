@@ -64,6 +64,13 @@ def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
         ) from error
 
 
+def is_within(file: Path, folder: Path) -> bool:
+    """Whether a file of a checkpoint is its own, links followed; those of the hub's cache lead to its blobs."""
+    home = folder.resolve()
+    homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
+    return any(file.resolve().is_relative_to(place) for place in homes)
+
+
 def upload(folder: Path, repo: str, public: bool):
     """Put a folder onto the hub, private unless ``public``; ``OSError`` where that fails."""
     from huggingface_hub import HfApi

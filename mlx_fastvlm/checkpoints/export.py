@@ -37,7 +37,7 @@ _POINTWISE = re.compile(r"^vision_tower\..*(pointwise|fc1|fc2)\.weight$")
 PAD_TO = 64  # transformers' conversion rounds the vocabulary up to a multiple of this, two more tokens counted in
 SPREAD = 1e-5  # and draws the new rows from the old ones' distribution, with this share of their variance
 
-# Pictures first, then the text: what the released models were trained on.
+# Images first, then the text: what the released models were trained on.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {%- if loop.first and message['role'] != 'system' -%}
@@ -63,13 +63,13 @@ def to_transformers(
 ) -> tuple[Weights, FastVlmConfig]:
     """Weights and config in transformers' layout; its processor's files are written to ``folder``.
 
-    transformers finds pictures by a token of its own, ``<image>``. A checkpoint that has none (Apple's) gets one, and
-    an embedding with room for it. Pictures are cropped there, so the config says so.
+    transformers finds images by a token of its own, ``<image>``. A checkpoint that has none (Apple's) gets one, and
+    an embedding with room for it. Images are cropped there, so the config says so.
 
     Raises:
-        ValueError: for a projector that transformers does not have.
+        ValueError: for what transformers does not have (see :func:`check_exportable`).
     """
-    check_projector(config)
+    check_exportable(config)
     tensors = dict(weights.tensors)
     tokenizer = Tokenizer.from_str(processor.tokenizer.to_str())
     tokenizer.add_special_tokens([AddedToken(IMAGE_MARK, normalized=False, special=True)])
@@ -101,11 +101,16 @@ def to_transformers(
     return replace(weights, tensors=timm_form(tensors)), config
 
 
-def check_projector(config: FastVlmConfig):
-    """``ValueError`` for LLaVA's projectors that transformers' FastVLM does not know."""
+def check_exportable(config: FastVlmConfig):
+    """``ValueError`` for projectors that transformers' FastVLM does not know, and towers that no file tells timm."""
     if config.projector_layers != 2:
         raise ValueError(
             f"transformers' FastVLM has no projector {config.projector_type!r}, only 'mlp2x_gelu'; write layout mlx."
+        )
+    if not config.vision_config.timm_has_its_positions:
+        raise ValueError(
+            f"A file can't tell timm of the position convolutions {config.vision_config.pos_embs_shapes} "
+            "(pos_embs_shapes); write layout mlx."
         )
 
 
@@ -142,7 +147,7 @@ def _neutral(block: str, width: int, dtype: mx.Dtype, tensors: dict[str, mx.arra
 
 
 def write_processor(folder: Path, tokenizer: Tokenizer, processor: FastVlmProcessor, template: str):
-    """A processor's files: tokenizer, pictures, template. They are what transformers reads too."""
+    """A processor's files: tokenizer, images, template. They are what transformers reads too."""
     tokenizer.encode_special_tokens = False
     tokenizer.save(str(folder / "tokenizer.json"))
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
@@ -169,7 +174,7 @@ def write_processor(folder: Path, tokenizer: Tokenizer, processor: FastVlmProces
 
 
 def preprocessor_config(processor: FastVlmProcessor) -> dict:
-    """How pictures are prepared, as a ``CLIPImageProcessor`` states it."""
+    """How images are prepared, as a ``CLIPImageProcessor`` states it."""
     settings = processor.image_settings
     return {
         "image_processor_type": "CLIPImageProcessor",

@@ -1,6 +1,6 @@
 """The checkpoint layouts in the wild, as data: how each one names its tensors.
 
-Every foreign layout is renamed to one canonical form, which ``fusion.py`` folds into this package's own names:
+Every foreign layout is renamed to one canonical form, which ``reparameterize.py`` folds into this package's own names:
 ``vision_tower.*`` as timm names FastViT's parts (folded or training form), ``multi_modal_projector.linear_1/2.*``,
 ``language_model.*`` and ``lm_head.*``.
 """
@@ -47,6 +47,7 @@ class Layout:
         channels_last: whether convolution weights are (out, height, width, in), not PyTorch's (out, in, height, width).
         folded: whether it is our own form, which needs no folding.
         has_tower: whether it has a vision tower at all.
+        has_head: whether a head that is not the embedding is in it.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Layout:
     channels_last: bool = False
     folded: bool = False
     has_tower: bool = True
+    has_head: bool = True
 
 
 LAYOUTS = (
@@ -78,6 +80,13 @@ LAYOUTS = (
             (r"^model\.vision_tower\.timm_model\.", "vision_tower."),
             (r"^model\.", ""),
         ),
+    ),
+    # transformers' FastVlmModel, which has no head; a tied model needs none.
+    Layout(
+        "transformers' FastVlmModel",
+        "vision_tower.timm_model.",
+        ((r"^vision_tower\.timm_model\.", "vision_tower."),),
+        has_head=False,
     ),
     Layout(
         "mlx-vlm",

@@ -14,6 +14,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..errors import UsageError, require
+
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 
@@ -42,6 +44,7 @@ def settings(tensors: dict[str, mx.array], module: str, quantization: dict[str, 
     possible = chosen["group_size"] in (16, *GROUP_SIZES) and chosen["bits"] in BITS
     if not possible or not isinstance(chosen["mode"], str):
         raise ValueError(f"config.json says that {source} is quantized as {chosen}, which MLX can't; convert it again.")
+    _check_parts(tensors, module, chosen["mode"], source)
     # The number of bits can be read off the shapes; a config that says otherwise would decode to noise.
     packed, groups = tensors[f"{module}.weight"].shape[-1], tensors[f"{module}.scales"].shape[-1]
     bits = packed * 32 / (groups * chosen["group_size"])
@@ -53,10 +56,21 @@ def settings(tensors: dict[str, mx.array], module: str, quantization: dict[str, 
     return chosen
 
 
+def _check_parts(tensors: dict[str, mx.array], module: str, mode: str, source: str):
+    """``ValueError`` unless a module's parts are matrices of one height, and its biases are like its scales."""
+    weight, scales = tensors[f"{module}.weight"], tensors[f"{module}.scales"]
+    biases = tensors.get(f"{module}.biases", scales if mode != "affine" else None)
+    fits = weight.dtype == mx.uint32 and weight.ndim == scales.ndim == 2 and weight.shape[0] == scales.shape[0]
+    if not fits or scales.size == 0 or biases is None or biases.shape != scales.shape:
+        parts = {name: tensors.get(f"{module}.{name}") for name in ("weight", "scales", "biases")}
+        said = ", ".join(f"{name} {'missing' if x is None else tuple(x.shape)}" for name, x in parts.items())
+        raise ValueError(f"{source} is no matrix quantized by MLX ({said}); download it, or convert it again.")
+
+
 def quantized_modules(
     tensors: dict[str, mx.array], quantization: dict[str, Any] | None, sources: dict[str, str]
 ) -> dict[str, dict]:
-    """The settings of every quantized module among ``tensors``.
+    """The settings of every quantized module among ``tensors``; scales that belong to no weight are passed over.
 
     Args:
         sources: each tensor's name in the checkpoint, by its name here.
@@ -65,6 +79,7 @@ def quantized_modules(
     return {
         module: settings(tensors, module, quantization, sources[f"{module}.scales"].removesuffix(".scales"))
         for module in modules
+        if f"{module}.weight" in tensors
     }
 
 
@@ -86,9 +101,27 @@ def dequantized(tensors: dict[str, mx.array], modules: dict[str, dict]) -> dict[
     return tensors
 
 
-# Group size and bits of the modes that fix them (OCP microscaling formats); "affine" leaves both open.
-FIXED = {"mxfp4": (32, 4)}
+# Bits and group size of the modes that fix them (OCP microscaling formats); "affine" leaves both open.
+FIXED = {"mxfp4": (4, 32)}
 SENSITIVE_BITS = 8
+
+
+def check_scheme(bits: int | None, group_size: int | None, mode: str, mixed: bool = False) -> tuple[int, int]:
+    """Bits and group size as they are taken, None being the mode's own; ``UsageError`` for what MLX can't do."""
+    require(isinstance(mode, str) and mode in ("affine", *FIXED), f"q_mode must be affine or {', '.join(FIXED)}", mode)
+    if mixed and mode in FIXED:
+        raise UsageError(f"q_mixed needs q_mode affine, got {mode}.")
+    chosen = []
+    for name, value, usual, possible in zip(
+        ("q_bits", "q_group_size"), (bits, group_size), FIXED.get(mode, (4, 64)), (BITS, GROUP_SIZES)
+    ):
+        if mode in FIXED and value not in (None, usual):
+            raise UsageError(f"q_mode {mode} has {name} {usual} only, got {value}; leave {name} out.")
+        value = usual if value is None else value
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        require(whole and value in possible, f"{name} must be one of {', '.join(map(str, possible))}", value)
+        chosen.append(value)
+    return chosen[0], chosen[1]
 
 
 @dataclass
@@ -107,8 +140,8 @@ class Plan:
 def plan(
     tensors: dict[str, mx.array],
     *,
-    bits: int = 4,
-    group_size: int = 64,
+    bits: int | None = None,
+    group_size: int | None = None,
     mode: str = "affine",
     vision: bool = False,
     mixed: bool = False,
@@ -120,22 +153,14 @@ def plan(
 
     Args:
         tensors: plain weights by this package's names; only their shapes matter.
+        bits, group_size: None is the mode's own, or 4 and 64.
         mixed: ``SENSITIVE_BITS`` for what suffers most from few bits: embedding and head, the first and the last
             decoder layer, and every ``down_proj``.
 
     Raises:
-        ValueError: for settings that MLX can't do.
+        UsageError: for settings that MLX can't do.
     """
-    if mode not in ("affine", *FIXED):
-        raise ValueError(f"q_mode must be one of affine, {', '.join(FIXED)}, got {mode!r}.")
-    if mode in FIXED:
-        if mixed:
-            raise ValueError(f"q_mixed needs q_mode affine, got {mode}.")
-        group_size, bits = FIXED[mode]
-    if bits not in BITS:
-        raise ValueError(f"q_bits must be one of {', '.join(map(str, BITS))}, got {bits}.")
-    if group_size not in GROUP_SIZES:
-        raise ValueError(f"q_group_size must be one of {', '.join(map(str, GROUP_SIZES))}, got {group_size}.")
+    bits, group_size = check_scheme(bits, group_size, mode, mixed)
     sides = ("language_model.", "lm_head.") + (("vision_tower.", "multi_modal_projector.") if vision else ())
     widths = {
         name.removesuffix(".weight"): tensor.shape[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 from tokenizers import Tokenizer
@@ -13,7 +14,7 @@ from ..config import FastVlmConfig
 from ..files import atomic_folder, write_tensors
 from ..processing.processor import FastVlmProcessor
 from . import quantization
-from .export import check_projector, timm_form, to_transformers, write_processor
+from .export import check_exportable, timm_form, to_transformers, write_processor
 from .weights import Weights
 
 
@@ -31,20 +32,21 @@ def save(
     Args:
         model: a FastVLM with its head, of this config.
         layout: "mlx", which also holds quantized models, or "transformers", for its ``from_pretrained``.
-        processor: its tokenizer, template and picture settings are written beside the weights. transformers' layout
+        processor: its tokenizer, template and image settings are written beside the weights. transformers' layout
             needs one where the model's image placeholder is no token (Apple's), since one has to be added.
         force: replace ``folder`` if it has content.
 
     Raises:
         FileExistsError: ``folder`` has content, and ``force`` is not set.
-        ValueError: for another layout, and for what transformers can't load: quantized weights, a projector of
-            another type, a placeholder that is no token.
+        ValueError: for another layout; for layers that are not a FastVLM's of this config, which could not be loaded;
+            and for what transformers can't load: quantized weights, a projector of another type, a placeholder that
+            is no token.
     """
     modules = _quantized_modules(model)
     if layout not in ("mlx", "transformers"):
         raise ValueError(f"layout must be 'mlx' or 'transformers', got {layout!r}.")
     if layout == "transformers":
-        check_projector(config)
+        check_exportable(config)
         if modules:
             raise ValueError("The model is quantized, which transformers' layout is not; save layout mlx.")
         if processor is None and not 0 <= config.image_token_id < config.text_config.vocab_size:
@@ -53,6 +55,7 @@ def save(
                 "processor, to which it is added."
             )
     weights = Weights(dict(tree_flatten(model.parameters())), modules, "lm_head" not in model, "mlx-fastvlm")
+    _check_layers(model, weights, config)
     config = replace(
         config,
         tie_word_embeddings=weights.tied,
@@ -70,6 +73,30 @@ def save(
             weights = replace(weights, tensors=timm_form(weights.tensors))
         write_tensors(unfinished, weights.tensors, made_for="mlx" if layout == "mlx" else "pt")
         config.save_pretrained(unfinished)
+
+
+def _check_layers(model: nn.Module, weights: Weights, config: FastVlmConfig):
+    """``ValueError`` where a model of this class and config would not have the same parameters."""
+    fresh = type(model)(replace(config, tie_word_embeddings=weights.tied))  # type: ignore[call-arg]  # any FastVLM's
+    quantization.quantize_modules(fresh, weights.modules)
+    mx.eval(mx.random.state[0])  # type: ignore[index]  # or it would remember the random weights, never computed
+    expected = dict(tree_flatten(fresh.parameters()))
+    added = [name for name in weights.tensors if name not in expected]
+    if added:
+        raise ValueError(
+            f"The model has {len(added)} parameters that no FastVLM has ({_some(added)}); fuse the adapters into the "
+            "layers first, then save it."
+        )
+    shapes = {name: tensor.shape for name, tensor in weights.tensors.items()}
+    wrong = [name for name, tensor in expected.items() if shapes.get(name) != tensor.shape]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} parameters are not as the model's config says ({_some(wrong)}); correct the config."
+        )
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def _quantized_modules(model: nn.Module) -> dict[str, dict]:

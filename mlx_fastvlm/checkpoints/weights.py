@@ -20,15 +20,22 @@ DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 def read_tensors(folder: Path) -> dict[str, mx.array]:
     """Every tensor of a checkpoint's safetensors files, single or sharded, not yet read from disk."""
     tensors: dict[str, mx.array] = {}
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         tensors.update(read_safetensors(path)[0])
     return tensors
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """A checkpoint's safetensors files: those of its index, or all but hidden ones.
+
+    Raises:
+        FileNotFoundError: there is none, or a shard is missing.
+        ValueError: the index names what it must not.
+    """
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
-        files = sorted(folder.glob("*.safetensors"))
+        # macOS puts "._model.safetensors", which holds no tensors, beside a file on a foreign disk.
+        files = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("."))
         if not files:
             raise FileNotFoundError(
                 f"{folder} has no safetensors file; only that format is read, so save the model in it first."
@@ -143,6 +150,11 @@ def read_weights(folder: Path, config: FastVlmConfig, vision_from: Path | None =
             f"{vision_from or folder} is {tower_layout.name}: its vision tower is missing, since a Core ML package "
             "beside it holds that; take the tower from another checkpoint with "
             "`convert.py --vision-from apple/FastVLM-0.5B`."
+        )
+    if not layout.has_head and not config.tie_word_embeddings:
+        raise ValueError(
+            f"{folder} was saved from {layout.name}, without the head, and its config.json does not tie that to the "
+            "embedding; save a FastVlmForConditionalGeneration instead."
         )
     tied = _is_tied(tensors, config, folder)
     if tied:

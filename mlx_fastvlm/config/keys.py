@@ -183,7 +183,8 @@ _TOKENIZER = {
         additional_special_tokens extra_special_tokens auto_map backend bos_token cls_token errors image_token
         is_local local_files_only mask_token model_max_length model_input_names model_specific_special_tokens
         name_or_path padding_side processor_class sep_token special_tokens_map_file split_special_tokens
-        tokenizer_class tokenizer_file truncation_side unk_token use_fast clean_up_tokenization_spaces add_eos_token add_bos_token
+        tokenizer_class tokenizer_file truncation_side unk_token use_fast clean_up_tokenization_spaces add_eos_token
+        add_bos_token
         """,
     ),
     "add_prefix_space": _only(False, why="no space is put before a text"),

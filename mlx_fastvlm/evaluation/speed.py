@@ -72,17 +72,17 @@ def timed(function: Callable[..., Any]) -> tuple[float, Any]:
 def measure(
     model: FastVlmForConditionalGeneration,
     processor: FastVlmProcessor,
-    picture: bytes,
+    image: bytes,
     image_size: int,
     *,
     tokens: int = 32,
     repeats: int = 5,
 ) -> dict[str, Figure]:
-    """Time the steps of an answer about a picture.
+    """Time the steps of an answer about an image.
 
     Args:
-        picture: an image file's bytes.
-        image_size: side of the model's picture in pixels.
+        image: an image file's bytes.
+        image_size: side of the model's image in pixels.
         tokens: how many are decoded.
 
     Returns:
@@ -92,7 +92,7 @@ def measure(
     text = mx.arange(TEXT_TOKENS)[None] % 100
     for repeat in range(repeats + 1):
         took = {}
-        took["preprocessing"], pixels = timed(lambda: processor.preprocess(picture, image_size))
+        took["preprocessing"], pixels = timed(lambda: processor.preprocess(image, image_size))
         took["vision"], features = timed(lambda pixels=pixels: model.vision_tower(pixels).last_hidden_state)
         took["projector"], features = timed(lambda x=features: model.multi_modal_projector(x.flatten(1, 2)))
         layers = make_cache(model)
@@ -157,7 +157,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], file: Path, title: str):
-    """The time to the first token, step upon step, a bar for each picture size and precision."""
+    """The time to the first token, step upon step, a bar for each image size and precision."""
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(1.5 + 1.1 * len(rows), 4.5), layout="constrained")

@@ -30,6 +30,7 @@ def random_config(size: str) -> FastVlmConfig:
             "rope_theta": 1e6,
             "vocab_size": 152064 if large else 151936,
             "tie_word_embeddings": not large,
+            "image_aspect_ratio": "pad",
         }
     )
 
@@ -47,7 +48,7 @@ def random_model(size: str, dtype: mx.Dtype) -> tuple[FastVlmForConditionalGener
 
 
 def random_processor() -> FastVlmProcessor:
-    """The demo checkpoint's, with the released models' picture size."""
+    """The demo checkpoint's, with the released models' image size."""
     processor = FastVlmProcessor.from_folder(DEMO, FastVlmConfig.from_file(DEMO / "config.json"))
     processor.image_settings.size = 1024
     return processor
