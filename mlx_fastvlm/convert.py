@@ -9,7 +9,9 @@ import sys
 from .checkpoints import quantization
 from .checkpoints.weights import DTYPES
 from .cli.parser import Parser, run
+from .cli.terminal import ProgressBars
 from .conversion.converter import convert
+from .conversion.options import LAYOUTS
 from .conversion.verification import GOLDEN_URL
 
 
@@ -22,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--hf-path", required=True, metavar="SOURCE", help='a folder, a hub id, or "demo"')
     parser.add_argument("--mlx-path", required=True, metavar="FOLDER", help="the folder to write")
-    parser.add_argument("--layout", choices=("mlx", "transformers"), default="mlx", help="of the result (mlx)")
+    parser.add_argument("--layout", choices=LAYOUTS, default="mlx", help="of the result (mlx)")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the weights (the source's)")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
     parser.add_argument("--vision-from", metavar="SOURCE", help="take the vision tower from another checkpoint")
@@ -30,11 +32,9 @@ def parser() -> argparse.ArgumentParser:
 
     quantizing = parser.add_argument_group("quantization")
     quantizing.add_argument("-q", "--quantize", action="store_true", help="quantize the decoder")
+    quantizing.add_argument("--q-bits", type=int, choices=quantization.BITS, metavar="N", help="2, 3, 4, 5, 6 or 8 (4)")
     quantizing.add_argument(
-        "--q-bits", type=int, default=4, choices=quantization.BITS, metavar="N", help="2, 3, 4, 5, 6 or 8 (4)"
-    )
-    quantizing.add_argument(
-        "--q-group-size", type=int, default=64, choices=quantization.GROUP_SIZES, metavar="N", help="32, 64 or 128 (64)"
+        "--q-group-size", type=int, choices=quantization.GROUP_SIZES, metavar="N", help="32, 64 or 128 (64)"
     )
     quantizing.add_argument(
         "--q-mode", choices=("affine", *quantization.FIXED), default="affine", help="how numbers are coded (affine)"
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     )
     checking.add_argument("--no-verify", dest="verify", action="store_const", const=None, help="skip it")
     checking.add_argument(
-        "--golden-image", default=GOLDEN_URL, metavar="PICTURE", help="COCO picture 000000039769; fetched by default"
+        "--golden-image", default=GOLDEN_URL, metavar="IMAGE", help="COCO image 000000039769; fetched by default"
     )
 
     sharing = parser.add_argument_group("sharing")
@@ -73,7 +73,8 @@ def main(argv: list[str] | None = None) -> int:
     options["command"] = shlex.join(["python", "convert.py", *(sys.argv[1:] if argv is None else argv)])
 
     def command():
-        report = convert(**options)
+        with ProgressBars({"writing": "B", "verifying": " layers"}) as progress:
+            report = convert(**options, progress=progress)
         print(f"wrote {arguments.mlx_path}\n{report}")
 
     return run(command, debug=debug)

@@ -14,6 +14,8 @@ from typing import NoReturn
 from ..errors import UsageError
 from .terminal import printable
 
+LONGEST_LINE = 1000  # characters of an error: a tensor's name or a template's complaint may be megabytes
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, and which knows what a misspelt flag was meant to be."""
@@ -31,7 +33,7 @@ class Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {printable(' '.join(message.split()))}\n")
+        self.exit(2, f"error: {_line(message)}\n")
 
 
 def run(command: Callable[[], None], *, debug: bool = False) -> int:
@@ -41,9 +43,10 @@ def run(command: Callable[[], None], *, debug: bool = False) -> int:
     instead, with its traceback), and 2 if that is an option's value; 130 after Ctrl-C. What argparse finds wrong
     exits with 2 before.
     """
+    _replace_closed_streams()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # a terminal that can't show a character still shows the others
-    logging.getLogger("PIL").addHandler(logging.NullHandler())  # it reports damaged pictures by lines of its own too
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # it reports damaged images by lines of its own too
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {_line(message)}", file=sys.stderr)
@@ -71,7 +74,19 @@ def run(command: Callable[[], None], *, debug: bool = False) -> int:
 
 
 def _line(message: object) -> str:
-    return printable(" ".join(str(message).split()))
+    """A message as one line of a length that can be read."""
+    text = " ".join(str(message).split())
+    return printable(text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}...")
+
+
+def _replace_closed_streams():
+    """Where the shell closed a standard stream, nothing is read from it, and what is written to it is lost.
+
+    Python has None there, and the next file that is opened gets the stream's number.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # until the process ends
 
 
 def _discard_output():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
+from typing import Any
 
 from ..generation.api import GenerationResponse
 
-# What a terminal would obey: a checkpoint's names, a picture's or a model's words must not move its cursor, or more.
+# What a terminal would obey: a checkpoint's names, an image's or a model's words must not move its cursor, or more.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -29,3 +30,32 @@ def statistics(last: GenerationResponse) -> str:
         f"answer: {last.generation_tokens} tokens, {last.generation_tps:.1f} tokens/s | "
         f"first token after {last.time_to_first_token:.2f} s | peak memory {last.peak_memory:.2f} GB"
     )
+
+
+class ProgressBars:
+    """A bar on stderr for each step of something long, if that is a terminal; called with (step, amount, total).
+
+    Args:
+        units: what the amounts of each step are.
+    """
+
+    def __init__(self, units: dict[str, str]):
+        self._units = units
+        self._bars: dict[str, Any] = {}
+
+    def __enter__(self) -> ProgressBars:
+        return self
+
+    def __exit__(self, *_):
+        for bar in self._bars.values():
+            bar.close()
+
+    def __call__(self, step: str, amount: int, total: int):
+        from tqdm import tqdm  # slow to import, and most commands show no bar
+
+        if step not in self._bars:
+            hidden = not sys.stderr.isatty()
+            self._bars[step] = tqdm(total=total, desc=step, unit=self._units[step], unit_scale=True, disable=hidden)
+        self._bars[step].update(amount)
+        if self._bars[step].n >= total:  # its line is complete before the next one begins
+            self._bars[step].close()

@@ -20,17 +20,17 @@ from ..processing.images import ImageSource
 from ..processing.messages import user_message
 from ..processing.processor import FastVlmProcessor
 
-# A picture and a text that have something of everything; the tokens of the text are what is compared.
+# An image and a text that have something of everything; the tokens of the text are what is compared.
 PROMPT = (
     "Describe the picture. It shows a red disc in front of a blue square on a ground that fades from grey to green; "
     "a thin yellow line crosses both. Which of the two shapes is larger, how many colours are there, and what would "
     "change if the line were 3.5 times as wide? Answer in one sentence, then list the shapes: 1) disc, 2) square, "
     "3) line. Then say the same once more in other words, as if to somebody who can't see the picture at all."
 )
-PICTURE_SIZE = 256  # pixels: 16 tokens of the released models, quick even on a CPU
+IMAGE_SIZE = 256  # pixels: 16 tokens of the released models, quick even on a CPU
 LIMIT = 1e-4  # standard deviations: rounding in another order, and nothing else
 
-# The last token's first three logits for the COCO picture 000000039769 and "What are these?", in bfloat16 and with
+# The last token's first three logits for the COCO image 000000039769 and "What are these?", in bfloat16 and with
 # transformers' centre crop, as transformers' own tests publish them. By the decoder's width.
 GOLDEN_URL = "http://images.cocodataset.org/val2017/000000039769.jpg"
 GOLDEN = {
@@ -64,8 +64,8 @@ class Agreement:
         )
 
 
-def picture(size: int) -> Image.Image:
-    """The built-in picture."""
+def sample_image(size: int) -> Image.Image:
+    """The built-in image."""
     levels = np.linspace(0, 1, size)[:, None, None] * np.ones((1, size, 1))
     ground = (1 - levels) * np.array([128, 128, 128]) + levels * np.array([40, 160, 60])
     image = Image.fromarray(ground.astype(np.uint8))
@@ -96,9 +96,9 @@ def predictions(
         FastVlmForConditionalGeneration, replace(weights, tensors=tensors, modules=modules), config, mx.float32
     )
     del tensors
-    size = min(PICTURE_SIZE, processor.image_settings.size)
+    size = min(IMAGE_SIZE, processor.image_settings.size)
     ids = processor.encode_chat(user_message(PROMPT, images=1), image_size=size)
-    features = model.get_image_features(processor.preprocess(picture(size), size))
+    features = model.get_image_features(processor.preprocess(sample_image(size), size))
     mx.eval(features)
     del model.vision_tower, model.multi_modal_projector
     x = model.embed(mx.array([ids]), features)
@@ -111,7 +111,7 @@ def predictions(
         mx.eval(x)
         layers[i] = None
         progress(1)
-    after = ids[::-1].index(processor.image_token_id)  # the tokens behind the picture
+    after = ids[::-1].index(processor.image_token_id)  # the tokens behind the image
     logits = model.logits(model.language_model.norm(x[0, -after:]))
     mx.eval(logits)
     return logits
@@ -140,7 +140,7 @@ def golden(model: FastVlmForConditionalGeneration, processor: FastVlmProcessor, 
     """Compare the released weights, in bfloat16, with the published values; a sentence that says what was compared.
 
     Args:
-        source: the COCO picture 000000039769, or :data:`GOLDEN_URL`.
+        source: the COCO image 000000039769, or :data:`GOLDEN_URL`.
 
     Raises:
         ValueError: for a model that has no published values, or where they differ.
@@ -157,7 +157,7 @@ def golden(model: FastVlmForConditionalGeneration, processor: FastVlmProcessor, 
     logits = model(mx.array([ids]), cropping.preprocess(source), logits_to_keep=1).logits[0, -1, :3]
     ours: Any = logits.astype(mx.float32).tolist()
     said = (
-        f'FastVLM-{name}, COCO picture 000000039769, "What are these?", centre crop, {len(ids)} tokens: the last '
+        f'FastVLM-{name}, COCO image 000000039769, "What are these?", centre crop, {len(ids)} tokens: the last '
         f"token's first logits are {', '.join(f'{x:.4f}' for x in ours)}, "
         f"published are {', '.join(map(str, published))}"
     )

@@ -223,7 +223,7 @@ def test_verification_predicts_what_the_model_does(checkpoint, tmp_path, mode, l
     convert(checkpoint("apple", head="own"), folder, quantize=True, q_group_size=32, q_mode=mode, verify=False)
     model, processor = load(folder, dtype="float32")
     ids = processor.encode_chat([{"role": "user", "content": f"<image>\n{verification.PROMPT}"}])
-    whole = model(mx.array([ids]), processor.preprocess(verification.picture(128))).logits[0]
+    whole = model(mx.array([ids]), processor.preprocess(verification.sample_image(128))).logits[0]
     config = FastVlmConfig.from_file(folder / "config.json")
     predicted = verification.predictions(read_weights(folder, config), config, processor)
     assert predicted.shape[0] >= 64
@@ -312,7 +312,7 @@ def test_the_command_prints_a_table(checkpoint, tmp_path, capfd):
 
 def test_progress_bars_in_a_terminal(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    convert(checkpoint("apple"), tmp_path / "mlx")
+    assert main(["--hf-path", str(checkpoint("apple")), "--mlx-path", str(tmp_path / "mlx")]) == 0
     bars = {line.split(":")[0]: line for line in capsys.readouterr().err.replace("\r", "\n").split("\n") if line}
     assert bars.keys() == {"writing", "verifying"}
     assert "9.00/9.00" in bars["verifying"]  # three times three layers

@@ -55,7 +55,7 @@ def test_the_golden_check_compares(checkpoint, monkeypatch):
     values = model(mx.array([ids]), processor.preprocess(PICTURE), logits_to_keep=1).logits[0, -1, :3].tolist()
     monkeypatch.setattr(type(model.config), "num_image_tokens", 256)
     monkeypatch.setitem(verification.GOLDEN, 64, ("tiny", tuple(values)))
-    assert "FastVLM-tiny, COCO picture" in verification.golden(model, processor, PICTURE)
+    assert "FastVLM-tiny, COCO image" in verification.golden(model, processor, PICTURE)
     monkeypatch.setitem(verification.GOLDEN, 64, ("tiny", (*values[:2], values[2] + 1)))
     with pytest.raises(ValueError, match="differs by more than"):
         verification.golden(model, processor, PICTURE)

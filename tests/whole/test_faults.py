@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -240,8 +241,8 @@ def slowly(amount):
     time.sleep(60)
 import importlib
 convert = importlib.import_module("mlx_fastvlm.convert")
-converter = importlib.import_module("mlx_fastvlm.conversion.converter")
-converter._Progress.advance = lambda self, amount: slowly(amount)
+terminal = importlib.import_module("mlx_fastvlm.cli.terminal")
+terminal.ProgressBars.__call__ = lambda self, step, amount, total: slowly(amount)
 sys.exit(convert.main(["--hf-path", sys.argv[1], "--mlx-path", sys.argv[2], *sys.argv[3:]]))
 """
 
@@ -312,11 +313,26 @@ def test_many_writers_to_one_folder(tmp_path):
     assert len({(tmp_path / "out" / name).read_text() for name in "abc"}) == 1
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from mlx_fastvlm.files import atomic_folder
+rename = Path.rename
+def rename_and_die(path, to):
+    rename(path, to)
+    os.kill(os.getpid(), signal.SIGKILL)
+Path.rename = rename_and_die
+with atomic_folder(Path(sys.argv[1]), force=True):
+    pass
+"""
+
+
 def test_what_was_moved_away_comes_back_after_a_kill(tmp_path):
     """Killed between the two renames that replace a folder."""
-    moved = tmp_path / ".out.replaced-x" / "out"
-    moved.mkdir(parents=True)
-    (moved / "mine.txt").write_text("precious")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("precious")
+    assert subprocess.run([sys.executable, "-c", KILLED, tmp_path / "out"]).returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
     with pytest.raises(FileExistsError), atomic_folder(tmp_path / "out"):
         pytest.fail("it was there before")
     assert (tmp_path / "out" / "mine.txt").read_text() == "precious"

@@ -1,0 +1,133 @@
+"""What a conversion is told."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypedDict, TypeVar
+
+from ..checkpoints import quantization
+from ..checkpoints.weights import choose_dtype
+from ..errors import UsageError, require
+from ..processing.images import ImageSource
+from .verification import GOLDEN_URL
+
+LAYOUTS = ("mlx", "transformers")
+Progress = Callable[[str, int, int], None]
+
+
+def no_progress(step: str, amount: int, total: int):
+    """Tells nobody."""
+
+
+@dataclass(frozen=True)
+class ConversionOptions:
+    """The options of :func:`mlx_fastvlm.convert`, checked before anything is read or downloaded.
+
+    Attributes:
+        quantize: quantize the decoder with ``q_bits`` (2, 3, 4, 5, 6 or 8; by default 4) in groups of ``q_group_size``
+            (32, 64 or 128; by default 64), or with ``q_mode`` "mxfp4", which fixes both.
+        q_vision: with ``quantize``, include the tower's linear layers and the projector.
+        q_mixed: with ``quantize``, keep 8 bits where few bits hurt most (see ``quantization.plan``).
+        dequantize: unpack a quantized source.
+        dtype: "float32", "bfloat16" or "float16"; by default the source's. The vision side takes bfloat16 for float16.
+        layout: "mlx", which loads with no work, or "transformers", which its ``from_pretrained`` loads.
+        revision: branch, tag or commit of a hub id.
+        vision_from: another checkpoint to take the vision tower from.
+        verify: load the result and compare it with the source; "golden" also compares the released weights with
+            published values, on ``golden_image``; False skips both.
+        golden_image: the COCO image 000000039769, from wherever.
+        upload_repo: a hub repository to upload the result to, private unless ``public``.
+        force: replace the target if it has content.
+        command: the command line for the model card; by default the call's.
+        progress: is told (step, amount, total) after each piece of work: "writing" in bytes, "verifying" in layers.
+
+    Raises:
+        UsageError: for a value that an option can't have, and for options that contradict each other.
+    """
+
+    quantize: bool = False
+    q_bits: int | None = None
+    q_group_size: int | None = None
+    q_mode: str = "affine"
+    q_vision: bool = False
+    q_mixed: bool = False
+    dequantize: bool = False
+    dtype: str | None = None
+    layout: str = "mlx"
+    revision: str | None = None
+    vision_from: str | Path | None = None
+    verify: bool | str = True
+    golden_image: ImageSource = GOLDEN_URL
+    upload_repo: str | None = None
+    public: bool = False
+    force: bool = False
+    command: str | None = None
+    progress: Progress = no_progress
+
+    def __post_init__(self):
+        for name in ("quantize", "q_vision", "q_mixed", "dequantize", "public", "force"):
+            require(isinstance(getattr(self, name), bool), f"{name} must be True or False", getattr(self, name))
+        require(self.layout in LAYOUTS, "layout must be 'mlx' or 'transformers'", self.layout)
+        require(self.verify in (True, False, "golden"), "verify must be True, False or 'golden'", self.verify)
+        require(callable(self.progress), "progress must be a function of (step, amount, total)", self.progress)
+        if self.dtype is not None:
+            choose_dtype(self.dtype)
+        self._check_quantization()
+        if self.public and not self.upload_repo:
+            raise UsageError("public is about an upload; name a repository with upload_repo.")
+
+    def _check_quantization(self):
+        if self.quantize and self.dequantize:
+            raise UsageError("quantize and dequantize exclude each other; leave one out.")
+        if self.quantize and self.layout == "transformers":
+            raise UsageError(
+                "transformers can't load MLX's quantized weights; leave out quantize, or write layout mlx."
+            )
+        if self.quantize:
+            quantization.check_scheme(self.q_bits, self.q_group_size, self.q_mode, self.q_mixed)
+            return
+        default = ConversionOptions.__dataclass_fields__
+        for name in ("q_bits", "q_group_size", "q_mode", "q_vision", "q_mixed"):
+            if getattr(self, name) != default[name].default:
+                raise UsageError(f"{name} says how to quantize; add quantize, or leave it out.")
+
+
+class ConversionKeywords(TypedDict, total=False):
+    """The same as keywords, for type checkers; a test holds the two together."""
+
+    quantize: bool
+    q_bits: int | None
+    q_group_size: int | None
+    q_mode: str
+    q_vision: bool
+    q_mixed: bool
+    dequantize: bool
+    dtype: str | None
+    layout: str
+    revision: str | None
+    vision_from: str | Path | None
+    verify: bool | str
+    golden_image: ImageSource
+    upload_repo: str | None
+    public: bool
+    force: bool
+    command: str | None
+    progress: Progress
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def shows_options(function: Function) -> Function:
+    """Let ``help`` and completion show the options instead of ``**options``."""
+    own = inspect.signature(function)
+    plain = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        for field in fields(ConversionOptions)
+    ]
+    function.__signature__ = own.replace(parameters=[*plain, *options])  # type: ignore[attr-defined]
+    return function
