@@ -13,14 +13,14 @@ import mlx.core as mx
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
-from ..config import FastVlmConfig
+from ..config import FastVlmConfig, check_keys
 from ..errors import UsageError
 from ..files import read_optional_json
 from .images import ImageSource, load_image
 from .messages import IMAGE_MARK, Answer, Messages, check_marks, content_parts, is_image
 from .preprocess import MAX_IMAGE_SIZE, ImageSettings, read_image_settings, square
 from .template import DEFAULT_TEMPLATE, compile_template, read_template
-from .tokenizer import Detokenizer, read_eos_token_ids, read_tokenizer, token_content
+from .tokenizer import Detokenizer, check_image_token, read_eos_token_ids, read_tokenizer, token_content
 
 
 @dataclass
@@ -63,8 +63,10 @@ class FastVlmProcessor:
         settings = read_optional_json(folder / "tokenizer_config.json")
         tokenizer = read_tokenizer(folder, settings)
         generation = read_optional_json(folder / "generation_config.json")
+        check_keys("tokenizer_config.json", settings)
+        check_keys("generation_config.json", generation)
         try:
-            return cls(
+            processor = cls(
                 tokenizer,
                 config.image_token_id,
                 read_eos_token_ids(tokenizer, config, settings, generation),
@@ -72,6 +74,10 @@ class FastVlmProcessor:
                 read_image_settings(read_optional_json(folder / "preprocessor_config.json"), config),
                 read_template(folder, settings),
             )
+            check_image_token(
+                processor.tokenizer, config.image_token_id, processor.eos_token_ids, processor.chat_template
+            )
+            return processor
         except (TypeError, AttributeError, KeyError, OverflowError) as error:  # a list for a word, and such
             raise ValueError(f"The tokenizer or processor files in {folder} are malformed ({error}).") from None
 

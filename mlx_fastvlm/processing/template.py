@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from ..files import read_optional_json
+from ..files import read_optional_json, read_text
 
 # ChatML with Qwen2's default system prompt, which FastVLM was trained with (conv_mode "qwen_2" of Apple's predict.py).
 # Used where a checkpoint brings no template of its own.
@@ -142,6 +142,6 @@ def compile_template(template: str):
 def read_template(folder: Path, settings: dict[str, Any]) -> str:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return read_text(file)
     template = read_optional_json(folder / "chat_template.json").get("chat_template") or settings.get("chat_template")
     return template if isinstance(template, str) else DEFAULT_TEMPLATE

@@ -9,7 +9,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers.decoders import DecodeStream
 
 from ..config import FastVlmConfig, as_ids
-from ..files import read_json
+from ..errors import short
+from ..files import check_size, read_json
+from .messages import IMAGE_MARK
 
 # Qwen2's way of cutting text into words before byte-pair encoding (tokenization_qwen2, PRETOKENIZE_REGEX).
 _WORDS = (
@@ -20,6 +22,9 @@ _WORDS = (
 def read_tokenizer(folder: Path, settings: dict[str, Any]) -> Tokenizer:
     """The tokenizer of a folder: ``tokenizer.json``, or built from Qwen2's ``vocab.json`` and ``merges.txt``."""
     whole, vocab, merges = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    for file in (whole, vocab, merges):
+        if file.is_file():
+            check_size(file)
     try:
         if whole.is_file():
             tokenizer = Tokenizer.from_file(str(whole))
@@ -103,6 +108,19 @@ def read_eos_token_ids(tokenizer: Tokenizer, config: FastVlmConfig, *files: dict
         raise ValueError(f"eos_token_id must be numbers, got {sorted(map(repr, ids))[:5]}; download the files again.")
     found = (tokenizer.token_to_id(content) for content in contents)
     return frozenset(ids).union(id for id in found if id is not None)
+
+
+def check_image_token(tokenizer: Tokenizer, image_token_id: int, eos_token_ids: frozenset[int], template: str):
+    """``ValueError`` where the id that stands for an image is also one that a text or the chat template can have."""
+    token = tokenizer.id_to_token(image_token_id) if image_token_id >= 0 else None
+    if token is None or token == IMAGE_MARK:
+        return
+    added = tokenizer.get_added_tokens_decoder().get(image_token_id)
+    if added is None or not added.special or image_token_id in eos_token_ids or token in template:
+        raise ValueError(
+            f"config.json says that {image_token_id} stands for an image, but to the tokenizer it is {short(token)}; "
+            "correct image_token_index."
+        )
 
 
 def token_content(token: str | dict[str, Any] | None) -> str | None:
