@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from .errors import short
+from .files import check_name
 
 DEMO = Path(__file__).parent / "demo"
 
@@ -26,6 +27,7 @@ def find_checkpoint(
     Both are file patterns; by default all that loading reads.
     """
     name = str(path_or_repo)
+    check_name(name)
     try:
         folder = DEMO if name == "demo" else Path(name).expanduser()
         is_file = folder.is_file()

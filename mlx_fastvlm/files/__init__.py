@@ -2,11 +2,12 @@
 
 from .atomic import atomic_file, atomic_folder, check_target
 from .tensors import read_safetensors, write_tensors
-from .text import check_size, read_json, read_optional_json, read_text, write_json
+from .text import check_name, check_size, read_json, read_optional_json, read_text, write_json
 
 __all__ = [
     "atomic_file",
     "atomic_folder",
+    "check_name",
     "check_size",
     "check_target",
     "read_json",

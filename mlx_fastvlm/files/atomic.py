@@ -17,6 +17,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from .text import check_name
+
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, or file size
 
 
@@ -82,10 +84,7 @@ def check_target(target: Path, *, force: bool = False):
         FileExistsError: there is something to lose, and ``force`` is not set.
         ValueError: it is the folder that this process is in or a parent of it, or its name is not UTF-8.
     """
-    try:
-        os.fspath(target).encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"The name {os.fspath(target)!r} is not valid UTF-8; choose another one.") from None
+    check_name(target)
     followed = _followed(target)
     if Path.cwd().is_relative_to(followed):
         raise ValueError(f"{followed} is the folder you are in, or holds it; name a folder to write to.")

@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .text import write_json
+from .text import check_name, write_json
 
 SHARD_LIMIT = 5 * 10**9  # bytes
 MOST_TENSORS = 10**5  # a stranger's file could hold millions of empty ones; the released ones have fewer than 1,000
@@ -32,14 +32,13 @@ def read_safetensors(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     """A safetensors file's tensors, not yet read from disk, and its metadata.
 
     Raises:
-        ValueError: it is broken, or no regular file, which might never end.
+        ValueError: it is broken, or no regular file, which might never end, or its name is not UTF-8.
     """
     from safetensors import SafetensorError, safe_open  # slow to import
 
+    check_name(path)
     if not path.is_file():
         raise ValueError(f"{path} is no regular file; put the safetensors file itself there.")
-    if _not_utf8(path):
-        raise ValueError(f"The name {str(path)!r} is not valid UTF-8, which MLX can't open; rename it.")
     try:
         with safe_open(path, framework="numpy") as file:  # checks that header and file agree, which mx.load does not
             count = len(file.keys())
@@ -52,14 +51,6 @@ def read_safetensors(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
         return tensors, metadata
     except (SafetensorError, RuntimeError, ValueError, OSError) as error:
         raise ValueError(f"{path} is broken or cut off ({error}); download it again.") from None
-
-
-def _not_utf8(path: Path) -> bool:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:  # bytes that Python keeps as lone surrogates
-        return True
-    return False
 
 
 @contextlib.contextmanager

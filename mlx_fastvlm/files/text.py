@@ -9,6 +9,14 @@ from typing import Any
 SIZE_LIMIT = 64 * 2**20  # bytes; the largest file in use, Qwen2's tokenizer.json, has 11 MB
 
 
+def check_name(path: str | Path):
+    """``ValueError`` for a name that is not UTF-8: neither MLX nor ``tokenizers`` can open such a file."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:  # bytes that Python keeps as lone surrogates
+        raise ValueError(f"The name {str(path)!r} is not valid UTF-8; rename it, or choose another one.") from None
+
+
 def check_size(path: Path):
     """``ValueError`` for a file that is larger than any of a checkpoint's text files, before it is read.
 

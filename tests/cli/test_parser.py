@@ -1,0 +1,37 @@
+"""One line of a length that can be read, whatever went wrong, and streams that the shell closed."""
+
+import sys
+import warnings
+
+import pytest
+
+from mlx_fastvlm.cli.parser import LONGEST_LINE, Parser, run
+from tests.support.images import PICTURE
+from tests.support.processes import run as start
+
+
+def test_a_megabyte_of_error_is_cut(capsys):
+    def fail():
+        raise ValueError("a" * 10**6)
+
+    assert run(fail) == 1
+    error = capsys.readouterr().err
+    assert error == f"error: {'a' * LONGEST_LINE}...\n"
+    with pytest.raises(SystemExit):
+        Parser().parse_args(["--" + "b" * 10**6])
+    assert len(capsys.readouterr().err) < LONGEST_LINE + 100
+
+
+def test_a_megabyte_of_warning_is_cut(capsys):
+    assert run(lambda: warnings.warn("a" * 10**6, stacklevel=1)) == 0
+    assert len(capsys.readouterr().err) < LONGEST_LINE + 100
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(checkpoint, tmp_path, closed):
+    PICTURE.save(tmp_path / "image.png")
+    words = [sys.executable, "-m", "mlx_fastvlm.generate", "--model", checkpoint("apple"), "--max-tokens", "2"]
+    words += ["--image", tmp_path / "image.png", "--prompt", "Hi"]
+    done = start(["sh", "-c", f'"$@" {closed}', "sh", *words])
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
