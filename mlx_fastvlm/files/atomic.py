@@ -126,14 +126,18 @@ class _Journal:
         """Remove what killed processes left, or put back what they had moved away; nobody else is writing now."""
         if self._lock is None:
             return
-        # Only names that could be ours: the file itself might be a stranger's.
+        # Only entries of this very folder, and only names that could be ours: the lock file might be a stranger's, and
+        # must lead nowhere else, whatever stands in it.
+        noted = set(os.fsdecode(os.pread(self._lock, 2**20, 0)).splitlines())
         ours = re.compile(rf"\.{re.escape(self._target.name)}\.(unfinished|replaced)-[0-9a-f]{{8}}")
-        for name in os.fsdecode(os.pread(self._lock, 2**20, 0)).splitlines():
-            folder = self._target.parent / name
-            if not ours.fullmatch(name) or folder.is_symlink() or not folder.is_dir():
+        left = [folder for folder in self._target.parent.iterdir() if folder.name in noted]
+        for folder in left:
+            if not ours.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
                 continue
             old = folder / self._target.name
-            if ".replaced-" in name and old.exists() and not self._target.exists():  # killed between _swap's renames
+            if (
+                ".replaced-" in folder.name and old.exists() and not self._target.exists()
+            ):  # killed between _swap's renames
                 old.rename(self._target)
             shutil.rmtree(folder, ignore_errors=True)
         os.ftruncate(self._lock, 0)
