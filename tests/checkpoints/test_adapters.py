@@ -10,10 +10,11 @@ from mlx_fastvlm import FastVlmForConditionalGeneration, load
 
 
 def test_adapters_are_fused_before_saving(checkpoint, tmp_path):
+    mx.random.seed(0)
     model, _ = load(checkpoint("apple"), dtype="float32")
     attention = model.language_model.layers[0].self_attn
     attention.q_proj = LoRALinear.from_base(attention.q_proj, r=2)
-    attention.q_proj.lora_b = mx.random.normal(attention.q_proj.lora_b.shape, key=mx.random.key(0)) * 0.1
+    attention.q_proj.lora_b = mx.random.normal(attention.q_proj.lora_b.shape)
     with pytest.raises(ValueError, match=r"q_proj\.linear\.weight.*; fuse the adapters into") as raised:
         model.save_pretrained(tmp_path / "out")
     assert "\n" not in str(raised.value)
@@ -23,7 +24,8 @@ def test_adapters_are_fused_before_saving(checkpoint, tmp_path):
     model.update_modules(tree_unflatten(fused))
     model.save_pretrained(tmp_path / "out")
     again = FastVlmForConditionalGeneration.from_pretrained(tmp_path / "out", dtype="float32")
-    assert mx.allclose(again(mx.array([[1, 2, 3]])).logits, expected, atol=1e-5)
+    difference = mx.abs(again(mx.array([[1, 2, 3]])).logits - expected).max() / mx.std(expected)
+    assert difference <= 1e-5
 
 
 def test_layers_that_the_config_does_not_describe(checkpoint, tmp_path):
