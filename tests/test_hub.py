@@ -1,6 +1,7 @@
 """Finding checkpoints: in folders, and on the hub."""
 
 import pytest
+from huggingface_hub import errors
 
 from mlx_fastvlm import load
 from mlx_fastvlm.hub import find_checkpoint
@@ -47,8 +48,6 @@ def test_a_failed_download_is_an_oserror(monkeypatch):
     ],
 )
 def test_what_the_hub_refuses(monkeypatch, fault, kind, advice):
-    from huggingface_hub import errors
-
     error = getattr(errors, fault)
 
     def refuse(*_, **__):

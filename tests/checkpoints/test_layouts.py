@@ -6,6 +6,7 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
+from mlx_fastvlm import FastViTHD, VisionConfig
 from mlx_fastvlm.checkpoints import layouts
 from mlx_fastvlm.checkpoints.reparameterize import reparameterize_tower
 from mlx_fastvlm.config import FastVlmConfig
@@ -75,8 +76,6 @@ def test_real_training_form(facts):
 
 
 def test_the_tower_has_125_million_parameters():
-    from mlx_fastvlm import FastViTHD, VisionConfig
-
     parameters = tree_flatten(FastViTHD(VisionConfig()).parameters())
     head = 3072 * 768  # CLIP's projection, which the published count includes and FastVLM has no use for
     assert sum(array.size for _, array in parameters) + head == pytest.approx(125e6, rel=1e-3)

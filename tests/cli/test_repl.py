@@ -8,6 +8,7 @@ from PIL import Image
 
 from mlx_fastvlm import ChatSession, chat
 from mlx_fastvlm.cli.repl import Repl
+from mlx_fastvlm.generation.text import TextStream
 from tests.support.images import PICTURE
 from tests.support.models import wide_model
 
@@ -69,8 +70,6 @@ def test_errors_and_ctrl_c_end_an_answer_and_not_the_chat(talk, wide, monkeypatc
     assert "error: nowhere.png" in err
     assert "error: The prompt has 1 <image> mark" in err
     assert [message["content"] for message in session.messages][0::2] == ["Hi"]
-
-    from mlx_fastvlm.generation.text import TextStream
 
     add, calls = TextStream.add, []
 

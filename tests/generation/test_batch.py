@@ -1,5 +1,7 @@
 """A batch's rows equal the same prompts alone."""
 
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,8 +25,6 @@ ROW = st.tuples(st.text("abc <>é", min_size=1, max_size=40), st.lists(st.sample
 )
 def test_batch_equals_single(rows, ends, batch_size, step):
     """Any lengths, any pictures, rows that end at different times or not at all."""
-    import dataclasses
-
     model, processor = wide_model()
     processor = dataclasses.replace(processor, eos_token_ids=frozenset(ends))
     prompts, images = zip(*rows)
@@ -73,8 +73,6 @@ def test_batch_size_is_how_many_run_at_a_time(wide, rows):
 
 
 def test_rows_that_are_done_leave(wide, rows):
-    import dataclasses
-
     model, processor = wide
     prompts = ["a", "What is this?", "xyz"]
     answers = [generate(model, processor, prompt, max_tokens=20) for prompt in prompts]

@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+import mlx_fastvlm.generation.captions as captions
 from mlx_fastvlm import generate
 from mlx_fastvlm.generation.captions import caption_folder
 from tests.support import small
@@ -59,8 +60,6 @@ def test_a_second_run_does_only_what_is_missing(wide, folder, tmp_path, monkeypa
     kept = whole.index(b"\n") + 1
     output.write_bytes(whole[: kept + 9])  # as a crash leaves it
     asked = []
-    import mlx_fastvlm.generation.captions as captions
-
     batch = captions.batch_generate
     monkeypatch.setattr(captions, "batch_generate", lambda *a, **k: asked.extend(a[2]) or batch(*a, **k))
     assert caption_folder(*wide, folder, output, "What?", max_tokens=4) == (2, 1)

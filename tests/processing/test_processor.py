@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mlx_fastvlm import load
 from mlx_fastvlm.processing.messages import user_message
 from mlx_fastvlm.processing.preprocess import square
 from tests.support import small
@@ -125,8 +126,6 @@ def test_every_byte_becomes_the_references_float():
 
 
 def test_the_layout_decides_how_pictures_are_squared(checkpoint, small_model):
-    from mlx_fastvlm import load
-
     assert small_model[1].image_settings.aspect_ratio == "pad"
     processor = load(checkpoint("transformers"), lazy=True)[1]
     assert processor.image_settings.aspect_ratio == "crop"

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from mlx_fastvlm import generate
+from mlx_fastvlm import generate, load
 from mlx_fastvlm.convert import main as convert_main
 from mlx_fastvlm.generate import main as generate_main
+from mlx_fastvlm.processing.tokenizer import read_tokenizer
 from tests.support.images import encoded
 
 from .bad_input import checkpoints, conversions, images, network, options
@@ -109,15 +110,11 @@ def test_special_tokens_that_a_user_types_end_no_turn(small_model, place, capfd)
 
 @pytest.mark.parametrize("how", ["normal", "described as plain", "in tokenizer.json"])
 def test_what_ends_a_turn_is_special_whatever_the_files_say(place, how):
-    from mlx_fastvlm import load
-
     def describe(folder):
         names = {256: "<|endoftext|>", 257: "<|im_start|>", 258: "<|im_end|>"}
         described = {id: {"content": name, "special": how == "normal"} for id, name in names.items()}
         side("tokenizer_config.json", added_tokens_decoder=described)(folder)
         if how == "in tokenizer.json":
-            from mlx_fastvlm.processing.tokenizer import read_tokenizer
-
             tokenizer = read_tokenizer(folder, json.loads((folder / "tokenizer_config.json").read_text()))
             tokenizer.save(str(folder / "tokenizer.json"))
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from mlx_fastvlm.generate import main
+from mlx_fastvlm.processing.tokenizer import Detokenizer
 from tests.support import small
 from tests.support.paths import ROOT
 from tests.support.processes import run
@@ -179,8 +180,6 @@ def test_help_is_grouped_and_has_an_example(capsys):
 
 
 def test_ctrl_c_keeps_what_was_said(arguments, monkeypatch, capfd):
-    from mlx_fastvlm.processing.tokenizer import Detokenizer
-
     calls = []
 
     def add(self, token):
@@ -244,8 +243,6 @@ def test_a_greedy_answer_needs_neither_mlx_lm_nor_transformers():
 
 def test_a_terminal_is_shown_no_control_characters(arguments, monkeypatch, capfd):
     """An answer or a name could move the cursor, or write to the clipboard."""
-    from mlx_fastvlm.processing.tokenizer import Detokenizer
-
     monkeypatch.setattr(Detokenizer, "add", lambda self, token: "\x1b]52;c;cm0=\x07é\n")
     assert main(arguments) == 0
     assert "\x1b" in capfd.readouterr().out  # a file or a pipe gets all of it

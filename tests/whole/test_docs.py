@@ -94,8 +94,8 @@ def test_python_in_pages_is_valid():
 def test_the_site_builds(tmp_path):
     pytest.importorskip("mkdocs")
     pytest.importorskip("material")
-    from mkdocs.commands.build import build
-    from mkdocs.config import load_config
+    from mkdocs.commands.build import build  # noqa: PLC0415  optional
+    from mkdocs.config import load_config  # noqa: PLC0415  optional
 
     build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True))
     page = (tmp_path / "architecture" / "index.html").read_text(encoding="utf-8")

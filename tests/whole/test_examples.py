@@ -157,7 +157,7 @@ def test_finetune_small(run, tmp_path, plotting):
 
 def test_the_notebook(monkeypatch, capsys, plotting):
     """Its cells still run, and say what the saved outputs say."""
-    import matplotlib
+    import matplotlib  # noqa: PLC0415  optional
 
     matplotlib.use("Agg")
     monkeypatch.chdir(EXAMPLES)

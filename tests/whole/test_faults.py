@@ -14,6 +14,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_fastvlm import ChatSession, PromptCache, convert, generate, load, save_prompt_cache
+from mlx_fastvlm.cli.repl import Repl
 from mlx_fastvlm.files import atomic_file, atomic_folder
 from mlx_fastvlm.generate import main
 from mlx_fastvlm.models import memory
@@ -79,8 +80,6 @@ def test_a_container_that_allows_less_than_the_machine_has(tmp_path, monkeypatch
 
 def test_many_questions_take_no_more_memory_than_a_few(small_model):
     """benchmarks/long_run.py measures the process over 600; here MLX's arrays, which are exact."""
-    import mlx.core as mx
-
     session, held = ChatSession(*small_model, max_tokens=4), []
     for i in range(12):
         picture = PICTURE.resize((60 + i, 50))
@@ -139,8 +138,6 @@ def test_a_prompt_cache_is_written_whole_or_not_at_all(small_model, tmp_path, mo
 
 
 def test_a_saved_conversation_too(small_model, tmp_path, monkeypatch):
-    from mlx_fastvlm.cli.repl import Repl
-
     monkeypatch.setattr("mlx_fastvlm.cli.repl.write_json", lambda *_: (_ for _ in ()).throw(OSError("full")))
     (tmp_path / "talk.json").write_text("old")
     with pytest.raises(OSError, match="full"):

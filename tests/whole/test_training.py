@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
-from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration
+from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, make_cache
 from mlx_fastvlm.checkpoints.layouts import LAYOUTS, canonical_names
 from mlx_fastvlm.checkpoints.reparameterize import reparameterize_tower
 from mlx_fastvlm.models import ops
@@ -158,8 +158,6 @@ def test_gradient_checkpointing(deep, monkeypatch):
 
 
 def test_checkpointing_leaves_generation_alone(model):
-    from mlx_fastvlm import make_cache
-
     model.gradient_checkpointing_enable()
     cache = make_cache(model)
     first = model(mx.array([[1, 2, 3]]), past_key_values=cache).logits

@@ -9,6 +9,8 @@ and a prompt; the second loads it here and prints the differences in standard de
 third prints how far bfloat16 strays from float32, stage by stage.
 """
 
+# ruff: noqa: PLC0415  each command runs in an environment that has what it needs
+
 import argparse
 import json
 import sys

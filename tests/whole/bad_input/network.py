@@ -33,68 +33,81 @@ CASES = {
 }
 
 
-@contextmanager
-def serve():
-    """A server that answers badly in many ways: its address."""
+class BadServer(http.server.BaseHTTPRequestHandler):
+    """Answers badly in many ways: a method a path."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def answer(self, body, kind="image/png"):
-            self.send_response(200)
-            self.send_header("Content-Type", kind)
-            self.end_headers()
-            self.wfile.write(body)
+    def do_GET(self):
+        way = getattr(self, self.path[1:].replace("-", "_"), None)
+        way() if way else self.send_error(404)
 
-        def redirect(self, target):
-            self.send_response(302)
-            self.send_header("Location", target)
-            self.end_headers()
+    def answer(self, body, kind="image/png"):
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.end_headers()
+        self.wfile.write(body)
 
-        def do_GET(self):
-            port = self.server.server_port
-            if self.path == "/silent":
-                time.sleep(1.5)
-            elif self.path == "/slow-header":
-                self.wfile.write(b"HTTP/1.1 200 OK\r\n")
-                for _ in range(40):
-                    self.wfile.write(b"X-More: y\r\n")
-                    time.sleep(0.05)
-            elif self.path == "/endless":
-                self.send_response(200)
-                self.end_headers()
-                for _ in range(100):
-                    self.wfile.write(b"\0")
-                    time.sleep(0.02)
-            elif self.path == "/large":
-                self.answer(bytes(3000))
-            elif self.path == "/cut":
-                self.answer(encoded(PICTURE)[:700])
-            elif self.path == "/to-a-file":
-                self.redirect("file:///etc/passwd")
-            elif self.path == "/to-this-machine":  # we are called localhost here
-                self.redirect(f"http://127.0.0.1:{port}/picture")
-            elif self.path == "/round":
-                self.redirect("/round")
-            elif self.path == "/page":
-                self.answer(b"<html>", "text/html; charset=utf-8")
-            elif self.path == "/junk":
-                self.answer(b"junk" * 9)
-            elif self.path == "/not-http":
-                self.wfile.write(b"SSH-2.0-OpenSSH\r\n")
-            elif self.path == "/picture":
-                self.answer(encoded(PICTURE))
-            else:
-                self.send_error(404)
+    def redirect(self, target):
+        self.send_response(302)
+        self.send_header("Location", target)
+        self.end_headers()
 
-        def handle(self):
-            try:
-                super().handle()
-            except OSError:  # they hung up on us
-                pass
+    def silent(self):
+        time.sleep(1.5)
 
-        def log_message(self, *_):
+    def slow_header(self):
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        for _ in range(40):
+            self.wfile.write(b"X-More: y\r\n")
+            time.sleep(0.05)
+
+    def endless(self):
+        self.send_response(200)
+        self.end_headers()
+        for _ in range(100):
+            self.wfile.write(b"\0")
+            time.sleep(0.02)
+
+    def large(self):
+        self.answer(bytes(3000))
+
+    def cut(self):
+        self.answer(encoded(PICTURE)[:700])
+
+    def to_a_file(self):
+        self.redirect("file:///etc/passwd")
+
+    def to_this_machine(self):  # we are called localhost here
+        self.redirect(f"http://127.0.0.1:{self.server.server_port}/picture")
+
+    def round(self):
+        self.redirect("/round")
+
+    def page(self):
+        self.answer(b"<html>", "text/html; charset=utf-8")
+
+    def junk(self):
+        self.answer(b"junk" * 9)
+
+    def not_http(self):
+        self.wfile.write(b"SSH-2.0-OpenSSH\r\n")
+
+    def picture(self):
+        self.answer(encoded(PICTURE))
+
+    def handle(self):
+        try:
+            super().handle()
+        except OSError:  # they hung up on us
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def serve():
+    """The address of a server that answers badly."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), BadServer) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://localhost:{server.server_port}"
