@@ -3,80 +3,73 @@
 The public names are imported on first use, so ``import mlx_fastvlm`` costs next to nothing.
 """
 
-import ctypes
 import importlib
-import os
 import sys
 import types
+from typing import TYPE_CHECKING
+
+from .startup import hush_interrupts, prefer_openblas
 
 __version__ = "0.1.0"
 
+prefer_openblas()
+hush_interrupts()
 
-def _prefer_openblas():
-    """Let MLX's CPU backend on Linux find OpenBLAS, where it is installed, before its own slow BLAS.
-
-    The symbols must be global before ``mlx.core`` is first imported, so this runs on import of the package. OpenBLAS is
-    then told to use one thread, since ``streams.py`` has one for each core, unless OPENBLAS_NUM_THREADS says otherwise.
-    ``MLX_FASTVLM_OPENBLAS=0`` turns all this off. A Mac never needs it: MLX uses Metal and Accelerate there.
-    """
-    if sys.platform != "linux" or os.environ.get("MLX_FASTVLM_OPENBLAS") == "0":
-        return
-    try:
-        if "mlx.core" not in sys.modules:
-            ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
-        if "OPENBLAS_NUM_THREADS" not in os.environ:
-            ctypes.CDLL(None).openblas_set_num_threads(1)
-    except (OSError, AttributeError):
-        pass  # not installed, or not found in time: MLX takes the BLAS in its wheel
-
-
-def _hush_interrupts():
-    """Let Ctrl-C end a command of this package without a traceback while it still imports; later ``cli.run`` does."""
-    words = sys.orig_argv
-    module = words[words.index("-m") + 1 :][:1] if "-m" in words else []
-    if not (module and module[0].startswith(f"{__name__}.")) and os.path.basename(sys.argv[0]) != "fastvlm":
-        return
-    default = sys.excepthook
-
-    def hook(kind, error, traceback):
-        if issubclass(kind, KeyboardInterrupt):
-            print("interrupted", file=sys.stderr)
-        else:
-            default(kind, error, traceback)
-
-    sys.excepthook = hook
-
-
-_prefer_openblas()
-_hush_interrupts()
+if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal to the table below
+    from .cache.policy import make_cache as make_cache
+    from .cache.prompt import PromptCache as PromptCache
+    from .cache.prompt import load_prompt_cache as load_prompt_cache
+    from .cache.prompt import save_prompt_cache as save_prompt_cache
+    from .cache.vision import VisionCache as VisionCache
+    from .config import FastVlmConfig as FastVlmConfig
+    from .config import TextConfig as TextConfig
+    from .config import VisionConfig as VisionConfig
+    from .conversion.converter import convert as convert
+    from .generation.api import GenerationResponse as GenerationResponse
+    from .generation.api import generate as generate
+    from .generation.api import stream_generate as stream_generate
+    from .generation.batch import batch_generate as batch_generate
+    from .generation.options import GenerationOptions as GenerationOptions
+    from .generation.session import ChatSession as ChatSession
+    from .models.fastvlm import FastVlmForConditionalGeneration as FastVlmForConditionalGeneration
+    from .models.fastvlm import FastVlmModel as FastVlmModel
+    from .models.language import Qwen2Model as Qwen2Model
+    from .models.outputs import FastVlmCausalLMOutputWithPast as FastVlmCausalLMOutputWithPast
+    from .models.outputs import FastVlmModelOutputWithPast as FastVlmModelOutputWithPast
+    from .models.pretrained import load as load
+    from .models.projector import FastVlmMultiModalProjector as FastVlmMultiModalProjector
+    from .models.vision import FastViTHD as FastViTHD
+    from .processing.images import load_frames as load_frames
+    from .processing.images import load_image as load_image
+    from .processing.processor import FastVlmProcessor as FastVlmProcessor
 
 _HOME = {
-    "FastVlmConfig": "config",
-    "VisionConfig": "config",
-    "TextConfig": "config",
-    "FastViTHD": "models.vision",
-    "FastVlmMultiModalProjector": "models.projector",
-    "Qwen2Model": "models.language",
-    "FastVlmModel": "models.fastvlm",
-    "FastVlmForConditionalGeneration": "models.fastvlm",
-    "FastVlmModelOutputWithPast": "models.outputs",
-    "FastVlmCausalLMOutputWithPast": "models.outputs",
-    "load_image": "processing.images",
-    "load_frames": "processing.images",
-    "FastVlmProcessor": "processing.processor",
-    "load": "models.pretrained",
-    "convert": "conversion.converter",
     "make_cache": "cache.policy",
     "PromptCache": "cache.prompt",
-    "save_prompt_cache": "cache.prompt",
     "load_prompt_cache": "cache.prompt",
+    "save_prompt_cache": "cache.prompt",
     "VisionCache": "cache.vision",
-    "GenerationOptions": "generation.options",
-    "batch_generate": "generation.batch",
+    "FastVlmConfig": "config",
+    "TextConfig": "config",
+    "VisionConfig": "config",
+    "convert": "conversion.converter",
+    "GenerationResponse": "generation.api",
     "generate": "generation.api",
     "stream_generate": "generation.api",
-    "GenerationResponse": "generation.api",
+    "batch_generate": "generation.batch",
+    "GenerationOptions": "generation.options",
     "ChatSession": "generation.session",
+    "FastVlmForConditionalGeneration": "models.fastvlm",
+    "FastVlmModel": "models.fastvlm",
+    "Qwen2Model": "models.language",
+    "FastVlmCausalLMOutputWithPast": "models.outputs",
+    "FastVlmModelOutputWithPast": "models.outputs",
+    "load": "models.pretrained",
+    "FastVlmMultiModalProjector": "models.projector",
+    "FastViTHD": "models.vision",
+    "load_frames": "processing.images",
+    "load_image": "processing.images",
+    "FastVlmProcessor": "processing.processor",
 }
 
 __all__ = ["__version__", *_HOME]
@@ -90,12 +83,14 @@ class _Package(types.ModuleType):
             super().__setattr__(name, value)
 
 
-def __getattr__(name):
-    if name not in _HOME:
-        raise AttributeError(f"module 'mlx_fastvlm' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # or a type checker would believe in any name
+
+    def __getattr__(name):
+        if name not in _HOME:
+            raise AttributeError(f"module 'mlx_fastvlm' has no attribute {name!r}")
+        value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__():

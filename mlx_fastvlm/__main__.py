@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 
+from . import __version__
+
 COMMANDS = {
-    "generate": "ask about images; the command that is meant where a flag comes first",
+    "generate": "ask about images; what a flag in the first place means, too",
     "chat": "talk about images in the terminal",
     "convert": "convert, quantize and verify a checkpoint",
     "benchmark": "time each step of an answer on this machine",
 }
 
-USAGE = "usage: fastvlm [COMMAND] [FLAGS], each command with --help\n\ncommands:\n" + "\n".join(
+USAGE = "usage: fastvlm [COMMAND] [FLAGS]\n\ncommands, each with --help:\n" + "\n".join(
     f"  {name:10} {what}" for name, what in COMMANDS.items()
 )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point of ``fastvlm``: the exit code of the command that the first word names."""
+    """Entry point of ``fastvlm``: the exit code of the command that the first word names, 2 where there is none."""
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return 0
+    if words[0] == "--version":
+        print(f"mlx-fastvlm {__version__}")
+        return 0
     if words[0].startswith("-"):
         words = ["generate", *words]
-    if words[0] not in COMMANDS:
-        print(f"error: there is no command {words[0]!r}; use one of {', '.join(COMMANDS)}", file=sys.stderr)
+    command, *flags = words
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        print(f"error: there is no command {command!r}; {advice}", file=sys.stderr)
         return 2
-    return importlib.import_module(f"{__package__}.{words[0]}").main(words[1:])
+    return importlib.import_module(f"{__package__}.{command}").main(flags)
 
 
 if __name__ == "__main__":

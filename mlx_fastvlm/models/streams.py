@@ -2,7 +2,7 @@
 
 MLX runs each of its CPU streams in a thread of its own, and an operation in one of them. OpenBLAS would bring threads
 along, but they spin while they wait, help with nothing but matrix products, and serve one stream at a time. So it is
-told to use one (``_prefer_openblas``), and what can be cut into pieces is: a stream for each core.
+told to use one (``startup.py``), and what can be cut into pieces is: a stream for each core.
 """
 
 from __future__ import annotations

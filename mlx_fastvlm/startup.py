@@ -1,0 +1,48 @@
+"""What has to happen before anything heavy is imported: MLX finds its BLAS, and Ctrl-C ends a command quietly."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+
+def prefer_openblas():
+    """Let MLX's CPU backend on Linux find OpenBLAS, where it is installed, before its own slow BLAS.
+
+    The symbols must be global before ``mlx.core`` is first imported, so this runs on import of the package. OpenBLAS is
+    then told to use one thread, since ``models/streams.py`` has one for each core, unless OPENBLAS_NUM_THREADS says
+    otherwise. ``MLX_FASTVLM_OPENBLAS=0`` turns all this off. A Mac never needs it: MLX uses Metal and Accelerate there.
+    """
+    if sys.platform != "linux" or os.environ.get("MLX_FASTVLM_OPENBLAS") == "0":
+        return
+    try:
+        if "mlx.core" not in sys.modules:
+            ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+        if "OPENBLAS_NUM_THREADS" not in os.environ:
+            ctypes.CDLL(None).openblas_set_num_threads(1)
+    except (OSError, AttributeError):
+        pass  # not installed, or not found in time: MLX takes the BLAS in its wheel
+
+
+def hush_interrupts():
+    """Let Ctrl-C end a command of this package without a traceback while it still imports; later ``cli.run`` does."""
+    if not _is_command():
+        return
+    default = sys.excepthook
+
+    def hook(kind, error, traceback):
+        if issubclass(kind, KeyboardInterrupt):
+            sys.stderr.write("interrupted\n")
+        else:
+            default(kind, error, traceback)
+
+    sys.excepthook = hook
+
+
+def _is_command() -> bool:
+    """Whether the process is ``fastvlm``, ``python -m mlx_fastvlm`` or ``python -m mlx_fastvlm.COMMAND``."""
+    words = sys.orig_argv
+    module = words[words.index("-m") + 1 :][:1] if "-m" in words else []
+    script = os.path.basename(sys.argv[0]) if sys.argv else ""
+    return script == "fastvlm" or (bool(module) and module[0].split(".")[0] == __package__)
