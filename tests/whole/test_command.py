@@ -211,28 +211,6 @@ def test_a_closed_pipe_is_no_traceback(arguments):
     assert "BrokenPipe" not in done.stderr
 
 
-def test_import_is_lazy():
-    code = "import sys, mlx_fastvlm; print(sorted(m for m in sys.modules if m.split('.')[0] in "
-    code += "('mlx', 'mlx_lm', 'numpy', 'PIL', 'tokenizers', 'jinja2', 'transformers', 'torch')))"
-    assert run([sys.executable, "-c", code]).stdout.strip() == "[]"
-
-
-def test_public_names():
-    code = (
-        "import mlx_fastvlm\n"
-        "from mlx_fastvlm import stream_generate\n"
-        "assert callable(mlx_fastvlm.generate)\n"
-        "import mlx_fastvlm.generate\n"
-        "assert mlx_fastvlm.generate.__name__ == 'generate'\n"
-        "for name in mlx_fastvlm.__all__: getattr(mlx_fastvlm, name)\n"
-        "assert set(mlx_fastvlm.__all__) <= set(dir(mlx_fastvlm))\n"
-        "try: mlx_fastvlm.nothing\n"
-        "except AttributeError as error: print(error)\n"
-    )
-    done = run([sys.executable, "-c", code])
-    assert "has no attribute 'nothing'" in done.stdout, done.stderr
-
-
 def test_a_greedy_answer_needs_neither_mlx_lm_nor_transformers():
     """Importing them takes longer than the demo's whole answer."""
     picture = ROOT / "examples" / "images" / "shapes-1.png"

@@ -43,6 +43,8 @@ def test_it_holds_the_package_and_nothing_else(wheel):
     files = (path for path in (ROOT / "mlx_fastvlm").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     assert names == {str(path.relative_to(ROOT).as_posix()) for path in files}
     assert {"mlx_fastvlm/demo/model.safetensors", "mlx_fastvlm/py.typed"} <= names
+    rooms = {"cache", "checkpoints", "cli", "conversion", "evaluation", "generation", "models", "processing"}
+    assert {f"mlx_fastvlm/{room}/__init__.py" for room in rooms} <= names
 
 
 def test_it_works_from_an_empty_folder(wheel, tmp_path):
@@ -55,7 +57,13 @@ def test_it_works_from_an_empty_folder(wheel, tmp_path):
     picture = ROOT / "examples" / "images" / "shapes-8.png"
     command = ["-m", "mlx_fastvlm.generate", "--model", "demo", "--image", picture, "--json"]
     assert json.loads(run(sys.executable, *command, env=env, cwd=empty))["text"] == "A small red triangle."
+    everything = "import pkgutil, mlx_fastvlm, importlib\n"
+    everything += "for module in pkgutil.walk_packages(mlx_fastvlm.__path__, 'mlx_fastvlm.'):\n"
+    everything += "    importlib.import_module(module.name)"
+    run(sys.executable, "-c", everything, env=env, cwd=empty)
     assert list(empty.iterdir()) == []
     version = run(sys.executable, "-c", "import mlx_fastvlm; print(mlx_fastvlm.__version__)", env=env, cwd=empty)
     assert f"-{version.strip()}-" in wheel.name
-    assert (site / "bin" / "fastvlm").exists()
+    script = site / "bin" / "fastvlm"
+    assert run(script, "--version", env=env, cwd=empty) == f"mlx-fastvlm {version}"
+    assert json.loads(run(script, *command[2:], env=env, cwd=empty))["text"] == "A small red triangle."
