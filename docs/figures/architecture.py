@@ -1,4 +1,4 @@
-"""Draws docs/figures/architecture.svg: how a picture becomes text, with the shapes of FastVLM-0.5B.
+"""Draws docs/figures/architecture.svg: how an image becomes text, with the shapes of FastVLM-0.5B.
 
     python docs/figures/architecture.py
 
@@ -47,7 +47,7 @@ class Drawing:
         body = "\n".join(self.parts)
         return f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"
   width="{WIDTH}" height="{HEIGHT}" font-family="Helvetica, Arial, sans-serif"
-  role="img" aria-label="How a picture becomes text in FastVLM">
+  role="img" aria-label="How an image becomes text in FastVLM">
 <defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">
 <path d="M0 0L8 4L0 8z" fill="{INK}"/></marker></defs>
 <rect width="{WIDTH}" height="{HEIGHT}" rx="12" fill="{PAPER}"/>
@@ -57,8 +57,8 @@ class Drawing:
 
 
 def tower(drawing):
-    """The upper row: picture, stem, stages, features. Boxes shrink with the feature maps, on a log scale."""
-    drawing.text(30, 34, "FastViTHD, the vision tower (vision.py)", 16, "bold", "start")
+    """The upper row: image, stem, stages, features. Boxes shrink with the feature maps, on a log scale."""
+    drawing.text(30, 34, "FastViTHD, the vision tower (models/vision.py)", 16, "bold", "start")
     drawing.text(30, 54, "shapes are height x width x channels", 12, anchor="start", colour="#51606f")
     for x, words, fill in ((820, "convolutions", CONVOLUTION), (960, "self-attention too", ATTENTION)):
         drawing.box(x, 22, 16, 16, fill)
@@ -66,7 +66,7 @@ def tower(drawing):
     middle, x, gap, width = 160, 30, 18, 124
     side, stem = VISION.image_size // 4, VISION.embed_dims[0]
     steps = [
-        ("picture", [f"{VISION.image_size} x {VISION.image_size} x 3"], PLAIN, 175),
+        ("image", [f"{VISION.image_size} x {VISION.image_size} x 3"], PLAIN, 175),
         ("stem", ["3 convolutions", f"{side} x {side} x {stem}"], CONVOLUTION, 145),
     ]
     for index, (blocks, channels) in enumerate(zip(VISION.layers, VISION.embed_dims)):
@@ -91,7 +91,7 @@ def tower(drawing):
 def language(drawing, x, y, tokens):
     """The lower rows: projector, the sequence, the decoder, the answer; (x, y) is where the features come from."""
     hidden, vocabulary = TEXT.hidden_size, TEXT.vocab_size
-    drawing.text(30, 296, "Projector (projector.py) and Qwen2 decoder (language.py)", 16, "bold", "start")
+    drawing.text(30, 296, "Projector (models/projector.py) and Qwen2 decoder (models/language.py)", 16, "bold", "start")
     drawing.box(880, 318, 270, 62, LANGUAGE)
     drawing.text(1015, 339, "projector", 14, "bold")
     drawing.text(1015, 356, f"Linear, GELU, Linear: {VISION.hidden_size} to {hidden}", 12)
@@ -120,7 +120,7 @@ def language(drawing, x, y, tokens):
     heads = f"{TEXT.num_attention_heads} query, {TEXT.num_key_value_heads} key-value heads of {TEXT.head_dim}"
     drawing.text(265, 459, f"RMSNorm, attention with RoPE: {heads}", 12)
     drawing.text(265, 478, f"RMSNorm, SwiGLU perceptron: {hidden} to {TEXT.intermediate_size} to {hidden}", 12)
-    drawing.text(265, 500, "KV cache (cache.py): each token is computed once", 12, colour="#51606f")
+    drawing.text(265, 500, "KV cache (cache/): each token is computed once", 12, colour="#51606f")
     drawing.arrow((500, 466), (548, 466))
     drawing.box(550, 436, 150, 60, LANGUAGE)
     drawing.text(625, 461, "norm, head", 14, "bold")
@@ -131,7 +131,7 @@ def language(drawing, x, y, tokens):
     drawing.text(825, 481, "sampling.py", 12)
     drawing.arrow((900, 466), (948, 466))
     drawing.box(950, 436, 200, 60, PLAIN)
-    drawing.text(1050, 461, "answers.py: text", 14, "bold")
+    drawing.text(1050, 461, "text.py: text", 14, "bold")
     drawing.text(1050, 481, '"A cat on a sofa."', 12)
     drawing.arrow((825, 496), (825, 536), (265, 536), (265, 516))
     drawing.text(545, 531, "until the answer ends", 12)

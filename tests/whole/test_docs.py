@@ -116,3 +116,14 @@ def test_the_front_picture_shows_what_the_terminal_does():
     assert lines[1] == answer
     assert lines[5:] == ["> What colour is the star?", "Blue.", *lines[7:]]
     assert front.draw(lines=[(line, "white") for line in lines]).width > 1500
+
+
+def test_the_architecture_page_knows_every_room():
+    package, page = ROOT / "mlx_fastvlm", text(ROOT / "docs" / "architecture.md")
+    rooms = {path.parent.name for path in package.glob("*/__init__.py")}
+    for room in rooms:
+        assert f"`{room}/`" in page or f"`{room}`" in page, room
+    for command in re.findall(r'^    "(\w+)": "', text(package / "__main__.py"), re.M):
+        assert f"`{command}`" in page, command
+    story = re.findall(r"^\d\. \[`[\w/.]+`\]\(\.\./mlx_fastvlm/([\w/.]+)\)", page, re.M)
+    assert len(story) == 8
