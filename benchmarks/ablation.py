@@ -41,7 +41,7 @@ def shift_and_add(x, weight, bias=None, stride=1, then=lambda y, rows: y):
 
 
 def whole(x, weight, bias=None, stride=1, then=lambda y, rows: y):
-    """The banded products, but of the whole picture at once."""
+    """The banded products, but of the whole image at once."""
     before, ops.PIECE = ops.PIECE, 2**40
     y = DEPTHWISE(x, weight, bias, stride, then)
     ops.PIECE = before

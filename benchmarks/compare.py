@@ -1,4 +1,4 @@
-"""This package beside mlx-vlm and transformers: the same random FastVLM-0.5B weights, picture and prompt, turn by turn.
+"""This package beside mlx-vlm and transformers: the same random FastVLM-0.5B weights, image and prompt, turn by turn.
 
     python benchmarks/compare.py CHECKPOINT --mlx-vlm PYTHON --transformers PYTHON
 
@@ -8,6 +8,8 @@ alive; one warms up and measures while the others wait, in turns, so that what e
 The table gives medians, and the median of each turn's ratio to this package. `--blas LIBRARY` is preloaded for both MLX
 packages; `--defaults` takes each package's own number type.
 """
+
+# ruff: noqa: PLC0415  each package is imported in a process of its own
 
 import argparse
 import json
@@ -100,10 +102,11 @@ def mlx_vlm(folder, dtype):
 
 
 def transformers(folder, dtype):
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "reference"))
-    import record  # noqa: F401, makes timm importable without torchvision's operators
+    sys.path.insert(0, str(Path(__file__).parent.parent))
     import torch
     from transformers import FastVlmForConditionalGeneration
+
+    from tests.support.reference import record  # noqa: F401  makes timm importable without torchvision's operators
 
     model = FastVlmForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype or "bfloat16")).eval()
     pixels, text = inputs()
@@ -135,7 +138,7 @@ PACKAGES = {"mlx_fastvlm": ours, "mlx-vlm": mlx_vlm, "transformers": transformer
 
 
 def inputs():
-    """A picture, (1, 1024, 1024, 3) in [0, 1], and the ids of the text behind it."""
+    """An image, (1, 1024, 1024, 3) in [0, 1], and the ids of the text behind it."""
     random = np.random.default_rng(0)
     return random.random((1, 1024, 1024, 3), np.float32), random.integers(0, 150000, TEXT_TOKENS).tolist()
 

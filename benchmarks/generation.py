@@ -30,15 +30,15 @@ LONG = 10_000  # tokens
 WINDOW = 512
 
 
-def picture(number, side=1024):
+def draw(number, side=1024):
     """Noise, so that nothing about it is easy."""
     return Image.fromarray(np.random.RandomState(number).randint(0, 256, (side, side, 3), np.uint8))
 
 
 def endless(processor, **settings):
     """A processor for answers that go on to max_tokens."""
-    pictures = dataclasses.replace(processor.image_settings, **settings)
-    return dataclasses.replace(processor, eos_token_ids=frozenset(), image_settings=pictures)
+    images = dataclasses.replace(processor.image_settings, **settings)
+    return dataclasses.replace(processor, eos_token_ids=frozenset(), image_settings=images)
 
 
 def released_shape():
@@ -55,7 +55,7 @@ def memory():
     print("|---|---|---|---|---|")
     model, processor = mlx_fastvlm.load("demo")
     processor = endless(processor)
-    prompt = next(stream_generate(model, processor, "What is this?", picture(0), max_tokens=1)).prompt_tokens
+    prompt = next(stream_generate(model, processor, "What is this?", draw(0), max_tokens=1)).prompt_tokens
     bound = prompt + WINDOW
     for name, policy in {
         f"bounded to {bound}": {"max_kv_size": bound},
@@ -67,7 +67,7 @@ def memory():
     }.items():
         cache, sizes = PromptCache(**policy), {}
         before = mx.get_active_memory()
-        for r in stream_generate(model, processor, "What is this?", picture(0), max_tokens=LONG, prompt_cache=cache):
+        for r in stream_generate(model, processor, "What is this?", draw(0), max_tokens=LONG, prompt_cache=cache):
             if r.generation_tokens in (LONG // 10, LONG):
                 sizes[r.generation_tokens] = cache.nbytes / 1e6
         used = (mx.get_active_memory() - before) / 1e6
@@ -79,7 +79,7 @@ def batches():
     print("| batch_size | answers' tokens/s, all rows together |")
     print("|---|---|")
     model, processor = released_shape()
-    prompts, images, tokens = ["What is this?"] * 16, [picture(i) for i in range(16)], 16
+    prompts, images, tokens = ["What is this?"] * 16, [draw(i) for i in range(16)], 16
     cache = VisionCache()
     options = {"max_tokens": tokens, "image_size": 256, "vision_cache": cache}
     batch_generate(model, processor, prompts, images, **(options | {"max_tokens": 1}))  # the tower is not the point
@@ -94,7 +94,7 @@ def follow_ups():
     print("|---|---|---|---|")
     session = ChatSession(*released_shape(), max_tokens=8)
     for name, text, image in (
-        ("the first, with a picture", "What is this?", picture(0)),
+        ("the first, with an image", "What is this?", draw(0)),
         ("a follow-up", "What colour is it?", None),
         ("another", "Where is it?", None),
     ):
@@ -102,9 +102,9 @@ def follow_ups():
         counts = f"{last.prompt_tokens} | {last.cached_tokens}"
         print(f"| {name} | {counts} | {last.time_to_first_token:.2f} s |", flush=True)
     session.reset()
-    last = list(session.stream("Is it big?", picture(0)))[-1]
+    last = list(session.stream("Is it big?", draw(0)))[-1]
     counts = f"{last.prompt_tokens} | {last.cached_tokens}"
-    print(f"| the same picture in a new conversation | {counts} | {last.time_to_first_token:.2f} s |")
+    print(f"| the same image in a new conversation | {counts} | {last.time_to_first_token:.2f} s |")
 
 
 TABLES = {"memory": memory, "batches": batches, "follow-ups": follow_ups}

@@ -1,10 +1,10 @@
-"""Whether memory stays flat: 600 questions in one process, each about another picture.
+"""Whether memory stays flat: 600 questions in one process, each about another image.
 
     python benchmarks/long_run.py [MODEL] [QUESTIONS]
 
 Prints the process's memory and MLX's after every 50 questions, and draws docs/figures/long-run.svg where matplotlib is
 installed. The questions take turns: a single one, one in a conversation that is begun anew after 10, and one with a
-vision cache; both vision caches hold 1 MB, which the pictures fill in the first 200 questions.
+vision cache; both vision caches hold 1 MB, which the images fill in the first 200 questions.
 """
 
 import sys
@@ -22,12 +22,12 @@ def resident() -> float:
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS:"))
         return int(line.split()[1]) / 1e3
-    import resource
+    import resource  # noqa: PLC0415  not on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def pictures(count: int):
+def images(count: int):
     """Photographs as they come: no two of the same size or content."""
     random = np.random.default_rng(0)
     for _ in range(count):
@@ -38,21 +38,21 @@ def pictures(count: int):
 
 def measure(name: str, questions: int) -> list[tuple[int, float, float, float]]:
     """After each question: its number, the process's memory, what MLX holds and what it keeps for reuse, in MB."""
-    import mlx.core as mx
+    import mlx.core as mx  # noqa: PLC0415  after the package, so that OpenBLAS is found
 
     model, processor = load(name)
     cache = VisionCache(max_bytes=10**6)
     session = ChatSession(model, processor, max_tokens=30, vision_cache=VisionCache(max_bytes=10**6))
     rows = []
-    for i, picture in enumerate(pictures(questions)):
+    for i, image in enumerate(images(questions)):
         if i % 3 == 0:
-            generate(model, processor, f"What are these? {i}", picture, max_tokens=30)
+            generate(model, processor, f"What are these? {i}", image, max_tokens=30)
         elif i % 3 == 1:
             if len(session.messages) >= 20:
                 session.reset()
-            session.ask(f"And these? {i}", picture)
+            session.ask(f"And these? {i}", image)
         else:
-            generate(model, processor, "What is red?", picture, max_tokens=30, vision_cache=cache)
+            generate(model, processor, "What is red?", image, max_tokens=30, vision_cache=cache)
         rows.append((i + 1, resident(), mx.get_active_memory() / 1e6, mx.get_cache_memory() / 1e6))
         if i % 50 == 49:
             print("{:4d} questions: process {:6.0f} MB, MLX active {:5.1f} MB, MLX kept {:6.1f} MB".format(*rows[-1]))
@@ -60,7 +60,7 @@ def measure(name: str, questions: int) -> list[tuple[int, float, float, float]]:
 
 
 def draw(rows: list[tuple[int, float, float, float]], file: Path):
-    from matplotlib import pyplot
+    from matplotlib import pyplot  # noqa: PLC0415  optional
 
     numbers, process, active, kept = zip(*rows)
     figure, axes = pyplot.subplots(figsize=(7, 3.2), layout="constrained")

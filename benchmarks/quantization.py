@@ -1,4 +1,4 @@
-"""What quantization costs in right answers: the demo checkpoint in several precisions, asked about held-out pictures.
+"""What quantization costs in right answers: the demo checkpoint in several precisions, asked about held-out images.
 
     python benchmarks/quantization.py [--questions 500] [VARIANT ...]
 

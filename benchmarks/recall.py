@@ -2,7 +2,7 @@
 
     python benchmarks/recall.py [--conversations 100]
 
-Conversations of ten questions about one held-out picture, in a window that is 64 tokens larger than the first prompt;
+Conversations of ten questions about one held-out image, in a window that is 64 tokens larger than the first prompt;
 then single questions, in which only the rounding of the cache can matter.
 """
 
@@ -18,7 +18,7 @@ from scenes import HELD_OUT_SEEDS, draw, make_scene, questions
 
 TURNS, LATE = 10, 5
 ROOM = 64
-PICTURES = VisionCache()  # no policy changes what the tower sees
+FEATURES = VisionCache()  # no policy changes what the tower sees
 
 
 def late_answers(model, processor, conversations, bounded=False, protected=True, kv_bits=None):
@@ -31,13 +31,13 @@ def late_answers(model, processor, conversations, bounded=False, protected=True,
     right = []
     for seed in HELD_OUT_SEEDS[:conversations]:
         scene = make_scene(seed)
-        picture, asked = draw(scene, 256), questions(scene, random.Random(f"recall {seed}"), TURNS)
+        image, asked = draw(scene, 256), questions(scene, random.Random(f"recall {seed}"), TURNS)
         prompt = len(processor.encode_chat([{"role": "user", "content": f"<image>\n{asked[0].text}"}]))
         size = prompt + ROOM if bounded else None
-        session = ChatSession(model, processor, max_kv_size=size, kv_bits=kv_bits, max_tokens=48, vision_cache=PICTURES)
+        session = ChatSession(model, processor, max_kv_size=size, kv_bits=kv_bits, max_tokens=48, vision_cache=FEATURES)
         if not protected:
             session.cache.reset(keep=1)
-        said = [session.ask(question.text, None if i else picture) for i, question in enumerate(asked)]
+        said = [session.ask(question.text, None if i else image) for i, question in enumerate(asked)]
         if bounded and session.cache.offset <= size:
             raise AssertionError("the conversation was too short for the window to matter")
         right += [text == question.answer for text, question in zip(said, asked)][-LATE:]
@@ -45,7 +45,7 @@ def late_answers(model, processor, conversations, bounded=False, protected=True,
 
 
 def single_questions(count):
-    """Pictures and questions about them, five for each picture."""
+    """Images and questions about them, five for each image."""
     return [
         (draw(make_scene(seed), 256), question.text)
         for seed in HELD_OUT_SEEDS[1000 : 1000 + count // 5]
@@ -56,8 +56,8 @@ def single_questions(count):
 def answers(model, processor, asked, **policy):
     """Greedy answers, each in a conversation of its own."""
     return [
-        ChatSession(model, processor, max_tokens=48, vision_cache=PICTURES, **policy).ask(text, picture)
-        for picture, text in asked
+        ChatSession(model, processor, max_tokens=48, vision_cache=FEATURES, **policy).ask(text, image)
+        for image, text in asked
     ]
 
 

@@ -3,8 +3,8 @@
     python examples/compare_quantization.py --plot accuracy.png
     python examples/compare_quantization.py --model apple/FastVLM-0.5B --questions mine.json
 
-The questions stand in a JSON file beside their pictures: {"photo.jpg": {"questions": [{"question": "What ...?",
-"answer": "..."}]}}. By default they are the demo's, 80 about eight pictures: too few to tell 8 bits from 4, as the
+The questions stand in a JSON file beside their images: {"photo.jpg": {"questions": [{"question": "What ...?",
+"answer": "..."}]}}. By default they are the demo's, 80 about eight images: too few to tell 8 bits from 4, as the
 error bars show. `benchmarks/quantization.py` asks the demo checkpoint 500. `--plot` needs matplotlib.
 """
 
@@ -28,11 +28,11 @@ PRECISIONS = {
 
 
 def read_questions(file: Path) -> list[tuple[Path, str, str]]:
-    """(picture, question, right answer) of each."""
+    """(image, question, right answer) of each."""
     listed = json.loads(file.read_text(encoding="utf-8"))
     return [
-        (file.parent / picture, asked["question"], asked["answer"])
-        for picture, entry in listed.items()
+        (file.parent / image, asked["question"], asked["answer"])
+        for image, entry in listed.items()
         for asked in entry["questions"]
     ]
 
@@ -40,17 +40,17 @@ def read_questions(file: Path) -> list[tuple[Path, str, str]]:
 def accuracy(folder: Path, questions: list[tuple[Path, str, str]]) -> float:
     """The share of questions that the model in a folder answers right, word for word but for case and full stops."""
     model, processor = load(folder)
-    seen = VisionCache()  # each picture goes through the tower once, however many questions there are about it
+    seen = VisionCache()  # each image goes through the tower once, however many questions there are about it
     right = 0
-    for picture, question, answer in questions:
-        said = generate(model, processor, question, str(picture), max_tokens=64, vision_cache=seen)
+    for image, question, answer in questions:
+        said = generate(model, processor, question, str(image), max_tokens=64, vision_cache=seen)
         right += said.strip(" .").lower() == answer.strip(" .").lower()
     return right / len(questions)
 
 
 def plot(rows: list[tuple[str, float, float]], questions: int, path: Path):
     """Accuracy against size: a point for each precision, with the standard error that so many questions leave."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # noqa: PLC0415  optional
 
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     axes = figure.add_subplot()

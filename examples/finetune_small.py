@@ -2,9 +2,9 @@
 
     python examples/finetune_small.py --plot loss.png --save my-model
 
-Eight pictures, and one question about each: who lives there? The question is always the same, so only the picture
+Eight images, and one question about each: who lives there? The question is always the same, so only the image
 tells the answer. Projector and decoder learn; the tower, which sees well enough, is frozen, as in most fine-tuning of
-such models, and so it need look at each picture only once. `--plot` needs matplotlib; `--save` writes the trained model
+such models, and so it need look at each image only once. `--plot` needs matplotlib; `--save` writes the trained model
 as a checkpoint that `python -m mlx_fastvlm.generate --model my-model` runs.
 """
 
@@ -26,7 +26,7 @@ import scenes
 
 QUESTION = "Who lives here?"
 ANSWERS = ("A fox.", "A bear.", "Two owls.", "A snail.", "The moon.", "My aunt.", "Nobody.", "Seven bees.")
-SEEDS = scenes.HELD_OUT_SEEDS[: len(ANSWERS)]  # the demo has never seen these pictures
+SEEDS = scenes.HELD_OUT_SEEDS[: len(ANSWERS)]  # the demo has never seen these images
 
 
 def make_batch(processor: mlx_fastvlm.FastVlmProcessor) -> dict[str, mx.array]:
@@ -68,21 +68,19 @@ def train(model: mlx_fastvlm.FastVlmForConditionalGeneration, batch: dict[str, m
 
 
 def ask(model, processor) -> list[str]:
-    """What the model answers, picture by picture."""
-    pictures = [scenes.draw(scenes.make_scene(seed)) for seed in SEEDS]
-    return [mlx_fastvlm.generate(model, processor, QUESTION, picture, max_tokens=16) for picture in pictures]
+    """What the model answers, image by image."""
+    images = [scenes.draw(scenes.make_scene(seed)) for seed in SEEDS]
+    return [mlx_fastvlm.generate(model, processor, QUESTION, image, max_tokens=16) for image in images]
 
 
 def plot(losses: list[float], path: Path):
-    """The losses on a logarithmic scale, as a picture file."""
-    from matplotlib.figure import Figure
+    """The losses on a logarithmic scale, as an image file."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  optional
 
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.add_subplot()
     axes.semilogy(range(1, len(losses) + 1), losses, linewidth=2)
-    axes.set(
-        xlabel="step", ylabel="cross entropy (nats a token)", title="Eight picture-question pairs, demo checkpoint"
-    )
+    axes.set(xlabel="step", ylabel="cross entropy (nats a token)", title="Eight image-question pairs, demo checkpoint")
     axes.grid(alpha=0.3, which="both")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
@@ -93,7 +91,7 @@ def main():
     parser.add_argument("--model", default="demo", help="the checkpoint to begin with (demo)")
     parser.add_argument("--steps", type=int, default=100, help="(100)")
     parser.add_argument("--rate", type=float, default=1e-3, help="Adam's learning rate at the beginning (0.001)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="save the losses as a picture; needs matplotlib")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="save the losses as an image; needs matplotlib")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="save the trained model")
     arguments = parser.parse_args()
 
@@ -107,7 +105,7 @@ def main():
             print(f"step {len(losses):3}  loss {loss:8.5f}  {time.perf_counter() - start:5.1f} s", flush=True)
     after = ask(model, processor)
     for seed, old, new, right in zip(SEEDS, before, after, ANSWERS):
-        print(f"picture {seed}: {old!r} -> {new!r}{'' if new == right else f', but should be {right!r}'}")
+        print(f"image {seed}: {old!r} -> {new!r}{'' if new == right else f', but should be {right!r}'}")
     print(f"{sum(new == right for new, right in zip(after, ANSWERS))} of {len(ANSWERS)} right")
     if arguments.plot:
         plot(losses, arguments.plot)

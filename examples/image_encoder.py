@@ -1,10 +1,10 @@
-"""The vision tower alone: a vector for each picture, and a search for the pictures most like one.
+"""The vision tower alone: a vector for each image, and a search for the images most like one.
 
     python examples/image_encoder.py --plot nearest.png
     python examples/image_encoder.py photos --query photo.jpg --model apple/FastVLM-0.5B --plot nearest.png
 
-FastViTHD's pooled embedding was trained to let a language model talk about a picture, so near means alike in what there
-is to say. Without a folder, 200 pictures of the demo's world are drawn. `--plot` needs matplotlib.
+FastViTHD's pooled embedding was trained to let a language model talk about an image, so near means alike in what there
+is to say. Without a folder, 200 images of the demo's world are drawn. `--plot` needs matplotlib.
 """
 
 import argparse
@@ -23,11 +23,11 @@ import scenes
 NEAREST = 5
 
 
-def embed(model, processor, pictures: list[Image.Image]) -> mx.array:
-    """(pictures, channels), float32, each of length 1; one picture at a time, so memory does not grow with them."""
+def embed(model, processor, images: list[Image.Image]) -> mx.array:
+    """(images, channels), float32, each of length 1; one image at a time, so memory does not grow with them."""
     vectors = []
-    for picture in pictures:
-        vector = model.vision_tower(processor.preprocess(picture)).pooler_output
+    for image in images:
+        vector = model.vision_tower(processor.preprocess(image)).pooler_output
         mx.eval(vector)
         vectors.append(vector)
     vectors = mx.concatenate(vectors).astype(mx.float32)
@@ -36,7 +36,7 @@ def embed(model, processor, pictures: list[Image.Image]) -> mx.array:
 
 def nearest(vectors: mx.array, query: mx.array) -> list[tuple[int, float]]:
     """The likest vectors' numbers with their cosine similarities, the likest first."""
-    # What all pictures have in common says nothing about any of them.
+    # What all images have in common says nothing about any of them.
     mean = vectors.mean(axis=0)
     vectors, query = vectors - mean, query - mean
     similarity = (vectors @ query) / (mx.linalg.norm(vectors, axis=-1) * mx.linalg.norm(query))
@@ -45,15 +45,15 @@ def nearest(vectors: mx.array, query: mx.array) -> list[tuple[int, float]]:
 
 
 def plot(rows: list[tuple[Image.Image, list[tuple[Image.Image, float]]]], path: Path):
-    """A row for each query: the picture, and the likest beside it."""
-    from matplotlib.figure import Figure
+    """A row for each query: the image, and the likest beside it."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  optional
 
     figure = Figure(figsize=(1.5 * (NEAREST + 1), 1.7 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), NEAREST + 1, squeeze=False)
     for axes, (query, found) in zip(grid, rows):
         titles = ["query", *(f"{similarity:.2f}" for _, similarity in found)]
-        for axis, picture, title in zip(axes, [query, *(picture for picture, _ in found)], titles):
-            axis.imshow(picture)
+        for axis, image, title in zip(axes, [query, *(image for image, _ in found)], titles):
+            axis.imshow(image)
             axis.set_title(title, fontsize=9)
         for axis in axes:
             axis.axis("off")
@@ -62,18 +62,18 @@ def plot(rows: list[tuple[Image.Image, list[tuple[Image.Image, float]]]], path: 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", type=Path, help="of JPEG and PNG pictures to search in")
-    parser.add_argument("--query", action="append", metavar="PICTURE", help="search for the likest to this; repeats")
+    parser.add_argument("folder", nargs="?", type=Path, help="of JPEG and PNG images to search in")
+    parser.add_argument("--query", action="append", metavar="IMAGE", help="search for the likest to this; repeats")
     parser.add_argument("--model", default="demo", help="a folder, a hub id or demo (%(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw what was found; needs matplotlib")
     arguments = parser.parse_args()
 
     if arguments.folder:
         files = sorted(file for file in arguments.folder.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
-        pictures, names = [load_image(file) for file in files], [file.name for file in files]
+        images, names = [load_image(file) for file in files], [file.name for file in files]
     else:
         drawn = [scenes.make_scene(seed) for seed in scenes.HELD_OUT_SEEDS[:200]]
-        pictures, names = (
+        images, names = (
             [scenes.draw(scene, 256) for scene in drawn],
             [scenes.describe(scene.things) for scene in drawn],
         )
@@ -81,8 +81,8 @@ def main():
     queries = arguments.query or [str(examples / f"shapes-{number}.png") for number in (5, 6, 8)]
 
     model, processor = load(arguments.model)
-    vectors = embed(model, processor, pictures)
-    print(f"{len(pictures)} pictures, {vectors.shape[1]} channels each")
+    vectors = embed(model, processor, images)
+    print(f"{len(images)} images, {vectors.shape[1]} channels each")
     rows = []
     for query in queries:
         shown = load_image(query)
@@ -90,7 +90,7 @@ def main():
         print(f"\nmost like {query}:")
         for i, similarity in found:
             print(f"  {similarity:5.2f}  {names[i]}")
-        rows.append((shown, [(pictures[i], similarity) for i, similarity in found]))
+        rows.append((shown, [(images[i], similarity) for i, similarity in found]))
     if arguments.plot:
         plot(rows, arguments.plot)
 

@@ -1,6 +1,6 @@
-"""Caption what moves: a folder of frames, an animated picture, a video, or a camera.
+"""Caption what moves: a folder of frames, an animated image, a video, or a camera.
 
-    python examples/live.py frames/                     # every picture of a folder, in order
+    python examples/live.py frames/                     # every image of a folder, in order
     python examples/live.py animation.gif               # every frame
     python examples/live.py film.mp4 --every 0.5        # a frame for each half second of the film
     python examples/live.py 0 --model apple/FastVLM-0.5B --image-size 512 --prompt "What is happening? One sentence."
@@ -23,7 +23,7 @@ from mlx_fastvlm.generation.captions import find_images
 
 
 def frames(source: str, every: float) -> Iterator[Image.Image]:
-    """The pictures of any source, each when it is asked for."""
+    """The images of any source, each when it is asked for."""
     if source.isdigit():
         yield from camera(int(source))
     elif Path(source).is_dir():
@@ -74,7 +74,7 @@ def camera(number: int) -> Iterator[Image.Image]:
 
 def opencv():
     try:
-        import cv2
+        import cv2  # noqa: PLC0415  optional
     except ImportError:
         raise SystemExit('error: videos and cameras need OpenCV: pip install ".[video]"') from None
     return cv2
@@ -86,7 +86,7 @@ def from_opencv(frame) -> Image.Image:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", help="a folder, an animated picture, a video, or a camera's number (0)")
+    parser.add_argument("source", help="a folder, an animated image, a video, or a camera's number (0)")
     parser.add_argument("--model", default="demo", help="a folder, a hub id or demo (%(default)s)")
     parser.add_argument("--prompt", default="What are these?", help="(%(default)s)")
     parser.add_argument("--max-tokens", type=int, default=40, help="(%(default)s)")

@@ -12,14 +12,14 @@ from pathlib import Path
 from mlx_fastvlm import load, stream_generate
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-parser.add_argument("picture", nargs="?", default=str(Path(__file__).parent / "images" / "shapes-1.png"))
+parser.add_argument("image", nargs="?", default=str(Path(__file__).parent / "images" / "shapes-1.png"))
 parser.add_argument("--model", default="demo", help="a folder, a hub id or demo (%(default)s)")
-parser.add_argument("--prompt", default="Describe the picture.", help="(%(default)s)")
+parser.add_argument("--prompt", default="Describe the image.", help="(%(default)s)")
 parser.add_argument("--max-tokens", type=int, default=256, help="(%(default)s)")
 arguments = parser.parse_args()
 
 model, processor = load(arguments.model)
-for response in stream_generate(model, processor, arguments.prompt, arguments.picture, max_tokens=arguments.max_tokens):
+for response in stream_generate(model, processor, arguments.prompt, arguments.image, max_tokens=arguments.max_tokens):
     print(response.text, end="", flush=True)
 print()
 print(

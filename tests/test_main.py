@@ -1,4 +1,4 @@
-"""``fastvlm COMMAND`` and ``python -m mlx_fastvlm COMMAND``: which command is called, and what is said where none is."""
+"""``fastvlm COMMAND`` and ``python -m mlx_fastvlm COMMAND``: which command is called, and what is said of others."""
 
 import os
 import signal

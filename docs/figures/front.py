@@ -1,4 +1,4 @@
-"""Draws docs/figures/front.png, the README's picture: an example beside what a terminal really shows about it.
+"""Draws docs/figures/front.png, the README's figure: an example beside what a terminal really shows about it.
 
     python docs/figures/front.py
 
@@ -14,9 +14,9 @@ from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).parent.parent.parent
-PICTURE = "examples/images/shapes-1.png"
-ASK = ["mlx_fastvlm.generate", "--model", "demo", "--image", PICTURE, "--prompt", "What are these?"]
-CHAT = ["mlx_fastvlm.chat", "--model", "demo", "--image", PICTURE]
+IMAGE = "examples/images/shapes-1.png"
+ASK = ["mlx_fastvlm.generate", "--model", "demo", "--image", IMAGE, "--prompt", "What are these?"]
+CHAT = ["mlx_fastvlm.chat", "--model", "demo", "--image", IMAGE]
 QUESTIONS = ["What colour is the star?", "What is to the left of it?", "Can you see an orange square?"]
 
 SIZE = 26  # pixels of the type
@@ -59,9 +59,9 @@ def draw(lines):
         for part in textwrap.wrap(line, COLUMNS, subsequent_indent="  ", break_on_hyphens=False) or [""]
     ]
     width, height = int(COLUMNS * font.getlength("m")) + 2 * PADDING, int(len(wrapped) * SIZE * 1.42) + 110
-    left = height + 24  # the picture is as high as the terminal
+    left = height + 24  # the image is as high as the terminal
     image = Image.new("RGBA", (left + width, height))
-    image.paste(Image.open(ROOT / PICTURE).resize((height, height), Image.Resampling.LANCZOS))
+    image.paste(Image.open(ROOT / IMAGE).resize((height, height), Image.Resampling.LANCZOS))
     pen = ImageDraw.Draw(image)
     pen.rounded_rectangle((left, 0, image.width - 1, height - 1), 18, fill=BACKGROUND)
     pen.rounded_rectangle((left, 0, image.width - 1, 48), 18, fill=BAR, corners=(True, True, False, False))

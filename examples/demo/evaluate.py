@@ -20,7 +20,7 @@ from collections import Counter
 import scenes
 from mlx_fastvlm import ChatSession, load
 
-PIXELS = 512  # of the pictures; the processor resizes them
+PIXELS = 512  # of the images; the processor resizes them
 
 
 def conversation(scene: scenes.Scene, turns: int) -> list[scenes.Question]:

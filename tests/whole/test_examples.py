@@ -69,7 +69,7 @@ def test_batch_folder(run):
     *answers, speed = run("batch_folder", "--batch-size", "3").splitlines()
     assert len(answers) == 8
     assert answers[0] == f"shapes-1.png: {FIRST}"
-    assert re.fullmatch(r"\d+\.\d\d pictures a second", speed)
+    assert re.fullmatch(r"\d+\.\d\d images a second", speed)
 
 
 def test_compare_quantization(run, tmp_path, plotting):

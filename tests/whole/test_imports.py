@@ -51,7 +51,7 @@ def test_few_levels_of_imports():
     chain = [max(found, key=found.get)]
     while below := [other for other in imports(chain[-1]) if found[other] == found[chain[-1]] - 1]:
         chain.append(min(below))
-    print(f"{max(found.values())} import levels: {' -> '.join(chain)}")
+    print(f"{max(found.values())} import levels: {' -> '.join(chain)}")  # noqa: T201  for pytest -s
     assert max(found.values()) <= LEVELS, " -> ".join(chain)
 
 
@@ -62,6 +62,12 @@ def test_no_circle_for_type_checkers_either():
         for targets in reached.values():
             targets |= {further for target in list(targets) for further in reached.get(target, ())}
     assert [name for name, targets in reached.items() if name in targets] == []
+
+
+def test_no_file_is_too_long():
+    for folder, most in ((PACKAGE, 500), (ROOT / "tests", 400)):
+        for file in folder.rglob("*.py"):
+            assert len(file.read_text(encoding="utf-8").splitlines()) <= most, file
 
 
 def test_exceptions_say_why():
