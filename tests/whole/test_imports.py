@@ -14,26 +14,36 @@ FILES = {".".join(file.relative_to(PACKAGE).with_suffix("").parts): file for fil
 LEVELS = 10
 
 
-def typing_only(tree):
-    """The imports of a file that only type checkers follow."""
-    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
-    return {id(node) for block in blocks for node in ast.walk(block)}
+def named(name, skip=frozenset()):
+    """What a file imports from the package, also inside functions: (file, name in it or None) of each."""
+    for node in ast.walk(ast.parse(FILES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level and (node.lineno not in skip):
+            above = name.split(".")[: len(name.split(".")) - node.level]
+            base = above + (node.module.split(".") if node.module else [])
+            for alias in node.names:
+                if ".".join([*base, alias.name]) in FILES:
+                    yield ".".join([*base, alias.name]), None
+                else:
+                    yield (
+                        next(file for file in (".".join(base), ".".join([*base, "__init__"])) if file in FILES),
+                        alias.name,
+                    )
+
+
+def defining(file, name):
+    """Where a room's ``__init__`` only hands a name on: the file that it comes from."""
+    if file.endswith("__init__"):
+        return next((defining(*source) for source in named(file) if source[1] == name), file)
+    return file
 
 
 @functools.cache
 def imports(name, run=True):
-    """Files of the package that a file imports, also inside functions; ``run``: without those for type checkers."""
-    tree, found = ast.parse(FILES[name].read_text(encoding="utf-8")), set()
-    unseen = typing_only(tree) if run else set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level and id(node) not in unseen:
-            base = name.split(".")[: -node.level] + (node.module.split(".") if node.module else [])
-            for alias in node.names:
-                for target in (".".join([*base, alias.name]), ".".join(base), ".".join([*base, "__init__"])):
-                    if target in FILES:
-                        found.add(target)
-                        break
-    return frozenset(found)
+    """Files of the package that a file imports; ``run``: without those that only type checkers follow."""
+    tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
+    blocks = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    unseen = {node.lineno for block in blocks for node in ast.walk(block) if isinstance(node, ast.ImportFrom)}
+    return frozenset(defining(*source) for source in named(name, unseen if run else frozenset()))
 
 
 def levels():
