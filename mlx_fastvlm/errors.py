@@ -15,3 +15,9 @@ def short(value: object) -> str:
     """A value for an error's sentence, cut off if it is long."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def one_line(text: str) -> str:
+    """Words of others for an error's sentence: no line breaks, no control characters, and not too long."""
+    shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text[:200])
+    return shown if len(text) <= 200 else f"{shown}..."
