@@ -30,7 +30,7 @@ def fetch(url: str, *, private: bool = True) -> bytes:
 
     Each name is looked up once, and the connection goes to an address that was checked. A redirect leads to public
     addresses only, or to the very address that the URL itself led to. Behind a proxy of the environment
-    (``http_proxy``, ``https_proxy``, ``no_proxy``) names are the proxy's matter, and only numeric addresses are checked.
+    (``http_proxy``, ``https_proxy``, ``no_proxy``) names are the proxy's matter: only numeric addresses are checked.
 
     Args:
         private: whether the URL itself may lead into the private network, as one that the user typed may; False for

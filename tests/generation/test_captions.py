@@ -48,7 +48,7 @@ def test_a_folder_of_pictures(wide, folder, tmp_path):
     *captions, broken = lines(output)
     assert captions == expected
     assert broken["file"] == "broken.jpg"
-    assert "not a picture" in broken["error"]
+    assert "not an image" in broken["error"]
 
 
 def test_a_second_run_does_only_what_is_missing(wide, folder, tmp_path, monkeypatch):

@@ -81,10 +81,10 @@ def test_other_modes(picture):
 
 
 BAD = {
-    "missing": ("no/such/picture.png", FileNotFoundError, "no such picture"),
+    "missing": ("no/such/picture.png", FileNotFoundError, "no such image"),
     "folder": (".", ValueError, "not a file"),
     "empty": (b"", ValueError, "is empty"),
-    "junk": (b"certainly no picture", ValueError, "not a picture"),
+    "junk": (b"certainly no picture", ValueError, "not an image"),
     "data URI without data": ("data:image/png;base64", ValueError, "comma"),
     "data URI, bad base64": ("data:image/png;base64,@@@", ValueError, "base64"),
     "number": (7, ValueError, "can't be read from int"),
@@ -106,7 +106,7 @@ def test_bad_sources(case):
 def test_cut_off_files_are_an_error(picture):
     for kind in ("PNG", "JPEG", "WEBP"):
         data = encoded(picture, kind)
-        with pytest.raises(ValueError, match=r"broken|not a picture"):
+        with pytest.raises(ValueError, match=r"broken|not an image"):
             load_image(data[: len(data) * 2 // 3])
 
 
@@ -128,7 +128,7 @@ def test_frames():
 def test_frames_of_a_cut_off_animation():
     colours = [Image.fromarray(small.odd_picture(40, 30 + i)).resize((40, 30)) for i in range(4)]
     animation = encoded(colours[0], "GIF", save_all=True, append_images=colours[1:])
-    with pytest.raises(ValueError, match=r"broken|not a picture"):
+    with pytest.raises(ValueError, match=r"broken|not an image"):
         load_frames(animation[: len(animation) // 2], 4)
 
 
@@ -158,7 +158,7 @@ def _unknown(*_, **__):
 
 def test_a_long_text_that_is_no_picture_is_a_path():
     for text in ("a/b" * 200, base64.b64encode(b"certainly no picture" * 50).decode()):
-        with pytest.raises(FileNotFoundError, match="no such picture"):
+        with pytest.raises(FileNotFoundError, match="no such image"):
             load_image(text)
 
 

@@ -28,30 +28,30 @@ def picture(words, source, **how):
 
 
 CASES = {
-    "picture: missing": picture("no such picture", lambda p: "no.png"),
-    "picture: a name longer than names can be": picture("no such picture", lambda p: "a" * 5000),
-    "picture: a user that is none": picture("no such picture", lambda p: "~nobody-here/a.png"),
+    "picture: missing": picture("no such image", lambda p: "no.png"),
+    "picture: a name longer than names can be": picture("no such image", lambda p: "a" * 5000),
+    "picture: a user that is none": picture("no such image", lambda p: "~nobody-here/a.png"),
     "picture: empty": picture("is empty", lambda p: p.file("a.png")),
     "picture: cut off": picture("broken", lambda p: p.file("a.png", encoded(PICTURE)[:600])),
     "picture: a cut-off JPEG": picture("broken", lambda p: p.file("a.jpg", encoded(PICTURE, "JPEG")[:500])),
-    "picture: junk": picture("not a picture", lambda p: p.file("a.png", b"no picture" * 99)),
+    "picture: junk": picture("not an image", lambda p: p.file("a.png", b"no picture" * 99)),
     "picture: a folder": picture("is not a file", lambda p: str(p.folder)),
     "picture: a FIFO": picture("is not a file", lambda p: p.fifo()),
     "picture: a device": picture("is not a file", lambda p: "/dev/zero"),
     "picture: a bomb": picture("too many pixels", lambda p: p.file("a.png", png_that_says(30_000, 30_000))),
-    "picture: without width": picture("not a picture", lambda p: p.file("a.png", png_that_says(0, 20))),
+    "picture: without width": picture("not an image", lambda p: p.file("a.png", png_that_says(0, 20))),
     "picture: less than it promises": picture("broken", lambda p: p.file("a.png", png_that_says(900, 900))),
     "picture: 1 x 5000": picture("too narrow", lambda p: p.file("a.png", encoded(Image.new("RGB", (1, 5000))))),
     "picture: so narrow that it is not decoded": picture(
         "too narrow", lambda p: p.file("a.png", png_that_says(8_000_000, 20))
     ),
-    "picture: PostScript": picture("not a picture", lambda p: p.file("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%EOF")),
+    "picture: PostScript": picture("not an image", lambda p: p.file("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%EOF")),
     "picture: nothing on standard input": picture("is empty", lambda p: "-"),
-    "picture: junk on standard input": picture("not a picture", lambda p: "-", stdin=b"junk"),
+    "picture: junk on standard input": picture("not an image", lambda p: "-", stdin=b"junk"),
     "picture: data URI without data": picture("comma", lambda p: "data:image/png;base64"),
     "picture: data URI with bad base64": picture("not valid base64", lambda p: "data:image/png;base64,@@@"),
-    "picture: data URI of junk": picture("not a picture", lambda p: "data:text/plain,hello"),
-    "picture: a file URL": picture("no such picture", lambda p: "file:///etc/passwd"),
+    "picture: data URI of junk": picture("not an image", lambda p: "data:text/plain,hello"),
+    "picture: a file URL": picture("no such image", lambda p: "file:///etc/passwd"),
     "picture: more than marks": Case("one mark for each", lambda p: ["--prompt", "<image> <image>"]),
     "picture: a folder of none": Case(
         "no folder", lambda p: ["--images-dir", str(p.folder / "none"), "--output", "captions.jsonl"]
@@ -81,5 +81,5 @@ ARRAYS = {
     "a picture without width": (Image.new("RGB", (0, 9)), "no pixels"),
     "a number": (3, "can't be read from int"),
     "a dict": ({"url": "a.png"}, "can't be read from dict"),
-    "a name with a zero byte": ("a\0b.png", "no such picture"),
+    "a name with a zero byte": ("a\0b.png", "no such image"),
 }
