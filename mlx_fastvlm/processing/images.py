@@ -140,10 +140,11 @@ def _frames(image: Image.Image, name: str, frames: int) -> Iterator[Image.Image]
 def _count_frames(image: Image.Image, name: str) -> int:
     """How many frames there are, without decoding any."""
     too_many = _ImageError(f"{name} has more than {MAX_FRAMES} frames; cut it first.")
-    if image.format == "TIFF":  # counting takes 0.1 ms a frame
+    if image.format == "TIFF":  # n_frames goes to the end, however far, at 0.1 ms a frame
         before = image.tell()
         with contextlib.suppress(EOFError):
-            image.seek(MAX_FRAMES)
+            for place in range(MAX_FRAMES + 1):
+                image.seek(place)
             raise too_many
         image.seek(before)
     count = getattr(image, "n_frames", 1)

@@ -1,14 +1,19 @@
-"""A small image, and a server that has it."""
+"""A small image, a server that has it, and a small web whose names lead where a test says."""
 
 import http.server
+import socket
 import threading
 import time
+from collections import Counter
 
 import pytest
 from PIL import Image
 
 from tests.support import small
 from tests.support.images import encoded
+from tests.support.web import Server
+
+REAL_LOOKUP = socket.getaddrinfo
 
 
 @pytest.fixture
@@ -46,3 +51,37 @@ def server(picture):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+@pytest.fixture
+def start(monkeypatch):
+    servers = []
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "REQUEST_METHOD"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "*")
+
+    def start():
+        servers.append(Server())
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """``names["a.example"] = [one, next]``: each look-up's (address, port) pairs; the last one is for ever."""
+    table, asked = {}, Counter()
+
+    def look_up(host, port, *arguments, **options):
+        if host not in table or options.get("flags", 0) & socket.AI_NUMERICHOST:
+            return REAL_LOOKUP(host, port, *arguments, **options)
+        answers = table[host]
+        answer = answers[min(asked[host], len(answers) - 1)]
+        asked[host] += 1
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", pair) for pair in answer]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    return table
