@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..errors import require
 from ..models.fastvlm import FastVlmForConditionalGeneration
-from ..processing.images import FORMATS, load_frames
+from ..processing.images import FORMATS, iter_frames
 from ..processing.messages import Prompt
 from ..processing.processor import FastVlmProcessor
 from .batch import batch_generate
@@ -51,8 +51,8 @@ def caption_folder(
             pictures, results = {}, {}
             for file in files[start : start + batch_size]:
                 try:  # the squares that the model will see: small, however large the picture is
-                    frames = load_frames(file, options.get("frames", 1))
-                    pictures[file.name] = list(processor.squares(frames, options.get("image_size")))
+                    frames = iter_frames(file, options.get("frames", 1))
+                    pictures[file.name] = [processor.squares(frame, options.get("image_size"))[0] for frame in frames]
                 except (ValueError, OSError) as error:
                     results[file.name] = {"error": str(error)}
             prompts: list[Prompt] = [prompt] * len(pictures)
