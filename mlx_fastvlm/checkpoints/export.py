@@ -165,6 +165,11 @@ def write_processor(folder: Path, tokenizer: Tokenizer, processor: FastVlmProces
                 for key, token in (("eos_token", "<|im_end|>"), ("pad_token", "<|endoftext|>"))
                 if token in added
             },
+            **{
+                key: token
+                for key, token in processor.special_tokens.items()
+                if tokenizer.token_to_id(token) is not None
+            },
         },
     )
     write_json(folder / "preprocessor_config.json", preprocessor_config(processor))
@@ -176,16 +181,18 @@ def write_processor(folder: Path, tokenizer: Tokenizer, processor: FastVlmProces
 def preprocessor_config(processor: FastVlmProcessor) -> dict:
     """How images are prepared, as a ``CLIPImageProcessor`` states it."""
     settings = processor.image_settings
+    resize = 1.0 if settings.resize is None else settings.resize
+    size = [round(side * settings.size) for side in (resize if isinstance(resize, tuple) else (resize,))]
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": settings.size},
-        "resample": 3,
+        "do_resize": settings.resize is not None,
+        "size": {"shortest_edge": size[0]} if len(size) == 1 else {"height": size[0], "width": size[1]},
+        "resample": int(settings.resample),
         "do_center_crop": True,
         "crop_size": {"height": settings.size, "width": settings.size},
         "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "rescale_factor": settings.rescale_factor,
         "do_normalize": True,
         "image_mean": list(settings.mean),
         "image_std": list(settings.std),

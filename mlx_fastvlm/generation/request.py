@@ -91,5 +91,5 @@ def make_request(
     ids = processor.encode_chat(messages, image_size=size)
     squares = processor.squares(pictures, size) if pictures else np.zeros((0, size, size, 3), np.uint8)
     settings = processor.image_settings
-    names = [image_fingerprint(square, settings.mean, settings.std) for square in squares]
+    names = [image_fingerprint(square, *settings.values) for square in squares]
     return Request(ids, squares, processor.num_image_tokens(size), processor.image_token_id, names)

@@ -162,11 +162,13 @@ def content_parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
     if isinstance(content, Answer):
         return [{"type": "text", "text": content}]
     if isinstance(content, str):
-        parts = []
+        parts, line = [], True
         while content.startswith(IMAGE_MARK):
             parts.append({"type": "image"})
-            content = content.removeprefix(IMAGE_MARK).removeprefix("\n")
-        return [*parts, {"type": "text", "text": content}] if content or not parts else parts
+            content = content.removeprefix(IMAGE_MARK)
+            line = content.startswith("\n")  # an empty question has one after its images, as in Apple's predict.py
+            content = content.removeprefix("\n")
+        return [*parts, {"type": "text", "text": content}] if content or line else parts
     if not isinstance(content, list):
         raise ValueError(f"A message's content must be a string or a list of parts, got {type(content).__name__}.")
     for part in content:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ..config import FastVlmConfig
 from .images import MAX_SIDES_RATIO
 
 
 @dataclass
 class ImageSettings:
-    """How pictures become ``pixel_values``.
+    """How images become ``pixel_values``.
 
     Attributes:
         size: side of the square, in pixels.
         patch_size: pixels per image token along one side (64).
-        aspect_ratio: "pad" (Apple: black bars to a square) or "crop" (transformers: shortest edge, then the centre).
-        mean, std: subtracted from and divided into the values in [0, 1]; FastVLM leaves them alone with 0 and 1.
+        aspect_ratio: "pad" (Apple: bars to a square) or "crop" (transformers: the centre).
+        mean, std: subtracted from and divided into the rescaled values; FastVLM leaves them alone with 0 and 1.
+        resize: what an image is resized to before the centre of ``size`` is cut from it, in units of ``size``: its
+            shortest edge, its (height, width), or None where it keeps its pixels.
+        resample: the filter for that, as Pillow numbers them; 3 is bicubic.
+        rescale_factor: what a byte is multiplied with.
+        background: of the bars, in bytes; Apple takes the mean.
     """
 
     size: int = 1024
@@ -30,63 +32,60 @@ class ImageSettings:
     aspect_ratio: str = "pad"
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    resize: float | tuple[float, float] | None = 1.0
+    resample: int = Image.Resampling.BICUBIC
+    rescale_factor: float = 1 / 255
+    background: tuple[int, ...] = (0, 0, 0)
+
+    @property
+    def values(self) -> tuple[object, ...]:
+        """What decides the values of a square's pixels."""
+        return (self.mean, self.std, *([] if self.rescale_factor == 1 / 255 else [self.rescale_factor]))
 
 
 MAX_IMAGE_SIZE = 4096  # pixels of a side: 4096 image tokens, and 16 times the tower's work at 1024
-MAX_SQUARED_PIXELS = 4 * 10**8  # of what lies between a picture and its square: a phone's panorama has 2.7e8
+MAX_SQUARED_PIXELS = 4 * 10**8  # of what lies between an image and its square: a phone's panorama has 2.7e8
 
 
-def square(image: Image.Image, size: int, aspect_ratio: str) -> Image.Image:
-    """An RGB picture as a ``size`` x ``size`` square, bit for bit as the reference makes it (bicubic, uint8).
+def square(image: Image.Image, size: int, settings: ImageSettings) -> Image.Image:
+    """An RGB image as a ``size`` x ``size`` square, bit for bit as the reference makes it (uint8).
 
-    "pad" is LLaVA's ``expand2square`` on black, then a resize; "crop" is CLIPImageProcessor's resize of the shortest
-    edge, then its centre crop.
+    "pad" is LLaVA's ``expand2square``, and then as "crop", which is CLIPImageProcessor's resize and centre crop.
 
     Raises:
-        ValueError: for a picture without pixels, or one so narrow that its square would not fit into memory.
+        ValueError: for an image without pixels, or one so narrow that its square would not fit into memory.
     """
-    width, height = image.size
-    if not width or not height:
-        raise ValueError(f"A picture of {width} x {height} pixels shows nothing; give another.")
-    short, long = min(width, height), max(width, height)
-    between = (size if width >= height else long) * long if aspect_ratio == "pad" else size * (size * long // short)
-    if between > MAX_SQUARED_PIXELS or long > MAX_SIDES_RATIO * short:
-        raise ValueError(f"A picture of {width} x {height} pixels is too narrow to be made a square; cut it first.")
-    if aspect_ratio == "pad":
-        canvas = (long, long)
-        if width > height:
-            # Pillow resizes along rows first, and here the rows are whole: do that before the black bars are added.
-            image, canvas = image.resize((size, height), Image.Resampling.BICUBIC), (size, long)
-        if width != height:
-            padded = Image.new("RGB", canvas)
-            padded.paste(image, ((canvas[0] - image.width) // 2, (long - height) // 2))
-            image = padded
-        return image.resize((size, size), Image.Resampling.BICUBIC)
-    long = int(size * long / short)
-    width, height = (size, long) if width <= height else (long, size)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
+    if not image.width or not image.height:
+        raise ValueError(f"An image of {image.width} x {image.height} pixels shows nothing; give another.")
+    pads, (width, height) = settings.aspect_ratio == "pad", image.size
+    canvas = (max(width, height),) * 2 if pads else (width, height)
+    target = _target(canvas, size, settings.resize)
+    # To a square, Pillow resizes along rows first, and a wide image's are whole: that goes before the bars are added.
+    early = pads and width > height and target[0] == target[1]
+    between = (target[0] if early or width == height else canvas[0]) * canvas[1] if pads else target[0] * target[1]
+    if between > MAX_SQUARED_PIXELS or max(width, height) > MAX_SIDES_RATIO * min(width, height):
+        raise ValueError(f"An image of {width} x {height} pixels is too narrow to be made a square; cut it first.")
+    if early:
+        image, canvas = image.resize((target[0], height), settings.resample), (target[0], canvas[1])
+    if image.size != canvas:
+        padded = Image.new("RGB", canvas, settings.background)
+        padded.paste(image, ((canvas[0] - image.width) // 2, (canvas[1] - image.height) // 2))
+        image = padded
+    image = image.resize(target, settings.resample)
+    left, top = (target[0] - size) // 2, (target[1] - size) // 2
     return image.crop((left, top, left + size, top + size))
 
 
-def read_image_settings(pictures: dict[str, Any], config: FastVlmConfig) -> ImageSettings:
-    """What a ``preprocessor_config.json`` says; ``ValueError`` where that is impossible."""
-    crop = pictures.get("crop_size")
-    size = (crop.get("height") if isinstance(crop, dict) else crop) or config.vision_config.image_size
-    patch = config.vision_config.patch_size
-    if isinstance(size, bool) or not isinstance(size, int) or size % patch or not patch <= size <= MAX_IMAGE_SIZE:
-        raise ValueError(
-            f"preprocessor_config.json asks for pictures of {size!r} pixels; it must be a multiple of {patch} up to "
-            f"{MAX_IMAGE_SIZE}."
-        )
-    normalize = pictures.get("do_normalize", True)
-    mean, std = (
-        tuple(float(value) for value in (normalize and pictures.get(key)) or [default] * 3)
-        for key, default in (("image_mean", 0.0), ("image_std", 1.0))
-    )
-    if len(mean) != 3 or len(std) != 3 or not all(map(math.isfinite, mean + std)) or 0 in std:
-        raise ValueError("preprocessor_config.json: image_mean and image_std must be three numbers, the second not 0.")
-    return ImageSettings(size, patch, config.image_aspect_ratio, mean, std)
+def _target(canvas: tuple[int, int], size: int, resize: float | tuple[float, float] | None) -> tuple[int, int]:
+    """Width and height that an image is resized to."""
+    width, height = canvas
+    if resize is None:
+        return canvas
+    if isinstance(resize, tuple):
+        return round(resize[1] * size), round(resize[0] * size)
+    short = round(resize * size)
+    long = int(short * max(canvas) / min(canvas))
+    return (short, long) if width <= height else (long, short)
 
 
 def image_fingerprint(pixels: np.ndarray, *settings: object) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,16 +10,30 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import Tokenizer
 
 from ..config import FastVlmConfig, check_keys
 from ..errors import UsageError
 from ..files import read_optional_json
+from .encoding import PromptEncoder
 from .images import ImageSource, load_image
 from .messages import IMAGE_MARK, Answer, Messages, check_marks, content_parts, is_image
-from .preprocess import MAX_IMAGE_SIZE, ImageSettings, read_image_settings, square
+from .preprocess import MAX_IMAGE_SIZE, ImageSettings, square
+from .provenance import Author, Piece, concatenated, written_by
+from .settings import read_image_settings
 from .template import DEFAULT_TEMPLATE, compile_template, read_template
-from .tokenizer import Detokenizer, check_image_token, read_eos_token_ids, read_tokenizer, token_content
+from .tokenizer import (
+    Detokenizer,
+    check_image_token,
+    read_eos_token_ids,
+    read_special_tokens,
+    read_tokenizer,
+    token_content,
+)
+
+# The longest tokens of Qwen2's vocabulary are runs of 128 spaces; prose has about four characters a token.
+CHARACTERS_PER_TOKEN = 64
+MIN_CHARACTERS = 2**20  # a bounded cache may read more than a model has positions
 
 
 @dataclass
@@ -33,7 +46,9 @@ class FastVlmProcessor:
         eos_token_ids: every id that ends an answer.
         pad_token_id: fills short rows of a batch.
         image_settings: see :class:`ImageSettings`.
-        chat_template: jinja source, rendered in jinja2's sandbox.
+        chat_template: jinja source, of which :mod:`.jinja` renders what is harmless.
+        special_tokens: ``bos_token`` and its like, as templates call them, with their texts.
+        max_characters: of a prompt; more are refused before they are tokenized, since no model has as many positions.
     """
 
     tokenizer: Tokenizer
@@ -42,25 +57,18 @@ class FastVlmProcessor:
     pad_token_id: int = 0
     image_settings: ImageSettings = field(default_factory=ImageSettings)
     chat_template: str = DEFAULT_TEMPLATE
+    special_tokens: dict[str, str] = field(default_factory=dict)
+    max_characters: int = CHARACTERS_PER_TOKEN * 32768
 
     def __post_init__(self):
-        # Special tokens are recognised by _runs alone, in the template's text and never in a user's.
-        self.tokenizer.encode_special_tokens = True
-        # What ends a turn is special, whatever the files call it, or a user could type it.
-        added = self.tokenizer.get_added_tokens_decoder()
-        turns = [t for id, t in added.items() if id in self.eos_token_ids or t.content.startswith("<|")]
-        self.tokenizer.add_special_tokens(
-            [AddedToken(t.content, normalized=False, special=True) for t in turns if not t.special]
-        )
-        self._special = {
-            token.content: id for id, token in self.tokenizer.get_added_tokens_decoder().items() if token.special
-        }
+        self._encoder = PromptEncoder(self.tokenizer, self.eos_token_ids, self.chat_template)
 
     @classmethod
     def from_folder(cls, folder: str | Path, config: FastVlmConfig) -> FastVlmProcessor:
-        """Read tokenizer, template and picture settings from a checkpoint's folder."""
+        """Read tokenizer, template and image settings from a checkpoint's folder."""
         folder = Path(folder)
         settings = read_optional_json(folder / "tokenizer_config.json")
+        whole = read_optional_json(folder / "processor_config.json")
         tokenizer = read_tokenizer(folder, settings)
         generation = read_optional_json(folder / "generation_config.json")
         check_keys("tokenizer_config.json", settings)
@@ -71,8 +79,10 @@ class FastVlmProcessor:
                 config.image_token_id,
                 read_eos_token_ids(tokenizer, config, settings, generation),
                 tokenizer.token_to_id(token_content(settings.get("pad_token")) or "<|endoftext|>") or 0,
-                read_image_settings(read_optional_json(folder / "preprocessor_config.json"), config),
-                read_template(folder, settings),
+                read_image_settings(folder, whole, config),
+                read_template(folder, settings, whole),
+                read_special_tokens(folder, settings),
+                max(MIN_CHARACTERS, CHARACTERS_PER_TOKEN * config.text_config.max_position_embeddings),
             )
             check_image_token(
                 processor.tokenizer, config.image_token_id, processor.eos_token_ids, processor.chat_template
@@ -96,14 +106,18 @@ class FastVlmProcessor:
         """
         settings = self.image_settings
         size = self.check_image_size(image_size)
-        pictures = [square(load_image(image), size, settings.aspect_ratio) for image in _as_list(images)]
+        pictures = [square(load_image(image), size, settings) for image in _as_list(images)]
         return np.stack([np.asarray(picture) for picture in pictures])
 
     def to_pixel_values(self, squares: np.ndarray) -> mx.array:
         """(images, size, size, 3), uint8 -> the same shape, float32, in [0, 1]."""
         settings = self.image_settings
         # One byte a channel goes to the device; dividing there gives the same floats as the reference.
-        pixels = mx.array(squares).astype(mx.float32) / 255
+        if settings.rescale_factor == 1 / 255:
+            pixels = mx.array(squares).astype(mx.float32) / 255
+        else:
+            levels = (np.arange(256) * settings.rescale_factor).astype(np.float32)
+            pixels = mx.take(mx.array(levels), mx.array(squares))
         if settings.mean != (0.0, 0.0, 0.0) or settings.std != (1.0, 1.0, 1.0):
             pixels = (pixels - mx.array(settings.mean)) / mx.array(settings.std)
         return pixels
@@ -132,11 +146,11 @@ class FastVlmProcessor:
                 a list of parts: ``{"type": "text", "text": ...}`` and ``{"type": "image"}`` (or OpenAI's
                 ``"image_url"``; where a picture comes from does not matter here).
         """
-        return "".join(text for text, _ in self._render(messages, add_generation_prompt))
+        return "".join(piece.text for piece in self._render(messages, add_generation_prompt))
 
     def encode(self, text: str, image_size: int | None = None) -> list[int]:
         """A prompt's token ids. Special tokens in it count as such; each ``<image>`` becomes a picture's tokens."""
-        return self._ids([(text, True)], image_size)
+        return self._ids([Piece(text, Author.TEMPLATE)], image_size)
 
     def encode_chat(
         self, messages: Messages, add_generation_prompt: bool = True, image_size: int | None = None
@@ -160,7 +174,7 @@ class FastVlmProcessor:
     def __call__(
         self,
         text: str | list[str] | None = None,
-        images: ImageSource | list[ImageSource] | None = None,
+        images: ImageSource | list[ImageSource] | list[list[ImageSource]] | None = None,
         padding_side: str = "left",
         image_size: int | None = None,
     ) -> dict[str, mx.array]:
@@ -168,7 +182,7 @@ class FastVlmProcessor:
 
         Args:
             text: one prompt or several, with an ``<image>`` for each picture.
-            images: the pictures of all prompts, in reading order.
+            images: the images of all prompts, in reading order; or a list for each prompt.
             padding_side: where short rows are filled: "left", so that all rows end together, or "right".
             image_size: see :meth:`preprocess`.
 
@@ -182,12 +196,21 @@ class FastVlmProcessor:
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}.")
         images = [] if images is None else _as_list(images)
+        nested = any(isinstance(image, (list, tuple)) for image in images)
+        flat = [image for some in images for image in _as_list(some)] if nested else images
         inputs: dict[str, mx.array] = {}
         if text is not None:
-            rows = [self.encode(prompt, image_size) for prompt in ([text] if isinstance(text, str) else text)]
-            marks = sum(row.count(self.image_token_id) for row in rows) // self.num_image_tokens(image_size)
-            check_marks(marks, len(images))
+            prompts = [text] if isinstance(text, str) else text
+            if not isinstance(prompts, (list, tuple)) or not all(isinstance(prompt, str) for prompt in prompts):
+                raise ValueError("text must be prompts; make them of messages with apply_chat_template.")
+            rows = [self.encode(prompt, image_size) for prompt in prompts]
+            marks = [row.count(self.image_token_id) // self.num_image_tokens(image_size) for row in rows]
+            if nested and len(images) != len(rows):
+                raise ValueError(f"There are {len(images)} lists of images for {len(rows)} prompts; give one for each.")
+            for count, some in zip(marks, images) if nested else [(sum(marks), flat)]:
+                check_marks(count, len(_as_list(some)))
             inputs |= self.pad(rows, padding_side)
+        images = flat
         if images:
             inputs["pixel_values"] = self.preprocess(images, image_size)
         return inputs
@@ -203,91 +226,57 @@ class FastVlmProcessor:
             mask[i, where] = 1
         return {"input_ids": mx.array(input_ids), "attention_mask": mx.array(mask)}
 
-    def _render(self, messages: Messages, add_generation_prompt: bool) -> list[tuple[str, bool]]:
-        """The template's output in pieces: (text, whether the template wrote it).
-
-        The template sees stand-ins for what the messages say, so its output tells the two apart.
-        """
-        render = compile_template(self.chat_template)
-        nonce = secrets.token_hex(8)  # a message can't guess it
-        said: list[str] = []
-
-        def stand_in(text: str) -> str:
-            said.append(text)
-            return f"\ue000{nonce}:{len(said) - 1}\ue001"
-
-        wants_parts = nonce not in render(messages=[{"role": "user", "content": nonce}], add_generation_prompt=False)
+    def _render(self, messages: Messages, add_generation_prompt: bool) -> Iterable[Piece]:
+        """The template's output, in pieces of those who wrote them."""
+        template = compile_template(self.chat_template, tuple(sorted(self.special_tokens.items())))
         prepared: list[dict[str, Any]] = []
         for message in messages:
+            if isinstance(message, list):
+                raise ValueError("These are several conversations; give one at a time.")
             if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
                 raise ValueError('A message must be a dict with "role" and "content".')
             if not isinstance(message["role"], str) or not re.fullmatch(r"[A-Za-z_-]{1,32}", message["role"]):
                 raise ValueError("A message's role must be one word, such as user; the rest belongs into its content.")
-            parts = content_parts(message["content"])
-            content: str | list[dict[str, Any]]
-            if wants_parts:
-                content = [
-                    {"type": "image"} if is_image(p) else {"type": "text", "text": stand_in(p["text"])} for p in parts
-                ]
-            else:
-                content = "\n".join(IMAGE_MARK if is_image(p) else stand_in(p["text"]) for p in parts)
             # Nothing else of a message reaches the template, which could put it outside the user's words.
-            prepared.append({"role": message["role"], "content": content})
-        rendered = render(messages=prepared, add_generation_prompt=add_generation_prompt)
-        pieces = re.split(f"\ue000{nonce}:(\\d+)\ue001", rendered)
-        if not all(int(piece) < len(said) for piece in pieces[1::2]):
-            raise ValueError("The checkpoint's chat template makes messages up; don't trust this checkpoint.")
-        return [(said[int(piece)], False) if i % 2 else (piece, True) for i, piece in enumerate(pieces)]
+            prepared.append({"role": message["role"], "content": content_parts(message["content"])})
+        self._check_length(part["text"] for message in prepared for part in message["content"] if not is_image(part))
+        for message in prepared:
+            message["content"] = (_parts if template.wants_parts else _text)(message["content"])
+        return template.render(prepared, add_generation_prompt)
 
-    def _ids(self, pieces: list[tuple[str, bool]], image_size: int | None) -> list[int]:
+    def _ids(self, pieces: Iterable[Piece], image_size: int | None) -> list[int]:
+        pieces = list(pieces)
+        self._check_length(piece.text for piece in pieces)
         placeholders = [self.image_token_id] * self.num_image_tokens(image_size)
         ids: list[int] = []
-        for run in self._runs(pieces):
-            if isinstance(run, _Plain):
-                ids += self._encode_plain(run.text)
-            elif isinstance(run, int):
-                ids.append(run)
-            else:
-                ids += placeholders
+        for id in self._encoder.encode(pieces):
+            ids += placeholders if id is None else [id]
         return ids
 
-    def _encode_plain(self, text: str) -> list[int]:
-        try:
-            return self.tokenizer.encode(text, add_special_tokens=False).ids
-        except (UnicodeEncodeError, TypeError):  # bytes of a command line or a file name that are no UTF-8
-            raise ValueError("A text holds characters that are not valid Unicode; give it as UTF-8.") from None
-
-    def _runs(self, pieces: list[tuple[str, bool]]) -> Iterable[str | int | _Plain]:
-        """Plain text, special token ids and image marks, in order.
-
-        Plain text is joined over the borders of pieces, since a tokenizer may merge across them.
-        """
-        special = "|".join(re.escape(token) for token in sorted([*self._special, IMAGE_MARK], key=len, reverse=True))
-        plain = ""
-        for text, trusted in pieces:
-            if isinstance(text, Answer):
-                if plain:
-                    yield _Plain(plain)
-                    plain = ""
-                yield from text.ids
-                continue
-            for i, part in enumerate(re.split(f"({special if trusted else re.escape(IMAGE_MARK)})", text)):
-                if i % 2 == 0:
-                    plain += part
-                    continue
-                if plain:
-                    yield _Plain(plain)
-                    plain = ""
-                yield part if part == IMAGE_MARK else self._special[part]
-        if plain:
-            yield _Plain(plain)
+    def _check_length(self, texts: Iterable[str]):
+        """``ValueError`` for texts that no model could read, before time is taken for them."""
+        length = sum(map(len, texts))
+        if length > self.max_characters:
+            raise ValueError(
+                f"The prompt has {length} characters, more than the model can read ({self.max_characters} at most); "
+                "shorten it."
+            )
 
 
-@dataclass(frozen=True)
-class _Plain:
-    """Text without any special meaning, even if it looks like an image mark or a special token."""
+def _said(text: str) -> str:
+    return written_by(Author.MODEL if isinstance(text, Answer) else Author.USER, text)
 
-    text: str
+
+def _parts(parts: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """A message's content as templates see it that want parts."""
+    return [{"type": "image"} if is_image(part) else {"type": "text", "text": _said(part["text"])} for part in parts]
+
+
+def _text(parts: list[dict[str, Any]]) -> str:
+    """A message's content as other templates see it: marks and texts on lines of their own."""
+    lines = [IMAGE_MARK if is_image(part) else part["text"] for part in parts]
+    broken = [_said(text) for line in lines for text in ("\n", line)]
+    return concatenated(broken[1:])
 
 
 def _as_list(value) -> list:

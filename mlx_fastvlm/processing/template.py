@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import threading
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, nodes
+
 from ..files import read_optional_json, read_text
+from .jinja.interpreter import EXTENSIONS, Interpreter
+from .jinja.values import Budget
+from .provenance import Author, Piece, pieces_of, written_by
 
 # ChatML with Qwen2's default system prompt, which FastVLM was trained with (conv_mode "qwen_2" of Apple's predict.py).
 # Used where a checkpoint brings no template of its own.
@@ -21,127 +26,129 @@ DEFAULT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-MAX_STEPS = 100_000  # rounds of loops and calls in one rendering
-# Characters of a rendering, and of any text on the way to it. Messages are short stand-ins there.
-MAX_LENGTH = 10**6
+# What a rendering may take: nodes of the template and elements of lists, for each message some more; and characters
+# that it reads or makes, for each that is said some more. The longest templates in use take a few hundred a message.
+STEPS, STEPS_PER_MESSAGE = 200_000, 5_000
+CHARACTERS, CHARACTERS_PER_MESSAGE, READINGS = 10**6, 20_000, 50
+MAX_LENGTH = 2**18  # characters of a template; the longest in use have some 30,000
 
-# jinja2's filters but for those that make long texts of short ones.
-_FILTERS = {
-    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "int", "items", "last",
-    "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "round", "safe", "select",
-    "selectattr", "sort", "string", "sum", "title", "tojson", "trim", "unique", "upper",
-}  # fmt: skip
-_LENGTHENING = {
-    "center", "expandtabs", "format", "format_map", "join", "ljust", "replace", "rjust", "translate", "zfill",
-}  # fmt: skip
+
+class ChatTemplate:
+    """A template, parsed once.
+
+    Args:
+        source: what the checkpoint brings.
+        variables: what it may ask for beside the messages, such as ``bos_token``.
+    """
+
+    def __init__(self, source: str, variables: dict[str, str] | None = None):
+        if len(source) > MAX_LENGTH:
+            raise ValueError(f"The checkpoint's chat template has {len(source)} characters; don't trust it.")
+        self._variables = variables or {}
+        try:
+            self._tree: nodes.Template = _environment().parse(source)
+        except Exception as error:  # whatever is wrong with it
+            raise _failed(error) from None
+
+    @functools.cached_property
+    def wants_parts(self) -> bool:
+        """Whether contents have to be lists of parts: a question that is a string does not come out, or fails.
+
+        Raises:
+            ValueError: it fails in either form; the string's reason.
+        """
+        probe = written_by(Author.USER, "probe")
+        try:
+            return not self._says(probe)
+        except ValueError:
+            with contextlib.suppress(ValueError):
+                return self._says([{"type": "text", "text": probe}])
+            raise
+
+    def _says(self, content: Any) -> bool:
+        """Whether a question comes out."""
+        pieces = self.render([{"role": "user", "content": content}], False)
+        return any(piece.author is not Author.TEMPLATE for piece in pieces)
+
+    def render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> tuple[Piece, ...]:
+        """The prompt, in pieces of the template's, the users' and the model's words.
+
+        Args:
+            messages: their contents are texts of :mod:`.provenance`, or lists of parts with such texts.
+
+        Raises:
+            ValueError: in one sentence, where it fails, takes too much, or leaves open who wrote what.
+        """
+        variables = {**self._variables, "messages": messages, "add_generation_prompt": add_generation_prompt}
+        try:
+            return pieces_of(Interpreter(_budget(messages)).render(self._tree, variables))
+        except Exception as error:  # a template may fail in any way
+            raise _failed(error) from None
 
 
 @functools.lru_cache(maxsize=8)
-def compile_template(template: str):
-    """A template's render function.
+def compile_template(source: str, variables: tuple[tuple[str, str], ...] = ()) -> ChatTemplate:
+    """A template, ready to be rendered."""
+    return ChatTemplate(source, dict(variables))
 
-    jinja2's sandbox keeps a stranger's template from running code. It may still loop forever or fill the memory; so its
-    loops and calls are counted, its output too, and what could make a huge text in one step is not there.
+
+@functools.cache
+def _environment() -> Environment:
+    return Environment(trim_blocks=True, lstrip_blocks=True, extensions=EXTENSIONS)
+
+
+def _budget(messages: list[dict[str, Any]]) -> Budget:
+    said = sum(len(text) for message in messages for text in _texts(message["content"]))
+    return Budget(
+        STEPS + STEPS_PER_MESSAGE * len(messages),
+        CHARACTERS + CHARACTERS_PER_MESSAGE * len(messages) + READINGS * said,
+    )
+
+
+def _texts(content: Any) -> list[str]:
+    return [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+
+
+def _failed(error: Exception) -> ValueError:
+    reason = "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+    shown = "".join(character if character.isprintable() else "\ufffd" for character in reason[:200])
+    return ValueError(f"The checkpoint's chat template failed ({shown}).")
+
+
+def read_template(folder: Path, settings: dict[str, Any], processor: dict[str, Any]) -> str:
+    """A checkpoint's template, from the places where transformers writes one; of several, the one called "default".
+
+    Args:
+        settings: ``tokenizer_config.json``.
+        processor: ``processor_config.json``.
     """
-    from jinja2 import TemplateError, nodes
-    from jinja2.filters import make_attrgetter
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-    from jinja2.visitor import NodeTransformer
-
-    taken = threading.local()  # .steps and .length of the rendering at hand
-
-    def complain(message: str):
-        raise TemplateError(message)
-
-    def step():
-        taken.steps += 1
-        if taken.steps > MAX_STEPS:
-            complain("it takes too many steps")
-
-    def counted(values):
-        """A loop's values."""
-        for value in values:
-            step()
-            yield value
-
-    def checked(value, length: int | None = None):
-        """A value, unless it is (or, of the length given, would be) too long a text."""
-        if (len(value) if length is None and isinstance(value, (str, list)) else length or 0) > MAX_LENGTH:
-            complain("it makes too long a text")
-        return value
-
-    def output(value) -> str:
-        text = str(value)
-        taken.length += len(text)
-        return checked(text, taken.length)
-
-    def join(values, d="", attribute=None) -> str:
-        values = list(counted(values))
-        if attribute is not None:
-            values = list(map(make_attrgetter(environment, attribute), values))
-        values, d = list(map(str, values)), str(d)
-        checked(values, sum(map(len, values)) + len(d) * len(values))
-        return d.join(values)
-
-    class Environment(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset(["+", "*", "**", "%"])
-
-        def call(self, context, called, *args, **kwargs):
-            step()
-            name = getattr(called, "__name__", "")
-            if name in _LENGTHENING and not isinstance(called, type(step)):
-                complain(f"it uses {name}(), which chat templates don't need")
-            return checked(super().call(context, called, *args, **kwargs))
-
-        def call_binop(self, context, operator, left, right):
-            numbers = isinstance(left, (int, float)) and isinstance(right, (int, float))
-            if operator == "**" or (operator != "+" and not numbers):
-                complain(f"it uses {operator} on texts or for powers, which chat templates don't need")
-            if not numbers and hasattr(left, "__len__") and hasattr(right, "__len__"):
-                checked(None, len(left) + len(right))
-            return super().call_binop(context, operator, left, right)
-
-    class Counting(NodeTransformer):
-        """Puts the counters above into a template's tree."""
-
-        def visit_For(self, node):
-            self.generic_visit(node)
-            node.iter = nodes.Filter(node.iter, "counted", [], [], None, None)
-            return node
-
-        def visit_Concat(self, node):  # ~
-            self.generic_visit(node)
-            return nodes.Filter(nodes.List(node.nodes, lineno=node.lineno), "join", [], [], None, None)
-
-        def visit_Output(self, node):
-            self.generic_visit(node)
-            texts = [nodes.Const(n.data) if isinstance(n, nodes.TemplateData) else n for n in node.nodes]
-            node.nodes = [nodes.Filter(text, "output", [], [], None, None) for text in texts]
-            return node
-
-    environment = Environment(trim_blocks=True, lstrip_blocks=True)
-    environment.filters = {name: environment.filters[name] for name in _FILTERS}
-    environment.filters |= {"counted": counted, "join": join, "output": output}
-    environment.globals = {name: environment.globals[name] for name in ("range", "dict", "namespace")}
-    environment.globals["raise_exception"] = complain
-    program = None
-
-    def render(**values) -> str:
-        nonlocal program
-        taken.steps = taken.length = 0
-        try:
-            if program is None:
-                program = environment.from_string(Counting().visit(environment.parse(checked(template))))
-            return program.render(**values)
-        except Exception as error:  # a template may fail in any way
-            raise ValueError(f"The checkpoint's chat template failed ({error}).") from None
-
-    return render
-
-
-def read_template(folder: Path, settings: dict[str, Any]) -> str:
     file = folder / "chat_template.jinja"
     if file.is_file():
         return read_text(file)
-    template = read_optional_json(folder / "chat_template.json").get("chat_template") or settings.get("chat_template")
-    return template if isinstance(template, str) else DEFAULT_TEMPLATE
+    places = {
+        "chat_template.json": read_optional_json(folder / "chat_template.json"),
+        "processor_config.json": processor,
+        "tokenizer_config.json": settings,
+    }
+    for place, content in places.items():
+        if content.get("chat_template") is not None:
+            return _default_of(content["chat_template"], place)
+    others = sorted(path.stem for path in (folder / "additional_chat_templates").glob("*.jinja"))
+    if others:
+        raise ValueError(f"{folder} has chat templates ({', '.join(others)[:200]}) and no default one; {_CHOOSE}")
+    return DEFAULT_TEMPLATE
+
+
+_CHOOSE = "write the one to use into chat_template.jinja."
+
+
+def _default_of(templates: Any, place: str) -> str:
+    """The default of one or several templates: a text, {name: text}, or [{"name": ..., "template": ...}]."""
+    if isinstance(templates, str):
+        return templates
+    if isinstance(templates, list):
+        templates = {entry["name"]: entry["template"] for entry in templates}
+    chosen = templates.get("default")
+    if not isinstance(chosen, str):
+        raise ValueError(f"{place} has no chat template called default; {_CHOOSE}")
+    return chosen

@@ -10,7 +10,7 @@ from tokenizers.decoders import DecodeStream
 
 from ..config import FastVlmConfig, as_ids
 from ..errors import short
-from ..files import check_size, read_json
+from ..files import check_size, read_json, read_optional_json
 from .messages import IMAGE_MARK
 
 # Qwen2's way of cutting text into words before byte-pair encoding (tokenization_qwen2, PRETOKENIZE_REGEX).
@@ -50,8 +50,8 @@ def _build_tokenizer(vocab: Path, merges: Path, added: dict[int, AddedToken]) ->
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    for id, token in sorted(added.items()):
-        tokenizer.add_tokens([token])
+    tokenizer.add_tokens([token for _, token in sorted(added.items())])
+    for id, token in added.items():
         if tokenizer.token_to_id(token.content) != id:
             raise ValueError(
                 f"{vocab.parent}: the added token {token.content!r} should have id {id}, but the vocabulary puts it "
@@ -121,6 +121,17 @@ def check_image_token(tokenizer: Tokenizer, image_token_id: int, eos_token_ids: 
             f"config.json says that {image_token_id} stands for an image, but to the tokenizer it is {short(token)}; "
             "correct image_token_index."
         )
+
+
+# transformers' names; a template may ask for them.
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def read_special_tokens(folder: Path, settings: dict[str, Any]) -> dict[str, str]:
+    """Texts of the special tokens that ``tokenizer_config.json`` or ``special_tokens_map.json`` names."""
+    described = {**read_optional_json(folder / "special_tokens_map.json"), **settings}
+    texts = {name: token_content(described.get(name)) for name in _NAMED}
+    return {name: text for name, text in texts.items() if text is not None}
 
 
 def token_content(token: str | dict[str, Any] | None) -> str | None:

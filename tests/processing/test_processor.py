@@ -7,7 +7,7 @@ from PIL import Image
 
 from mlx_fastvlm import load
 from mlx_fastvlm.processing.messages import user_message
-from mlx_fastvlm.processing.preprocess import square
+from mlx_fastvlm.processing.preprocess import ImageSettings, square
 from tests.support import small
 
 QUESTION = [{"role": "user", "content": "Hi"}]
@@ -114,7 +114,7 @@ def test_bad_inputs(processor):
 def test_pictures_are_bit_exact_with_the_reference(processor, recorded, kind, size):
     picture = Image.fromarray(small.odd_picture(*size))
     expected = recorded[f"{kind}.{size[0]}x{size[1]}"]
-    values = np.asarray(square(picture, small.SQUARE, kind))
+    values = np.asarray(square(picture, small.SQUARE, ImageSettings(aspect_ratio=kind)))
     assert np.array_equal(values, np.round(expected * 255).astype(np.uint8))
     if kind == "pad":
         assert np.array_equal(np.array(processor.preprocess(picture, small.SQUARE))[0], expected)

@@ -160,6 +160,7 @@ def write(folder, layout="apple", *, tensors=None, config_dict=None, shards=1, *
     write_tokenizer(folder)
     if layout == "transformers":
         crop = {"crop_size": {"height": 128, "width": 128}, "size": {"shortest_edge": 128}}
+        crop |= {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}  # else they would be CLIP's
         (folder / "preprocessor_config.json").write_text(json.dumps(crop))
     if shards == 1:
         save_file(named, folder / "model.safetensors")

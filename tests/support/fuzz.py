@@ -32,7 +32,7 @@ from mlx_fastvlm.config import FastVlmConfig
 from mlx_fastvlm.models.loading import load_model
 from mlx_fastvlm.processing.images import FORMATS, load_frames
 from mlx_fastvlm.processing.messages import read_prompt
-from mlx_fastvlm.processing.preprocess import square
+from mlx_fastvlm.processing.preprocess import ImageSettings, square
 from mlx_fastvlm.processing.processor import FastVlmProcessor
 from tests.support import checkpoints, small
 
@@ -132,7 +132,8 @@ class Pictures:
     def feed(self, data):
         for picture in load_frames(data, 3):
             assert picture.mode == "RGB"
-            assert square(picture, 64, "pad").size == square(picture, 64, "crop").size == (64, 64)
+            for kind in ("pad", "crop"):
+                assert square(picture, 64, ImageSettings(aspect_ratio=kind)).size == (64, 64)
 
 
 class Prompts:
