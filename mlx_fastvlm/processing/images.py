@@ -119,7 +119,7 @@ def _is_heif(file: BinaryIO) -> bool:
 def _register_heif():
     """Teach Pillow HEIC, where the optional package for it is there."""
     try:
-        import pillow_heif  # optional: an extra
+        import pillow_heif  # noqa: PLC0415 - an extra, which may be missing
     except ImportError:
         return
     pillow_heif.register_heif_opener()
