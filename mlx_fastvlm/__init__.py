@@ -18,8 +18,8 @@ hush_interrupts()
 if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal to the table below
     from .cache.policy import make_cache as make_cache
     from .cache.prompt import PromptCache as PromptCache
-    from .cache.prompt import load_prompt_cache as load_prompt_cache
-    from .cache.prompt import save_prompt_cache as save_prompt_cache
+    from .cache.prompt_file import load_prompt_cache as load_prompt_cache
+    from .cache.prompt_file import save_prompt_cache as save_prompt_cache
     from .cache.vision import VisionCache as VisionCache
     from .config import FastVlmConfig as FastVlmConfig
     from .config import TextConfig as TextConfig
@@ -46,8 +46,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
 _HOME = {
     "make_cache": "cache.policy",
     "PromptCache": "cache.prompt",
-    "load_prompt_cache": "cache.prompt",
-    "save_prompt_cache": "cache.prompt",
+    "load_prompt_cache": "cache.prompt_file",
+    "save_prompt_cache": "cache.prompt_file",
     "VisionCache": "cache.vision",
     "FastVlmConfig": "config",
     "TextConfig": "config",

@@ -1,4 +1,4 @@
-"""The one kind of error that callers may want to tell from others."""
+"""The one kind of error that callers may want to tell from others, and the checks that raise it."""
 
 
 class UsageError(ValueError):
@@ -9,6 +9,12 @@ def require(holds: bool, sentence: str, value: object):
     """``UsageError`` with the sentence and the value got, unless ``holds``."""
     if not holds:
         raise UsageError(f"{sentence}, got {short(value)}.")
+
+
+def require_whole(name: str, value: object, *, optional: bool = False):
+    """``UsageError`` unless an option's value is a whole number; ``optional`` allows None."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    require(whole or (optional and value is None), f"{name} must be a whole number", value)
 
 
 def short(value: object) -> str:

@@ -6,15 +6,18 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from .cache.prompt import PromptCache, load_prompt_cache, save_prompt_cache
+from .cache.policy import CachePolicy
+from .cache.prompt import PromptCache
+from .cache.prompt_file import load_prompt_cache, save_prompt_cache
 from .cli import flags
 from .cli.parser import Parser, run
 from .cli.terminal import shown, statistics
-from .generation.api import stream_generate
-from .generation.captions import caption_folder
+from .errors import UsageError
+from .generation.api import stream_answer
+from .generation.captions import write_captions
 from .generation.options import GenerationOptions
 from .models.fastvlm import FastVlmForConditionalGeneration
 from .processing.processor import FastVlmProcessor
@@ -26,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line of ``python -m mlx_fastvlm.generate``."""
     parser = Parser(
         prog="fastvlm",
-        description="Ask FastVLM about pictures. The answer streams to stdout, everything else goes to stderr.",
+        description="Ask FastVLM about images. The answer streams to stdout, everything else goes to stderr.",
         epilog='example: python -m mlx_fastvlm.generate --image photo.jpg --prompt "What is this?"',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -35,19 +38,22 @@ def parser() -> argparse.ArgumentParser:
         "--prompt",
         default=DEFAULT_PROMPT,
         metavar="TEXT",
-        help="the question, or - for standard input; <image> in it places a picture",
+        help="the question, or - for standard input; <image> in it places an image",
     )
     asking.add_argument("--system", metavar="TEXT", help="a system prompt instead of the template's own")
-    flags.add_picture_flags(parser)
+    flags.add_image_flags(parser)
     flags.add_model_flags(parser)
     flags.add_sampling_flags(parser)
     flags.add_cache_flags(parser).add_argument(
-        "--prompt-cache", metavar="FILE", help="go on from this prompt cache; written if there is none"
+        "--prompt-cache",
+        dest="cache_file",
+        metavar="FILE",
+        help="go on from this prompt cache; written if there is none",
     )
-    folder = parser.add_argument_group("a folder of pictures")
-    folder.add_argument("--images-dir", metavar="DIR", help="ask about every picture in it; goes on where it stopped")
-    folder.add_argument("--output", metavar="FILE", help="a JSON line for each picture goes here")
-    folder.add_argument("--batch-size", type=int, default=16, metavar="N", help="pictures at a time (16)")
+    folder = parser.add_argument_group("a folder of images")
+    folder.add_argument("--images-dir", metavar="DIR", help="ask about every image in it; goes on where it stopped")
+    folder.add_argument("--output", metavar="FILE", help="a JSON line for each image goes here")
+    folder.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (16)")
     printing = parser.add_argument_group("output")
     printing.add_argument("--json", action="store_true", help="print one JSON object with the text and the statistics")
     printing.add_argument("--logprobs", action="store_true", help="with --json, each token's log-probability")
@@ -58,8 +64,8 @@ def parser() -> argparse.ArgumentParser:
 def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace):
     """Flags that only make sense together."""
     if (arguments.images_dir is None) != (arguments.output is None):
-        parser.error("--images-dir and --output go together: a folder of pictures, and the file for the answers")
-    if arguments.images_dir and (arguments.image or arguments.json or arguments.prompt_cache):
+        parser.error("--images-dir and --output go together: a folder of images, and the file for the answers")
+    if arguments.images_dir and (arguments.image or arguments.json or arguments.cache_file):
         parser.error("--images-dir goes without --image, --json and --prompt-cache")
     if arguments.logprobs and not arguments.json:
         parser.error("--logprobs needs --json")
@@ -67,20 +73,20 @@ def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error("standard input can only be read once: as --prompt or as one --image")
 
 
-def _answer(arguments: argparse.Namespace):
+def _run(arguments: argparse.Namespace):
     """Run the command; raises what the library raises."""
-    options = flags.options(arguments)
-    file = options.pop("prompt_cache")
-    GenerationOptions(**options)  # what is wrong with the options is told before the model loads
+    options = flags.options(arguments)  # what is wrong with them is told before the model loads
     prompt = _read_prompt(arguments.prompt)
     model, processor = flags.load_chosen_model(arguments)
     if arguments.images_dir:
         return _caption(model, processor, prompt, arguments, options)
+    file = arguments.cache_file
     if file:
-        options["prompt_cache"] = _open_cache(file, model, options)
+        cache = _open_cache(file, model, options.cache_policy)
+        options = replace(options, prompt_cache=cache, max_kv_size=None, kv_bits=None)
     text, tokens, last = "", [], None
     try:
-        for last in stream_generate(model, processor, prompt, arguments.image, **options):
+        for last in stream_answer(model, processor, prompt, arguments.image, options):
             text += last.text
             tokens.append({"token": last.token, "logprob": last.logprob})
             if not arguments.json:
@@ -90,7 +96,7 @@ def _answer(arguments: argparse.Namespace):
             print(flush=True)
             print(statistics(last), file=sys.stderr)
     if file and not Path(file).exists():
-        save_prompt_cache(file, options["prompt_cache"])
+        save_prompt_cache(file, cache)
     if arguments.json:
         assert last is not None  # max_tokens is at least 1
         answer = {key: value for key, value in asdict(last).items() if key not in ("token", "logprob")}
@@ -112,10 +118,14 @@ def _read_prompt(prompt: str) -> str:
     return prompt
 
 
-def _open_cache(file: str, model: FastVlmForConditionalGeneration, options: dict) -> PromptCache:
-    """The prompt cache of a file, or a new one as the options want it, which then no longer say so."""
-    policy = [options.pop(name) for name in ("max_kv_size", "kv_bits", "kv_group_size")]
-    return load_prompt_cache(file, model) if Path(file).exists() else PromptCache(*policy)
+def _open_cache(file: str, model: FastVlmForConditionalGeneration, policy: CachePolicy) -> PromptCache:
+    """The prompt cache of a file, or a new one."""
+    if not Path(file).exists():
+        return PromptCache.from_policy(policy)
+    cache = load_prompt_cache(file, model)
+    if policy not in (CachePolicy(), cache.policy):
+        raise UsageError(f"{file} was made with {cache.policy}, which stays; leave out the flags of the KV cache.")
+    return cache
 
 
 def _caption(
@@ -123,20 +133,14 @@ def _caption(
     processor: FastVlmProcessor,
     prompt: str,
     arguments: argparse.Namespace,
-    options: dict,
+    options: GenerationOptions,
 ):
     start = time.perf_counter()
-    captioned, broken = caption_folder(
-        model,
-        processor,
-        arguments.images_dir,
-        arguments.output,
-        prompt,
-        batch_size=arguments.batch_size,
-        **options,
+    captioned, broken = write_captions(
+        model, processor, arguments.images_dir, arguments.output, prompt, options, arguments.batch_size
     )
     seconds = time.perf_counter() - start
-    print(f"{captioned} pictures captioned, {broken} not readable, {seconds:.1f} s", file=sys.stderr)
+    print(f"{captioned} images captioned, {broken} not readable, {seconds:.1f} s", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -144,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     command = parser()
     arguments = command.parse_args(argv)
     _check_flags(command, arguments)
-    return run(lambda: _answer(arguments), debug=arguments.debug)
+    return run(lambda: _run(arguments), debug=arguments.debug)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""KV caches of bounded size: the first ``keep`` tokens, the prompt with its pictures, and of the others the latest."""
+"""KV caches of bounded size: the first ``keep`` tokens, the prompt with its images, and of the others the latest.
+
+They stand on mlx-lm's ``RotatingKVCache``; tests/cache/test_mlx_lm_contract.py lists what they rely on.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ class BoundedKVCache(RotatingKVCache):
         """The mask for ``length`` new tokens: None, "causal", or (length, keys) of bool.
 
         mlx-lm's own slides its window over the protected tokens too, so that the later tokens of a follow-up question
-        would lose sight of the picture.
+        would lose sight of the image.
         """
         if length == 1:
             return None  # all that the cache holds is for the newest token to see
@@ -29,6 +32,24 @@ class BoundedKVCache(RotatingKVCache):
             return "causal"
         query, key = mx.arange(offset, offset + length)[:, None], mx.arange(offset + length)
         return (key <= query) & ((key < self.keep) | (query - key < self.max_size - self.keep))
+
+    def in_order(self, x: mx.array) -> mx.array:
+        """One of its arrays (batch, heads, places, ...) from the oldest token to the latest, without free places."""
+        if self._idx == x.shape[2]:
+            return x
+        if self._idx == self.offset:  # it has not come round yet
+            return x[..., : self._idx, :]
+        pieces = [x[..., : self.keep, :], x[..., self._idx :, :], x[..., self.keep : self._idx, :]]
+        return mx.concatenate(pieces, axis=2)
+
+    def restore(self, keys: Any, values: Any, offset: int):
+        """Hold keys and values that :meth:`in_order` gave, of a cache that had seen ``offset`` tokens."""
+        self.keys, self.values, self.offset = keys, values, offset
+        self._idx = tree_flatten(keys)[0][1].shape[2]
+
+    def _without(self, x: mx.array, count: int) -> mx.array:
+        """An array without ``count`` tokens behind the protected ones."""
+        return mx.concatenate([x[..., : self.keep, :], x[..., self.keep + count :, :]], axis=2) if count > 0 else x
 
 
 class BoundedQuantizedKVCache(BoundedKVCache):
@@ -68,9 +89,11 @@ class BoundedQuantizedKVCache(BoundedKVCache):
 
     def _append(self, new):
         """Several tokens: in temporal order behind the others, each with its whole window still there."""
-        ordered = tree_map(self._temporal_order, (self.keys, self.values))
+        ordered = tree_map(self.in_order, (self.keys, self.values))
         overflow = ordered[0][0].shape[2] - self.max_size + 1
-        self.keys, self.values = tree_map(lambda old, x: self._trim(overflow, old, x), ordered, new)
+        self.keys, self.values = tree_map(
+            lambda old, x: mx.concatenate([self._without(old, overflow), x], axis=2), ordered, new
+        )
         self._idx = self._room
 
     def _write(self, new):
@@ -83,7 +106,7 @@ class BoundedQuantizedKVCache(BoundedKVCache):
             self.keys, self.values = grown
         overflow = self._room - self.max_size
         if overflow > 0:
-            self.keys, self.values = tree_map(lambda x: self._trim(overflow, x), (self.keys, self.values))
+            self.keys, self.values = tree_map(lambda x: self._without(x, overflow), (self.keys, self.values))
             self._idx = self.max_size
         if self._idx == self.max_size:
             self._idx = self.keep

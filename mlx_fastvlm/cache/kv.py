@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 
 
 class KVCache:
-    """Keeps all keys and values; an equal of mlx-lm's class of this name.
+    """Keeps all keys and values; an equal of mlx-lm's class of this name, whose callers find all that they call.
 
     Attributes:
         keys, values: (batch, heads, places, head_dim), the first ``offset`` places taken; None while empty.
@@ -57,6 +59,44 @@ class KVCache:
         count = min(count, self.offset)
         self.offset -= count
         return count
+
+    def size(self) -> int:
+        """How many tokens it holds."""
+        return self.offset
+
+    def empty(self) -> bool:
+        """Whether it has never held a token."""
+        return self.keys is None
+
+    @property
+    def state(self) -> tuple[mx.array | None, mx.array | None, int]:
+        """(keys, values, offset), as mlx-lm saves and loads it; a cache of the same state goes on the same."""
+        return self.keys, self.values, self.offset
+
+    @state.setter
+    def state(self, state: tuple[mx.array | None, mx.array | None, int]):
+        self.keys, self.values, self.offset = state
+
+    @property
+    def meta_state(self) -> str:
+        """What is to be saved beside ``state``, in mlx-lm's older releases and mlx-vlm: nothing."""
+        return ""
+
+    @meta_state.setter
+    def meta_state(self, meta_state: str):
+        if meta_state:
+            raise ValueError(f"A KVCache has no meta_state, got {meta_state!r}; it belongs to another kind of cache.")
+
+    def to_quantized(self, group_size: int = 64, bits: int = 4) -> Any:
+        """mlx-lm's ``QuantizedKVCache`` of the same tokens, which shares nothing with this one."""
+        from mlx_lm.models.cache import QuantizedKVCache  # slow, and only for this
+
+        quantized: Any = QuantizedKVCache(group_size, bits)
+        if self.keys is not None and self.values is not None:
+            quantized.keys = mx.quantize(self.keys, group_size=group_size, bits=bits)
+            quantized.values = mx.quantize(self.values, group_size=group_size, bits=bits)
+        quantized.offset = self.offset
+        return quantized
 
     @property
     def nbytes(self) -> int:

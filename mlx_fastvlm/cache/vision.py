@@ -1,4 +1,4 @@
-"""Pictures -> features, each picture once: an LRU of features by what is in the picture, not by where it came from."""
+"""Images -> features, each image once: an LRU of features by what is in the image, not by where it came from."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ import numpy as np
 
 from ..errors import require
 from ..models.fastvlm import FastVlmForConditionalGeneration
+from ..processing.preprocess import Image
 from ..processing.processor import FastVlmProcessor
 from .fingerprint import model_fingerprint
 
 
 class VisionCache:
-    """Projected features of the pictures used last.
+    """Projected features of the images used last.
 
     Args:
-        max_bytes: bound on the features' memory; the longest unused go first. A 1024 px picture takes 0.9 MB with
+        max_bytes: bound on the features' memory; the longest unused go first. A 1024 px image takes 0.9 MB with
             FastVLM-0.5B in float32, and 1.8 MB with 7B in bfloat16.
 
     Attributes:
-        hits, misses: how often a picture was found here, and how often not.
+        hits, misses: how often an image was found here, and how often not.
     """
 
     def __init__(self, max_bytes: int = 256 * 2**20):
@@ -64,35 +65,30 @@ class VisionCache:
 def encode_images(
     model: FastVlmForConditionalGeneration,
     processor: FastVlmProcessor,
-    squares: np.ndarray,
-    fingerprints: list[str],
+    images: list[Image],
     batch_size: int = 1,
     cache: VisionCache | None = None,
 ) -> mx.array | None:
-    """Features of pictures, in their order.
+    """Features of images, in their order.
 
-    A few pictures at a time go through the tower, so memory does not grow with their number; equal ones go once.
-
-    Args:
-        squares: (pictures, size, size, 3), uint8, from ``processor.squares``.
-        fingerprints: of each picture.
+    A few images at a time go through the tower, so memory does not grow with their number; equal ones go once.
 
     Returns:
-        (pictures, tokens, text hidden size), or None for no pictures.
+        (images, tokens, text hidden size), or None for no images.
     """
-    if not len(squares):
+    if not images:
         return None
     tower = model_fingerprint(model.vision_tower, model.multi_modal_projector) if cache is not None else None
-    position = {fingerprint: i for i, fingerprint in enumerate(fingerprints)}
-    known: dict[str, Any] = {} if cache is None else {name: cache.get((tower, name)) for name in position}
-    missing = [name for name in position if known.get(name) is None]
+    distinct = {image.fingerprint: image for image in images}
+    known: dict[str, Any] = {} if cache is None else {name: cache.get((tower, name)) for name in distinct}
+    missing = [name for name in distinct if known.get(name) is None]
     for start in range(0, len(missing), batch_size):
         names = missing[start : start + batch_size]
-        encoded = model.get_image_features(processor.to_pixel_values(squares[[position[name] for name in names]]))
+        encoded = model.get_image_features(processor.to_pixel_values(np.stack([distinct[n].pixels for n in names])))
         for name, features in zip(names, encoded):
             known[name] = mx.contiguous(features)
         mx.eval([known[name] for name in names])
         if cache is not None:
             for name in names:
                 cache.put((tower, name), known[name])
-    return mx.stack([known[fingerprint] for fingerprint in fingerprints])
+    return mx.stack([known[image.fingerprint] for image in images])

@@ -24,14 +24,14 @@ def add_model_flags(parser: argparse.ArgumentParser):
     group.add_argument("--force", action="store_true", help="load it even if memory seems too small")
 
 
-def add_picture_flags(parser: argparse.ArgumentParser):
-    group = parser.add_argument_group("pictures")
+def add_image_flags(parser: argparse.ArgumentParser):
+    group = parser.add_argument_group("images")
     group.add_argument(
-        "--image", action="append", metavar="PICTURE", help="a path, URL, data: URI, or - for standard input; repeats"
+        "--image", action="append", metavar="IMAGE", help="a path, URL, data: URI, or - for standard input; repeats"
     )
     group.add_argument("--image-size", type=int, metavar="PIXELS", help="a multiple of 64; less is faster")
     group.add_argument("--frames", type=int, default=1, metavar="N", help="frames of an animation (1, the first)")
-    _number(group, "--vision-batch-size", int, "pictures that go through the vision tower at a time")
+    _number(group, "--vision-batch-size", int, "images that go through the vision tower at a time")
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser):
@@ -64,13 +64,13 @@ def load_chosen_model(arguments: argparse.Namespace) -> tuple[FastVlmForConditio
     return load(arguments.model, dtype=arguments.dtype, revision=arguments.revision, force=arguments.force)
 
 
-def options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Those of the parsed flags that are options of generation."""
+def options(arguments: argparse.Namespace) -> GenerationOptions:
+    """The options of generation that the parsed flags give; ``UsageError`` for a value that can't be."""
     names = {field.name for field in fields(GenerationOptions)}
-    chosen = {name: value for name, value in vars(arguments).items() if name in names}
-    if chosen.get("logit_bias"):
+    chosen: dict[str, Any] = {name: value for name, value in vars(arguments).items() if name in names}
+    if chosen["logit_bias"]:
         chosen["logit_bias"] = dict(chosen["logit_bias"])
-    return chosen
+    return GenerationOptions(**chosen)
 
 
 def _number(group, flag: str, kind: type, help: str, *aliases: str):

@@ -12,7 +12,7 @@ from ..processing.images import load_frames
 from .terminal import printable, shown, statistics
 
 HELP = """\
-/image PICTURE   show a picture with the next question (a path or URL; more than once for several)
+/image IMAGE     show an image with the next question (a path or URL; more than once for several)
 /reset           begin a new conversation
 /save FILE       write the conversation to a JSON file
 /help            this list
@@ -23,7 +23,7 @@ class Repl:
     """The chat in the terminal: lines in, answers out.
 
     Args:
-        images: sources of pictures for the first question.
+        images: sources of images for the first question.
     """
 
     def __init__(self, session: ChatSession, images: list[str]):
@@ -61,9 +61,9 @@ class Repl:
         elif line.startswith("/"):
             print(f"There is no command {word}; /help lists them.", file=sys.stderr)
         elif line:
-            self._answer(line)
+            self._ask(line)
 
-    def _answer(self, question: str):
+    def _ask(self, question: str):
         responses, last = self._session.stream(question, self._images), None
         self._images = []
         try:
@@ -79,7 +79,7 @@ class Repl:
 
     def _image(self, source: str):
         if not source:
-            raise ValueError("/image needs a picture: a path or a URL.")
+            raise ValueError("/image needs an image: a path or a URL.")
         self._images += load_frames(source, self._session.frames)  # at once, so that a wrong path is told at once
         print(f"{source} goes with the next question.", file=sys.stderr)
 
@@ -90,7 +90,11 @@ class Repl:
     def _save(self, file: str):
         if not file:
             raise ValueError("/save needs a file to write to.")
-        with atomic_file(Path(file).expanduser()) as unfinished:
+        try:
+            path = Path(file).expanduser()
+        except RuntimeError:
+            raise ValueError(f"{file}: there is no such user; give another path.") from None
+        with atomic_file(path) as unfinished:
             write_json(unfinished, self._session.messages)
 
     def _help(self, _: str):

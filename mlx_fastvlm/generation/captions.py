@@ -1,21 +1,28 @@
-"""A folder of pictures -> a JSON line for each, in batches; a second run goes on where the first ended."""
+"""A folder of images -> a JSON line for each, in batches; a second run goes on where the first ended."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from PIL import Image
+import PIL.Image
 
-from ..errors import require
 from ..models.fastvlm import FastVlmForConditionalGeneration
 from ..processing.images import FORMATS, iter_frames
 from ..processing.messages import Prompt
+from ..processing.preprocess import Image
 from ..processing.processor import FastVlmProcessor
-from .batch import batch_generate
+from .batch import answer_batch, check_batch_size
+from .options import GenerationOptions, Options, lists_options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing since Python 3.11
 
 
+@lists_options
 def caption_folder(
     model: FastVlmForConditionalGeneration,
     processor: FastVlmProcessor,
@@ -24,40 +31,54 @@ def caption_folder(
     prompt: str,
     *,
     batch_size: int = 16,
-    **options,
+    **options: Unpack[Options],
 ) -> tuple[int, int]:
-    """Ask the same about every picture of a folder.
+    """Ask the same about every image of a folder.
 
     Each gets a line in ``output``: ``{"file": ..., "text": ...}``, or ``{"file": ..., "error": ...}`` if it can't be
-    opened. Pictures that have a line already are left out; to ask again about one, delete its line.
+    opened. Images that have a line already are left out; to ask again about one, delete its line.
 
     Args:
-        folder: pictures are its files with an extension that Pillow knows; subfolders and hidden files are not read.
+        folder: images are its files with an extension that Pillow knows; subfolders and hidden files are not read.
         options: as for :func:`mlx_fastvlm.batch_generate`.
 
     Returns:
-        How many pictures were captioned, and how many could not be opened.
+        How many images were captioned, and how many could not be opened.
 
     Raises:
         ValueError, OSError: for a bad option, or a folder or file that can't be read or written.
     """
-    require(batch_size >= 1, "batch_size must be at least 1", batch_size)
+    return write_captions(model, processor, folder, output, prompt, GenerationOptions(**options), batch_size)
+
+
+def write_captions(
+    model: FastVlmForConditionalGeneration,
+    processor: FastVlmProcessor,
+    folder: str | Path,
+    output: str | Path,
+    prompt: str,
+    options: GenerationOptions,
+    batch_size: int,
+) -> tuple[int, int]:
+    """:func:`caption_folder` for whoever holds the options already."""
+    check_batch_size(batch_size)
     done = _recorded(Path(output))
     files = [file for file in find_images(Path(folder)) if file.name not in done]
     broken = 0
     with Path(output).open("a", encoding="utf-8", errors="backslashreplace") as lines:
         for start in range(0, len(files), batch_size):
             _show_progress(start, len(files))
-            pictures, results = {}, {}
+            images: dict[str, list[Image]] = {}
+            results: dict[str, dict[str, str]] = {}
             for file in files[start : start + batch_size]:
-                try:  # the squares that the model will see: small, however large the picture is
-                    frames = iter_frames(file, options.get("frames", 1))
-                    pictures[file.name] = [processor.squares(frame, options.get("image_size"))[0] for frame in frames]
+                try:  # what is kept of each is what the model will see: small, however large the file's image is
+                    frames = iter_frames(file, options.frames)
+                    images[file.name] = [processor.prepare(frame, options.image_size)[0] for frame in frames]
                 except (ValueError, OSError) as error:
                     results[file.name] = {"error": str(error)}
-            prompts: list[Prompt] = [prompt] * len(pictures)
-            texts = batch_generate(model, processor, prompts, list(pictures.values()), batch_size=batch_size, **options)
-            results |= {name: {"text": text} for name, text in zip(pictures, texts)}
+            prompts: list[Prompt] = [prompt] * len(images)
+            texts = answer_batch(model, processor, prompts, list(images.values()), options, batch_size)
+            results |= {name: {"text": text} for name, text in zip(images, texts)}
             broken += len(results) - len(texts)
             for file in files[start : start + batch_size]:
                 lines.write(json.dumps({"file": file.name, **results[file.name]}, ensure_ascii=False) + "\n")
@@ -67,10 +88,10 @@ def caption_folder(
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The picture files directly in a folder, by name."""
+    """The image files directly in a folder, by name."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; give one with pictures.")
-    known = {end for end, kind in Image.registered_extensions().items() if kind in FORMATS} | {".heic", ".heif"}
+        raise FileNotFoundError(f"{folder} is no folder; give one with images.")
+    known = {end for end, kind in PIL.Image.registered_extensions().items() if kind in FORMATS} | {".heic", ".heif"}
     files = (file for file in folder.iterdir() if file.is_file() and not file.name.startswith("."))
     return sorted(file for file in files if file.suffix.lower() in known)
 
@@ -92,7 +113,7 @@ def _recorded(output: Path) -> set[str]:
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{output} holds other things than captions; give another --output.") from None
     if len(whole) < len(data):
-        output.write_bytes(whole)
+        os.truncate(output, len(whole))  # what writes nothing can't fail for want of room
     return names
 
 
@@ -100,4 +121,4 @@ def _show_progress(done: int, total: int):
     """A bar on a terminal; elsewhere nothing."""
     if sys.stderr.isatty() and total:
         bar = "#" * (30 * done // total)
-        print(f"\r[{bar:<30}] {done}/{total} pictures", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        print(f"\r[{bar:<30}] {done}/{total} images", end="\n" if done == total else "", file=sys.stderr, flush=True)

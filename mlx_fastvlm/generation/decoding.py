@@ -15,7 +15,7 @@ from .options import Progress
 def prefill(
     model: FastVlmForConditionalGeneration,
     embeddings: mx.array,
-    layers: list[Any],
+    caches: list[Any],
     step_size: int,
     progress: Progress | None = None,
 ) -> mx.array:
@@ -23,7 +23,7 @@ def prefill(
 
     Args:
         embeddings: (batch, length, hidden size), image features in place.
-        layers: one cache for each decoder layer.
+        caches: one for each decoder layer.
 
     Returns:
         Logits after the last token, (batch, vocabulary); the head runs for no other.
@@ -31,7 +31,7 @@ def prefill(
     length = embeddings.shape[1]
     for start in range(0, length, step_size):
         end = min(start + step_size, length)
-        hidden = model.language_model(embeddings[:, start:end], cache=layers).last_hidden_state
+        hidden = model.language_model(embeddings[:, start:end], cache=caches).last_hidden_state
         if end < length or progress is not None:
             mx.eval(hidden)
         if end < length:
@@ -41,10 +41,10 @@ def prefill(
     return model.logits(hidden[:, -1])
 
 
-def step(model: FastVlmForConditionalGeneration, tokens: mx.array, layers: list[Any]) -> mx.array:
+def step(model: FastVlmForConditionalGeneration, tokens: mx.array, caches: list[Any]) -> mx.array:
     """Tokens (batch,) -> the logits that follow, (batch, vocabulary)."""
     embeddings = model.get_input_embeddings()(tokens[:, None])
-    return model.logits(model.language_model(embeddings, cache=layers).last_hidden_state[:, -1])
+    return model.logits(model.language_model(embeddings, cache=caches).last_hidden_state[:, -1])
 
 
 def check_finite(largest: float, model: FastVlmForConditionalGeneration, processors: bool):

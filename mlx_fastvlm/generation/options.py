@@ -3,35 +3,55 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any, TypedDict, TypeVar
 
 import mlx.core as mx
 
-from ..cache.prompt import PromptCache, check_group_size
+from ..cache.policy import CachePolicy
+from ..cache.prompt import PromptCache
 from ..cache.vision import VisionCache
-from ..errors import require
+from ..errors import require, require_whole
 from ..models.fastvlm import FastVlmForConditionalGeneration
 
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]  # tokens so far, logits (1, vocabulary) -> logits
 Progress = Callable[[int, int], None]  # prompt tokens done, prompt tokens to do
 
 
-_OPTIONAL = ("seed", "image_size", "max_kv_size", "kv_bits", "repetition_penalty")
-_WHOLE = (
-    "max_tokens",
-    "top_k",
-    "seed",
-    "repetition_context_size",
-    "image_size",
-    "frames",
-    "vision_batch_size",
-    "max_kv_size",
-    "kv_bits",
-    "kv_group_size",
-    "prefill_step_size",
-)
+class SessionOptions(TypedDict, total=False):
+    """The options of ``ChatSession``, which has ``system`` as a parameter of its own."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    seed: int | None
+    repetition_penalty: float | None
+    repetition_context_size: int
+    logit_bias: dict[int, float] | None
+    logits_processors: list[LogitsProcessor] | None
+    stop: str | list[str] | None
+    logprobs: bool
+    image_size: int | None
+    frames: int
+    vision_batch_size: int
+    vision_cache: VisionCache | None
+    max_kv_size: int | None
+    kv_bits: int | None
+    kv_group_size: int
+    prompt_cache: PromptCache | None
+    prefill_step_size: int
+    progress: Progress | None
+
+
+class Options(SessionOptions, total=False):
+    """The fields of :class:`GenerationOptions` for type checkers: ``**options: Unpack[Options]``."""
+
+    system: str | None
 
 
 @dataclass(frozen=True)
@@ -42,20 +62,22 @@ class GenerationOptions:
         max_tokens: the longest answer, in tokens.
         temperature: 0 takes the likeliest token; higher values sample more freely.
         top_p, top_k, min_p: sample only among the likeliest tokens: of this total probability, this many, or at least
-            this probability relative to the likeliest. 1, 0 and 0 leave all in.
-        seed: for sampling; the same seed gives the same text, whatever was generated before.
+            this probability relative to the likeliest. 1, 0 and 0 leave all in. Several narrow the choice one after the
+            other, as in mlx-lm: top_p, then min_p, then top_k.
+        seed: for sampling; the same seed gives the same text, whatever was generated before. Without one,
+            ``mx.random.seed`` decides in the main thread, and chance in others.
         repetition_penalty: above 1, makes tokens among the last ``repetition_context_size`` (of prompt and answer,
-            pictures left out) less likely to come again.
-        logit_bias: token id -> what is added to its logit before every choice.
+            images left out) less likely to come again.
+        logit_bias: token id -> what is added to its logit before every choice; minus infinity rules it out.
         logits_processors: functions of (tokens so far, logits) that return changed logits, as in mlx-lm. Both are
-            arrays, (tokens,) and (1, vocabulary); a picture's tokens are left out of the first.
+            arrays, (tokens,) and (1, vocabulary); an image's tokens are left out of the first.
         stop: a text, or several, that ends the answer where it first appears; it is not part of the answer.
         logprobs: whether responses carry the chosen token's log-probability.
         system: a system prompt instead of the template's own.
-        image_size: side of the square that pictures are scaled to, in pixels, a multiple of 64.
-        frames: of an animation, how many frames to take, evenly spaced, each as a picture; 1 is the first.
-        vision_batch_size: how many pictures go through the vision tower at a time.
-        vision_cache: keeps the features of pictures from call to call.
+        image_size: side of the square that images are scaled to, in pixels, a multiple of 64.
+        frames: of an animation, how many frames to take, evenly spaced, each as an image; 1 is the first.
+        vision_batch_size: how many images go through the vision tower at a time.
+        vision_cache: keeps the features of images from call to call.
         max_kv_size: bounds the KV cache to so many tokens; the whole (first) prompt always stays in it.
         kv_bits: 4 or 8 stores the KV cache quantized; None does not.
         kv_group_size: values that share a scale in the quantized cache: 32, 64 or 128, a divisor of ``head_dim``.
@@ -63,6 +85,10 @@ class GenerationOptions:
             new tokens only.
         prefill_step_size: longer prompts are read in pieces of so many tokens, which bounds memory.
         progress: called with (done, all) after each of those pieces, in tokens.
+
+    Raises:
+        UsageError: for a value that can't be.
+        TypeError: for an option that there is not.
     """
 
     max_tokens: int = 256
@@ -98,46 +124,121 @@ class GenerationOptions:
         return super().__new__(cls)
 
     def __post_init__(self):
-        for name in _WHOLE:
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            require(whole or (value is None and name in _OPTIONAL), f"{name} must be a whole number", value)
-        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
-            value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-            require(number or (value is None and name in _OPTIONAL), f"{name} must be a finite number", value)
-        require(isinstance(self.system, (str, type(None))), "system must be a text", self.system)
-        require(all(isinstance(text, str) for text in self.stop_strings), "stop must hold texts", self.stop)
-        require(self.seed is None or 0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1", self.seed)
-        for bias in (self.logit_bias or {}).values():
-            # Minus infinity rules a token out.
-            require(bias == bias and bias < math.inf, "logit_bias must be below infinity", bias)
-        penalty, size = self.repetition_penalty, self.repetition_context_size
-        require(self.max_tokens >= 1, "max_tokens must be at least 1", self.max_tokens)
-        require(self.temperature >= 0, "temperature must be at least 0", self.temperature)
-        require(0 < self.top_p <= 1, "top_p must be above 0 and at most 1", self.top_p)
-        require(self.top_k >= 0, "top_k must be at least 0", self.top_k)
-        require(0 <= self.min_p <= 1, "min_p must lie between 0 and 1", self.min_p)
-        require(penalty is None or penalty > 0, "repetition_penalty must be above 0", penalty)
-        require(size >= 1, "repetition_context_size must be at least 1", size)
-        require(all(self.stop_strings), "stop must not hold an empty string", self.stop)
-        require(self.frames >= 1, "frames must be at least 1", self.frames)
-        require(self.vision_batch_size >= 1, "vision_batch_size must be at least 1", self.vision_batch_size)
-        require(self.prefill_step_size >= 1, "prefill_step_size must be at least 1", self.prefill_step_size)
-        require(self.max_kv_size is None or self.max_kv_size >= 1, "max_kv_size must be at least 1", self.max_kv_size)
-        require(self.kv_bits in (None, 4, 8), "kv_bits must be 4 or 8", self.kv_bits)
+        self._check_counts()
+        self._check_sampling()
+        self._check_logit_bias()
+        self._check_texts()
+        self._check_objects()
+        policy = self.cache_policy
         if self.prompt_cache is not None:
-            bounds = (self.max_kv_size, self.kv_bits)
+            bounds = (policy.max_kv_size, policy.kv_bits)
             require(bounds == (None, None), "give max_kv_size and kv_bits to the PromptCache itself", bounds)
+
+    def _check_counts(self):
+        for name in ("max_tokens", "repetition_context_size", "frames", "vision_batch_size", "prefill_step_size"):
+            value = getattr(self, name)
+            require_whole(name, value)
+            require(value >= 1, f"{name} must be at least 1", value)
+        require_whole("top_k", self.top_k)
+        require(self.top_k >= 0, "top_k must be at least 0", self.top_k)
+        require_whole("image_size", self.image_size, optional=True)  # the processor knows which
+        require_whole("seed", self.seed, optional=True)
+        require(self.seed is None or 0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1", self.seed)
+
+    def _check_sampling(self):
+        temperature, penalty = self.temperature, self.repetition_penalty
+        for name in ("temperature", "top_p", "min_p"):
+            _require_number(name, getattr(self, name))
+        require(temperature >= 0, "temperature must be at least 0", temperature)
+        require(temperature == 0 or _computable(temperature), f"temperature must be 0, or {_RANGE}", temperature)
+        require(0 < self.top_p <= 1, "top_p must be above 0 and at most 1", self.top_p)
+        require(0 <= self.min_p <= 1, "min_p must lie between 0 and 1", self.min_p)
+        if penalty is not None:
+            _require_number("repetition_penalty", penalty)
+            require(penalty > 0, "repetition_penalty must be above 0", penalty)
+            require(_computable(penalty), f"repetition_penalty must be {_RANGE}", penalty)
+
+    def _check_logit_bias(self):
+        if self.logit_bias is None:
+            return
+        require(isinstance(self.logit_bias, dict), "logit_bias must be a dict of token id: number", self.logit_bias)
+        for id, bias in self.logit_bias.items():
+            require_whole("a token id in logit_bias", id)
+            require(_is_number(bias), "logit_bias must hold numbers", bias)
+            require(bias == bias and bias < math.inf, "logit_bias must be below infinity", bias)
+            require(bias == -math.inf or _in_float32(bias), "logit_bias must hold numbers of float32", bias)
+
+    def _check_texts(self):
+        require(isinstance(self.system, (str, type(None))), "system must be a text", self.system)
+        kinds = (str, list, tuple, set, frozenset, type(None))
+        require(isinstance(self.stop, kinds), "stop must be a text or a list of texts", self.stop)
+        require(all(isinstance(text, str) for text in self.stop_strings), "stop must hold texts", self.stop)
+        require(all(self.stop_strings), "stop must not hold an empty string", self.stop)
+
+    def _check_objects(self):
+        require(isinstance(self.logprobs, bool), "logprobs must be True or False", self.logprobs)
+        processors = [] if self.logits_processors is None else self.logits_processors
+        functions = isinstance(processors, (list, tuple)) and all(map(callable, processors))
+        require(functions, "logits_processors must be a list of functions", processors)
+        require(self.progress is None or callable(self.progress), "progress must be a function", self.progress)
+        for name, kind in (("vision_cache", VisionCache), ("prompt_cache", PromptCache)):
+            value = getattr(self, name)
+            require(value is None or isinstance(value, kind), f"{name} must be a {kind.__name__}", value)
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def cache_policy(self) -> CachePolicy:
+        """Of the KV cache, where there is no ``prompt_cache``."""
+        return CachePolicy(self.max_kv_size, self.kv_bits, self.kv_group_size)
 
     def check(self, model: FastVlmForConditionalGeneration):
         """``UsageError`` where an option does not suit the model."""
         size = model.config.text_config.vocab_size
         for id in self.logit_bias or ():
             require(0 <= id < size, f"logit_bias must be for token ids from 0 to {size - 1}", id)
-        if self.kv_bits is not None:
-            check_group_size(model, self.kv_group_size)
+        self.cache_policy.check(model)
+
+
+_FLOAT32_MIN, _FLOAT32_MAX = 2**-126, (2 - 2**-23) * 2.0**127  # what is closer to 0 is 0 to most devices
+# Logits are divided by some numbers, and must neither vanish by that nor become infinite.
+_SMALLEST, _LARGEST = 1e-30, 1e30
+_RANGE = f"a number between {_SMALLEST:g} and {_LARGEST:g}"
+
+
+def _computable(value: float) -> bool:
+    return _SMALLEST <= value <= _LARGEST
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _in_float32(value: float) -> bool:
+    return value == 0 or _FLOAT32_MIN <= abs(value) <= _FLOAT32_MAX
+
+
+def _require_number(name: str, value: Any):
+    finite = _is_number(value) and value == value and abs(value) != math.inf
+    require(finite, f"{name} must be a finite number", value)
+    require(_in_float32(value), f"{name} must be a number that float32 can hold", value)
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def lists_options(function: Function) -> Function:
+    """Have ``help()`` and completion list the options of a function that takes them as ``**options``."""
+    signature = inspect.signature(function)
+    *own, _ = signature.parameters.values()
+    given = {parameter.name for parameter in own}
+    options = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        for field in fields(GenerationOptions)
+        if field.name not in given
+    ]
+    described: Any = function
+    described.__signature__ = signature.replace(parameters=[*own, *options])
+    return function

@@ -2,106 +2,151 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from typing import Any
+import threading
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ..cache.prompt import PromptCache, StaleCache
 from ..cache.vision import VisionCache
 from ..models.fastvlm import FastVlmForConditionalGeneration
 from ..processing.images import ImageSource
 from ..processing.messages import Answer, Messages, read_prompt
+from ..processing.preprocess import Image
 from ..processing.processor import FastVlmProcessor
-from .api import GenerationResponse, stream_generate
-from .options import GenerationOptions
+from .api import GenerationResponse, Responses, stream_answer
+from .options import GenerationOptions, SessionOptions, lists_options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing since Python 3.11
+
+
+@dataclass(frozen=True, eq=False)
+class Conversation:
+    """What was said and shown. A session replaces it as a whole, so that nothing ever sees half of a change."""
+
+    messages: Messages
+    images: list[Image]
 
 
 class ChatSession:
-    """A conversation about pictures that keeps its KV cache: a follow-up costs its own tokens only.
+    """A conversation about images that keeps its KV cache: a follow-up costs its own tokens only.
+
+    One question is answered at a time. A stream that another question, or :meth:`reset`, has overtaken can't go on, and
+    leaves nothing in the conversation.
 
     Args:
         system: a system prompt instead of the template's own.
         options: see :class:`mlx_fastvlm.GenerationOptions`. With ``max_kv_size``, the system prompt and the first
-            question with its pictures stay in the cache, and of the rest the latest.
+            question with its images stay in the cache, and of the rest the latest.
 
     Attributes:
-        messages: what was said so far, with a mark for each picture.
-        pictures: (size, size, 3), uint8, in reading order, as the model sees them.
-        frames: how many frames of an animation become pictures.
+        frames: how many frames of an animation become images.
         cache: the prompt cache. ``save_prompt_cache`` writes it.
     """
 
+    @lists_options
     def __init__(
         self,
         model: FastVlmForConditionalGeneration,
         processor: FastVlmProcessor,
         system: str | None = None,
-        **options,
+        **options: Unpack[SessionOptions],
     ):
-        chosen = GenerationOptions(**options)
-        chosen.check(model)
-        self._model, self._processor, self._system = model, processor, system
-        max_kv_size, kv_bits = (options.pop(name, None) for name in ("max_kv_size", "kv_bits"))
-        group_size = options.pop("kv_group_size", 64)
-        self.cache = options.pop("prompt_cache", None) or PromptCache(max_kv_size, kv_bits, group_size)
-        self._options = {"vision_cache": VisionCache(), **options}
-        self.frames = self._options.pop("frames", 1)
+        self._set_up(model, processor, GenerationOptions(system=system, **options))
+
+    @classmethod
+    def from_options(
+        cls, model: FastVlmForConditionalGeneration, processor: FastVlmProcessor, options: GenerationOptions
+    ) -> ChatSession:
+        """A session for whoever holds the options already."""
+        session = cls.__new__(cls)
+        session._set_up(model, processor, options)
+        return session
+
+    def _set_up(self, model: FastVlmForConditionalGeneration, processor: FastVlmProcessor, options: GenerationOptions):
+        options.check(model)
+        self._model, self._processor, self._system = model, processor, options.system
+        self.frames = options.frames
+        given, seen = options.prompt_cache, options.vision_cache
+        self.cache = PromptCache.from_policy(options.cache_policy) if given is None else given
+        self._options = replace(
+            options,
+            system=None,  # the messages begin with it
+            prompt_cache=self.cache,
+            max_kv_size=None,
+            kv_bits=None,
+            vision_cache=VisionCache() if seen is None else seen,
+        )
+        self._lock = threading.Lock()  # of the two below
+        self._answering: object = None  # the stream that will add to the conversation
         self.reset()
 
+    @property
+    def messages(self) -> Messages:
+        """What was said so far, with a mark for each image."""
+        return self._conversation.messages
+
+    @property
+    def images(self) -> list[Image]:
+        """The images shown so far, in reading order, as the model sees them."""
+        return self._conversation.images
+
     def reset(self):
-        """Begin a new conversation. Features of pictures are kept, in case they come again."""
-        self.messages: Messages = [] if self._system is None else [{"role": "system", "content": self._system}]
-        self.pictures: list[Any] = []
+        """Begin a new conversation. Features of images are kept, in case they come again."""
+        messages: Messages = [] if self._system is None else [{"role": "system", "content": self._system}]
+        with self._lock:
+            self._answering, self._conversation = None, Conversation(messages, [])
 
     def ask(self, text: str, image: ImageSource | list[ImageSource] | None = None) -> str:
         """The whole answer to the next question; arguments as for :meth:`stream`."""
         return "".join(response.text for response in self.stream(text, image))
 
-    def stream(
-        self, text: str, image: ImageSource | list[ImageSource] | None = None
-    ) -> Generator[GenerationResponse, None, None]:
+    def stream(self, text: str, image: ImageSource | list[ImageSource] | None = None) -> Responses:
         """Answer the next question, token by token.
 
         If the stream is left before its end, what was said until then counts as the answer.
 
         Args:
-            image: new pictures for this question; those of earlier ones are known.
+            image: new images for this question; those of earlier ones are known.
 
         Raises:
-            ValueError, OSError: for a bad picture, before anything runs; the conversation is then as it was.
+            ValueError, OSError: for a bad image, before anything runs; the conversation is then as it was.
         """
+        before = self._conversation
         question, new = read_prompt(text, image, frames=self.frames)
-        squares = list(self._processor.squares(new, self._options.get("image_size"))) if new else []
-        messages, pictures = self.messages + question, self.pictures + squares
+        images = before.images + self._processor.prepare(new, self._options.image_size)
+        asked = Conversation(before.messages + question, images)
         try:
-            responses = self._generate(messages, pictures)
+            responses = self._begin(asked)
         except StaleCache:  # after an answer cut short, in a bounded cache: read the conversation again
-            self.cache.reset(self.cache.keep if self._has_begun else 0)
-            responses = self._generate(messages, pictures)
-        return self._remember(responses, messages, pictures)
+            self.cache.drop()
+            responses = self._begin(asked)
+        return self._remember(responses, before, asked)
 
-    @property
-    def _has_begun(self) -> bool:
-        return any(message["role"] == "assistant" for message in self.messages)
+    def _begin(self, asked: Conversation) -> Responses:
+        return stream_answer(self._model, self._processor, asked.messages, [*asked.images], self._options)
 
-    def _generate(self, messages: Messages, pictures: list[Any]) -> Iterator[GenerationResponse]:
-        return stream_generate(
-            self._model, self._processor, messages, pictures, prompt_cache=self.cache, **self._options
-        )
-
-    def _remember(
-        self, responses: Iterator[GenerationResponse], messages: Messages, pictures: list[Any]
-    ) -> Generator[GenerationResponse, None, None]:
-        text, ids, response = "", [], None
+    def _remember(self, responses: Responses, before: Conversation, asked: Conversation) -> Responses:
+        """Pass an answer on, and add it to the conversation when it ends, unless that has gone on without it."""
+        said: list[GenerationResponse] = []
+        with self._lock:
+            if self._conversation is not before:
+                raise ValueError("The conversation has gone on since this question was asked; ask it again.")
+            self._answering = said
         try:
             for response in responses:
-                text += response.text
-                ids.append(response.token)
+                said.append(response)
                 yield response
         finally:
-            if response is not None:
-                if ids[-1] in self._processor.eos_token_ids:
-                    ids.pop()  # the template ends the turn
-                elif response.finish_reason == "stop":  # what a stop string cut off was never said
-                    ids = self._processor.tokenizer.encode(text, add_special_tokens=False).ids
-                self.messages = [*messages, {"role": "assistant", "content": Answer(text, ids)}]
-                self.pictures = pictures
+            after = self._with_answer(asked, said) if said else before
+            with self._lock:
+                if self._answering is said:
+                    self._answering, self._conversation = None, after
+
+    def _with_answer(self, asked: Conversation, said: list[GenerationResponse]) -> Conversation:
+        text, ids = "".join(response.text for response in said), [response.token for response in said]
+        if ids[-1] in self._processor.eos_token_ids:
+            ids.pop()  # the template ends the turn
+        elif said[-1].finish_reason == "stop":  # what a stop string cut off was never said
+            ids = self._processor.tokenizer.encode(text, add_special_tokens=False).ids
+        return Conversation([*asked.messages, {"role": "assistant", "content": Answer(text, ids)}], asked.images)

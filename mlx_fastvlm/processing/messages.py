@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from PIL import Image
+import PIL.Image
 
 from .images import ImageSource, load_frames
+from .preprocess import Image
 
 IMAGE_MARK = "<image>"
 
@@ -18,7 +19,7 @@ class Answer(str):
     """An answer in a conversation that knows the token ids which the model chose for it.
 
     Encoding its text again may give others, and then nothing computed for these would be of use. Its text has no
-    marks: a model that says ``<image>`` shows no picture.
+    marks: a model that says ``<image>`` shows no image.
     """
 
     ids: tuple[int, ...]
@@ -28,9 +29,13 @@ class Answer(str):
         answer.ids = tuple(ids)
         return answer
 
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[int, ...]]]:
+        """For copies and pickles, which make the object anew."""
+        return type(self), (str(self), self.ids)
+
 
 Prompt = str | Messages
-_NO_SOURCE = object()  # of a mark: its picture comes from the list beside the prompt
+_NO_SOURCE = object()  # of a mark: its image comes from the list beside the prompt
 
 
 def read_prompt(
@@ -38,35 +43,39 @@ def read_prompt(
     image: ImageSource | list[ImageSource] | None = None,
     system: str | None = None,
     frames: int = 1,
-) -> tuple[Messages, list[Image.Image]]:
-    """Bring a prompt and its pictures into one form.
+) -> tuple[Messages, list[PIL.Image.Image | Image]]:
+    """Bring a prompt and its images into one form.
 
     Args:
         prompt: a question, or messages whose contents are strings with ``<image>`` marks, or lists of parts. A part
             ``{"type": "image"}`` is a mark; with a source in it (``"image"``, ``"url"``, ``"path"`` or ``"base64"``),
-            or as ``{"type": "image_url", "image_url": {"url": ...}}``, it brings its own picture.
-        image: the pictures of the marks, in order. Where there is no mark for them, they go before the first question.
+            or as ``{"type": "image_url", "image_url": {"url": ...}}``, it brings its own image.
+        image: the images of the marks, in order. Where there is no mark for them, they go before the first question.
         system: a system prompt for messages without one.
-        frames: how many frames of an animation become pictures.
+        frames: how many frames of an animation become images.
 
     Raises:
-        ValueError, OSError: for malformed messages, marks and pictures that do not match, or a bad picture.
+        ValueError, OSError: for malformed messages, marks and images that do not match, or a bad image.
     """
     beside = [] if image is None else list(image) if isinstance(image, (list, tuple)) else [image]
     messages = _with_marks(prompt, len(beside), system)
     sources = [source for message in messages for source in _sources(message["content"])]
     check_marks(sum(source is _NO_SOURCE for source in sources), len(beside))
     rest = iter(beside)
-    loaded = [load_frames(next(rest) if source is _NO_SOURCE else source, frames) for source in sources]
-    counts = iter([len(pictures) for pictures in loaded])
+    loaded = [_load(next(rest) if source is _NO_SOURCE else source, frames) for source in sources]
+    counts = iter([len(images) for images in loaded])
     messages = [{**message, "content": _spread(message["content"], counts)} for message in messages]
-    return messages, [picture for pictures in loaded for picture in pictures]
+    return messages, [image for images in loaded for image in images]
 
 
-def _with_marks(prompt: Prompt, pictures: int, system: str | None) -> Messages:
-    """The prompt as messages, with marks for the pictures beside it."""
+def _load(source: ImageSource, frames: int) -> list[PIL.Image.Image | Image]:
+    return [source] if isinstance(source, Image) else [*load_frames(source, frames)]
+
+
+def _with_marks(prompt: Prompt, images: int, system: str | None) -> Messages:
+    """The prompt as messages, with marks for the images beside it."""
     if isinstance(prompt, str):
-        return user_message(prompt, pictures, system)
+        return user_message(prompt, images, system)
     if not isinstance(prompt, list):
         raise ValueError(f"A prompt is a text or a list of messages, got {type(prompt).__name__}.")
     if not prompt:
@@ -81,17 +90,17 @@ def _with_marks(prompt: Prompt, pictures: int, system: str | None) -> Messages:
         messages.insert(0, {"role": "system", "content": system})
     marked = any(source is _NO_SOURCE for message in messages for source in _sources(message["content"]))
     first = next((message for message in messages if message["role"] == "user"), None)
-    if pictures and first is not None and not marked:
+    if images and first is not None and not marked:
         content = first["content"]
         if isinstance(content, str):
-            first["content"] = f"{IMAGE_MARK}\n" * pictures + content
+            first["content"] = f"{IMAGE_MARK}\n" * images + content
         elif isinstance(content, list):
-            first["content"] = [{"type": "image"}] * pictures + content
+            first["content"] = [{"type": "image"}] * images + content
     return messages
 
 
 def _sources(content: Any) -> list[Any]:
-    """For each picture of a message's content, in reading order, what it brings, or ``_NO_SOURCE``."""
+    """For each image of a message's content, in reading order, what it brings, or ``_NO_SOURCE``."""
     if isinstance(content, Answer):
         return []
     if isinstance(content, str):
@@ -118,7 +127,7 @@ def _source(part: dict[str, Any]) -> Any:
 
 
 def _spread(content: Any, counts) -> Any:
-    """The content with each mark as often as its source has pictures, and no sources."""
+    """The content with each mark as often as its source has images, and no sources."""
     if isinstance(content, Answer):
         return content
     if isinstance(content, str):
@@ -138,16 +147,16 @@ def _spread(content: Any, counts) -> Any:
 
 
 def check_marks(marks: int, images: int):
-    """``ValueError`` unless there are as many ``<image>`` marks as pictures."""
+    """``ValueError`` unless there are as many ``<image>`` marks as images."""
     if marks != images:
         raise ValueError(
             f"The prompt has {marks} {IMAGE_MARK} mark{'s' * (marks != 1)} for {images} "
-            f"picture{'s' * (images != 1)}; give one mark for each picture."
+            f"image{'s' * (images != 1)}; give one mark for each image."
         )
 
 
 def user_message(text: str, images: int, system: str | None = None) -> Messages:
-    """One question as messages: its pictures first, as in Apple's predict.py, unless it places them itself."""
+    """One question as messages: its images first, as in Apple's predict.py, unless it places them itself."""
     if IMAGE_MARK not in text:
         text = f"{IMAGE_MARK}\n" * images + text
     messages = [{"role": "user", "content": text}]
@@ -155,9 +164,9 @@ def user_message(text: str, images: int, system: str | None = None) -> Messages:
 
 
 def content_parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A message's content as parts: pictures and texts.
+    """A message's content as parts: images and texts.
 
-    Marks at the beginning of a string become picture parts; the template puts its own newline after them.
+    Marks at the beginning of a string become image parts; the template puts its own newline after them.
     """
     if isinstance(content, Answer):
         return [{"type": "text", "text": content}]
@@ -179,5 +188,5 @@ def content_parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def is_image(part: Any) -> bool:
-    """Whether a part of a message is a picture, in transformers' way or OpenAI's."""
+    """Whether a part of a message is an image, in transformers' way or OpenAI's."""
     return isinstance(part, dict) and part.get("type") in ("image", "image_url")

@@ -1,14 +1,15 @@
-"""An RGB image -> the square that the model sees, bit for bit as the reference makes it; and what recognises it."""
+"""Any image source -> the image as the model sees it: a square of pixels, made and fingerprinted once."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from PIL import Image
+import PIL.Image
 
-from .images import MAX_SIDES_RATIO
+from .images import MAX_SIDES_RATIO, ImageSource, load_image
 
 
 @dataclass
@@ -33,7 +34,7 @@ class ImageSettings:
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     resize: float | tuple[float, float] | None = 1.0
-    resample: int = Image.Resampling.BICUBIC
+    resample: int = PIL.Image.Resampling.BICUBIC
     rescale_factor: float = 1 / 255
     background: tuple[int, ...] = (0, 0, 0)
 
@@ -43,11 +44,47 @@ class ImageSettings:
         return (self.mean, self.std, *([] if self.rescale_factor == 1 / 255 else [self.rescale_factor]))
 
 
+@dataclass(frozen=True)
+class Image:
+    """An image as the model sees it; ``FastVlmProcessor.prepare`` makes it, from any source.
+
+    It is an image source itself, and where its settings are the ones asked for, it is taken as it is: whoever keeps it
+    has no image squared or hashed twice. Images are equal where their fingerprints are.
+
+    Attributes:
+        pixels: (size, size, 3), uint8, RGB, read-only.
+        fingerprint: what it is recognised by, made of its pixels and ``settings.values``.
+        settings: how it was made, ``size`` included.
+    """
+
+    pixels: np.ndarray = field(repr=False, compare=False)
+    fingerprint: str
+    settings: ImageSettings = field(repr=False, compare=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the pixels."""
+        return self.pixels.shape
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """A copy of the pixels, so that whatever reads an array reads an image too."""
+        return self.pixels.astype(np.uint8 if dtype is None else dtype)
+
+
+def make_image(source: ImageSource, settings: ImageSettings) -> Image:
+    """Any source as the model sees it; what is so already stays the same object. Errors as for ``load_image``."""
+    if isinstance(source, Image) and source.settings == settings:
+        return source
+    pixels = np.asarray(square(load_image(source), settings.size, settings))
+    pixels.setflags(write=False)
+    return Image(pixels, image_fingerprint(pixels, *settings.values), settings)
+
+
 MAX_IMAGE_SIZE = 4096  # pixels of a side: 4096 image tokens, and 16 times the tower's work at 1024
 MAX_SQUARED_PIXELS = 4 * 10**8  # of what lies between an image and its square: a phone's panorama has 2.7e8
 
 
-def square(image: Image.Image, size: int, settings: ImageSettings) -> Image.Image:
+def square(image: PIL.Image.Image, size: int, settings: ImageSettings) -> PIL.Image.Image:
     """An RGB image as a ``size`` x ``size`` square, bit for bit as the reference makes it (uint8).
 
     "pad" is LLaVA's ``expand2square``, and then as "crop", which is CLIPImageProcessor's resize and centre crop.
@@ -68,7 +105,7 @@ def square(image: Image.Image, size: int, settings: ImageSettings) -> Image.Imag
     if early:
         image, canvas = image.resize((target[0], height), settings.resample), (target[0], canvas[1])
     if image.size != canvas:
-        padded = Image.new("RGB", canvas, settings.background)
+        padded = PIL.Image.new("RGB", canvas, settings.background)
         padded.paste(image, ((canvas[0] - image.width) // 2, (canvas[1] - image.height) // 2))
         image = padded
     image = image.resize(target, settings.resample)
@@ -89,7 +126,7 @@ def _target(canvas: tuple[int, int], size: int, resize: float | tuple[float, flo
 
 
 def image_fingerprint(pixels: np.ndarray, *settings: object) -> str:
-    """Of a picture's bytes (uint8), their shape, and the settings that decide what the model sees of it."""
+    """Of an image's bytes (uint8), their shape, and the settings that decide what the model sees of it."""
     digest = hashlib.sha256(repr((pixels.shape, pixels.dtype.str, settings)).encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()[:32]

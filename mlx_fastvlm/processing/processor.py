@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from ..config import FastVlmConfig, check_keys
 from ..errors import UsageError
 from ..files import read_optional_json
 from .encoding import PromptEncoder
-from .images import ImageSource, load_image
+from .images import ImageSource
 from .messages import IMAGE_MARK, Answer, Messages, check_marks, content_parts, is_image
-from .preprocess import MAX_IMAGE_SIZE, ImageSettings, square
+from .preprocess import MAX_IMAGE_SIZE, Image, ImageSettings, make_image
 from .provenance import Author, Piece, concatenated, written_by
 from .settings import read_image_settings
 from .template import DEFAULT_TEMPLATE, compile_template, read_template
@@ -38,7 +38,7 @@ MIN_CHARACTERS = 2**20  # a bounded cache may read more than a model has positio
 
 @dataclass
 class FastVlmProcessor:
-    """Tokenizer, chat template and picture settings of a checkpoint.
+    """Tokenizer, chat template and image settings of a checkpoint.
 
     Attributes:
         tokenizer: a ``tokenizers.Tokenizer``.
@@ -91,36 +91,34 @@ class FastVlmProcessor:
         except (TypeError, AttributeError, KeyError, OverflowError) as error:  # a list for a word, and such
             raise ValueError(f"The tokenizer or processor files in {folder} are malformed ({error}).") from None
 
-    # Pictures
+    # Images
 
     def preprocess(self, images: ImageSource | list[ImageSource], image_size: int | None = None) -> mx.array:
-        """Pictures -> (images, size, size, 3), float32, RGB in [0, 1]; arguments as for :meth:`squares`."""
-        return self.to_pixel_values(self.squares(images, image_size))
+        """Images -> (images, size, size, 3), float32, RGB in [0, 1]; arguments as for :meth:`prepare`."""
+        return self.to_pixel_values(np.stack([image.pixels for image in self.prepare(images, image_size)]))
 
-    def squares(self, images: ImageSource | list[ImageSource], image_size: int | None = None) -> np.ndarray:
-        """Pictures -> (images, size, size, 3), uint8, as the model will see them.
+    def prepare(self, images: ImageSource | list[ImageSource], image_size: int | None = None) -> list[Image]:
+        """Images as the model will see them. They are sources of images themselves, and are then taken as they are.
 
         Args:
             images: one source or a list of them (see :func:`mlx_fastvlm.load_image`).
             image_size: side in pixels instead of the checkpoint's, a multiple of 64: fewer pixels, fewer tokens.
         """
-        settings = self.image_settings
-        size = self.check_image_size(image_size)
-        pictures = [square(load_image(image), size, settings) for image in _as_list(images)]
-        return np.stack([np.asarray(picture) for picture in pictures])
+        settings = replace(self.image_settings, size=self.check_image_size(image_size))
+        return [make_image(image, settings) for image in _as_list(images)]
 
-    def to_pixel_values(self, squares: np.ndarray) -> mx.array:
+    def to_pixel_values(self, pixels: np.ndarray) -> mx.array:
         """(images, size, size, 3), uint8 -> the same shape, float32, in [0, 1]."""
         settings = self.image_settings
         # One byte a channel goes to the device; dividing there gives the same floats as the reference.
         if settings.rescale_factor == 1 / 255:
-            pixels = mx.array(squares).astype(mx.float32) / 255
+            values = mx.array(pixels).astype(mx.float32) / 255
         else:
             levels = (np.arange(256) * settings.rescale_factor).astype(np.float32)
-            pixels = mx.take(mx.array(levels), mx.array(squares))
+            values = mx.take(mx.array(levels), mx.array(pixels))
         if settings.mean != (0.0, 0.0, 0.0) or settings.std != (1.0, 1.0, 1.0):
-            pixels = (pixels - mx.array(settings.mean)) / mx.array(settings.std)
-        return pixels
+            values = (values - mx.array(settings.mean)) / mx.array(settings.std)
+        return values
 
     def check_image_size(self, image_size: int | None) -> int:
         """``image_size``, or the checkpoint's own for None; ``ValueError`` where the tower can't take it."""
@@ -133,23 +131,23 @@ class FastVlmProcessor:
         return size
 
     def num_image_tokens(self, image_size: int | None = None) -> int:
-        """Tokens of one picture: 256 at 1024 pixels."""
+        """Tokens of one image: 256 at 1024 pixels."""
         return (self.check_image_size(image_size) // self.image_settings.patch_size) ** 2
 
     # Text
 
     def apply_chat_template(self, messages: Messages, add_generation_prompt: bool = True) -> str:
-        """Messages -> the prompt as text, one ``<image>`` for each picture.
+        """Messages -> the prompt as text, one ``<image>`` for each image.
 
         Args:
             messages: dicts of ``role`` and ``content``; the content is a string, which may hold ``<image>`` marks, or
                 a list of parts: ``{"type": "text", "text": ...}`` and ``{"type": "image"}`` (or OpenAI's
-                ``"image_url"``; where a picture comes from does not matter here).
+                ``"image_url"``; where an image comes from does not matter here).
         """
         return "".join(piece.text for piece in self._render(messages, add_generation_prompt))
 
     def encode(self, text: str, image_size: int | None = None) -> list[int]:
-        """A prompt's token ids. Special tokens in it count as such; each ``<image>`` becomes a picture's tokens."""
+        """A prompt's token ids. Special tokens in it count as such; each ``<image>`` becomes an image's tokens."""
         return self._ids([Piece(text, Author.TEMPLATE)], image_size)
 
     def encode_chat(
@@ -178,20 +176,20 @@ class FastVlmProcessor:
         padding_side: str = "left",
         image_size: int | None = None,
     ) -> dict[str, mx.array]:
-        """Prompts and pictures -> the model's inputs.
+        """Prompts and images -> the model's inputs.
 
         Args:
-            text: one prompt or several, with an ``<image>`` for each picture.
+            text: one prompt or several, with an ``<image>`` for each image.
             images: the images of all prompts, in reading order; or a list for each prompt.
             padding_side: where short rows are filled: "left", so that all rows end together, or "right".
             image_size: see :meth:`preprocess`.
 
         Returns:
             ``input_ids`` and ``attention_mask``, both (prompts, length), int32, and ``pixel_values``,
-            (images, size, size, 3), float32; without text or without pictures, only the other.
+            (images, size, size, 3), float32; without text or without images, only the other.
 
         Raises:
-            ValueError: where marks and pictures differ in number.
+            ValueError: where marks and images differ in number.
         """
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side must be 'left' or 'right', got {padding_side!r}.")

@@ -103,9 +103,9 @@ def test_saved_and_loaded(wide, tmp_path, policy):
     )
     assert len(ids) < 120 < cache.offset
     more = mx.array([[1, 2, 3]])
-    outputs = [np.array(model(more, past_key_values=c.layers).logits) for c in (cache, loaded)]
+    outputs = [np.array(model(more, past_key_values=c.caches).logits) for c in (cache, loaded)]
     assert np.abs(outputs[0] - outputs[1]).max() < 1e-5
-    single = [np.array(model(more[:, :1], past_key_values=c.layers).logits) for c in (cache, loaded)]
+    single = [np.array(model(more[:, :1], past_key_values=c.caches).logits) for c in (cache, loaded)]
     assert np.abs(single[0] - single[1]).max() < 1e-5
 
 

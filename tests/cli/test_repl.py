@@ -61,7 +61,7 @@ def test_commands(talk, picture, tmp_path):
     assert saved[0] == {"role": "user", "content": "<image>\nHi"}
     assert [message["role"] for message in saved] == ["user", "assistant"]
     assert session.messages == []
-    for words in ("/image PICTURE", "no command /nothing", "/image needs", "/save needs"):
+    for words in ("/image IMAGE", "no command /nothing", "/image needs", "/save needs"):
         assert words in err
 
 
@@ -89,11 +89,11 @@ def test_errors_and_ctrl_c_end_an_answer_and_not_the_chat(talk, wide, monkeypatc
 def test_every_flag_reaches_the_session(checkpoint, picture, monkeypatch):
     seen = {}
 
-    def session(model, processor, **options):
-        seen.update(options)
+    def session(model, processor, options):
+        seen.update(vars(options))
         raise ValueError("seen")
 
-    monkeypatch.setattr(chat, "ChatSession", session)
+    monkeypatch.setattr(chat.ChatSession, "from_options", session)
     options = {
         "system": "s",
         "image_size": 64,
@@ -127,6 +127,6 @@ def test_frames_in_a_conversation(talk, tmp_path):
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     session, _, _ = talk(f"/image {tmp_path / 'a.gif'}", "What?", frames=2)
     assert session.messages[0]["content"] == "<image>\n<image>\nWhat?"
-    assert [picture[0, 0].tolist() for picture in session.pictures] == [[255, 0, 0], [0, 0, 255]]
+    assert [image.pixels[0, 0].tolist() for image in session.images] == [[255, 0, 0], [0, 0, 255]]
     assert session.ask("b", str(tmp_path / "a.gif")) is not None
-    assert len(session.pictures) == 4
+    assert len(session.images) == 4

@@ -236,7 +236,7 @@ def test_an_unknown_option_is_refused(small_model):
 def test_pictures_and_marks_must_match(small_model):
     model, processor = small_model
     for prompt, images in (("<image> or <image>", PICTURE), ("<image>", None), ("a <image>", [PICTURE, OTHER])):
-        with pytest.raises(ValueError, match="one mark for each picture"):
+        with pytest.raises(ValueError, match="one mark for each image"):
             stream_generate(model, processor, prompt, images)
     with pytest.raises(ValueError, match="no messages"):
         stream_generate(model, processor, [])

@@ -60,8 +60,8 @@ def test_a_second_run_does_only_what_is_missing(wide, folder, tmp_path, monkeypa
     kept = whole.index(b"\n") + 1
     output.write_bytes(whole[: kept + 9])  # as a crash leaves it
     asked = []
-    batch = captions.batch_generate
-    monkeypatch.setattr(captions, "batch_generate", lambda *a, **k: asked.extend(a[2]) or batch(*a, **k))
+    batch = captions.answer_batch
+    monkeypatch.setattr(captions, "answer_batch", lambda *a, **k: asked.extend(a[2]) or batch(*a, **k))
     assert caption_folder(*wide, folder, output, "What?", max_tokens=4) == (2, 1)
     assert output.read_bytes() == whole
     assert len(asked) == 2
@@ -72,7 +72,7 @@ def test_the_progress_bar(wide, folder, tmp_path, monkeypatch, capsys):
     caption_folder(*wide, folder, tmp_path / "captions.jsonl", "What?", max_tokens=1, batch_size=2)
     err = capsys.readouterr().err
     assert [part.split("] ")[1] for part in err.split("\r")[1:]] == [
-        f"{n}/4 pictures" + "\n" * (n == 4) for n in (0, 2, 4)
+        f"{n}/4 images" + "\n" * (n == 4) for n in (0, 2, 4)
     ]
 
 

@@ -38,7 +38,7 @@ def test_a_session_equals_the_whole_conversation_at_once(turns, ends, policy, st
         cache = PromptCache(policy.get("max_kv_size"))
         cache.reset(session.cache.keep)  # the session protects its first question, and not the last
         options = {"max_tokens": 7, "stop": stop, "prompt_cache": cache}
-        whole = stream_generate(model, processor, before, session.pictures, **options)
+        whole = stream_generate(model, processor, before, session.images, **options)
         assert ours == [response.token for response in whole]
 
 
@@ -79,7 +79,7 @@ def test_an_answer_left_early_is_remembered_so_far(wide):
         answer = session.ask("c")
         if not policy:
             *before, _ = session.messages
-            whole = stream_generate(*wide, before, session.pictures, max_tokens=40)
+            whole = stream_generate(*wide, before, session.images, max_tokens=40)
             assert answer == "".join(response.text for response in whole)
 
 

@@ -34,15 +34,15 @@ def test_openais_picture_parts(processor):
     assert processor.encode_chat(messages[0]) == processor.encode_chat(messages[1])
 
 
-def test_squares_are_what_pixel_values_are_made_of(processor):
+def test_images_are_what_pixel_values_are_made_of(processor):
     picture = Image.fromarray(small.odd_picture(70, 50))
-    squares = processor.squares([picture, picture], 64)
-    assert (squares.shape, squares.dtype) == ((2, 64, 64, 3), np.uint8)
+    pixels = np.stack([image.pixels for image in processor.prepare([picture, picture], 64)])
+    assert (pixels.shape, pixels.dtype) == ((2, 64, 64, 3), np.uint8)
     assert np.array_equal(
-        np.array(processor.to_pixel_values(squares)), np.array(processor.preprocess([picture] * 2, 64))
+        np.array(processor.to_pixel_values(pixels)), np.array(processor.preprocess([picture] * 2, 64))
     )
-    # A picture that is such a square already stays as it is, so a conversation may keep them.
-    assert np.array_equal(processor.squares(squares[0], 64)[0], squares[0])
+    # An image that is such a square already stays as it is, so a conversation may keep them.
+    assert np.array_equal(processor.prepare(pixels[0], 64)[0].pixels, pixels[0])
 
 
 def test_special_tokens_in_what_users_say_are_plain_text(processor):
@@ -98,9 +98,9 @@ def test_inputs_of_a_batch(processor):
 
 def test_bad_inputs(processor):
     picture = Image.new("RGB", (8, 8))
-    with pytest.raises(ValueError, match="1 <image> mark for 0 pictures"):
+    with pytest.raises(ValueError, match="1 <image> mark for 0 images"):
         processor(text="<image>")
-    with pytest.raises(ValueError, match="0 <image> marks for 1 picture"):
+    with pytest.raises(ValueError, match="0 <image> marks for 1 image"):
         processor(text="a", images=picture)
     with pytest.raises(ValueError, match="padding_side"):
         processor(text="a", padding_side="up")

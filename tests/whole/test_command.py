@@ -71,13 +71,13 @@ def test_a_folder_of_pictures(arguments, picture, tmp_path, capfd):
     command = [*model, "--images-dir", str(tmp_path), "--output", str(output), "--max-tokens", "4", "--batch-size", "2"]
     (tmp_path / "broken.png").write_bytes(b"no")
     assert main(command) == 0
-    assert "1 pictures captioned, 1 not readable" in capfd.readouterr().err
+    assert "1 images captioned, 1 not readable" in capfd.readouterr().err
     assert [sorted(json.loads(line)) for line in output.read_text().splitlines()] == [
         ["error", "file"],
         ["file", "text"],
     ]
     assert main(command) == 0
-    assert "0 pictures captioned" in capfd.readouterr().err
+    assert "0 images captioned" in capfd.readouterr().err
     assert main([*command, "--kv-bits", "8"]) == 0  # nothing to do, so nothing wrong with it
     output.unlink()
     assert main([*command, "--kv-bits", "8"]) == 2
@@ -86,11 +86,11 @@ def test_a_folder_of_pictures(arguments, picture, tmp_path, capfd):
 def test_every_option_reaches_the_generator(arguments, monkeypatch, capfd):
     seen = {}
 
-    def stream_generate(model, processor, prompt, image, **options):
-        seen.update(prompt=prompt, image=image, **options)
+    def stream_answer(model, processor, prompt, image, options):
+        seen.update(prompt=prompt, image=image, **vars(options))
         raise ValueError("seen")
 
-    monkeypatch.setattr(sys.modules["mlx_fastvlm.generate"], "stream_generate", stream_generate)
+    monkeypatch.setattr(sys.modules["mlx_fastvlm.generate"], "stream_answer", stream_answer)
     options = {
         "system": "s",
         "image_size": 64,
@@ -126,7 +126,7 @@ FAULTS = {
     "no such picture": (["--image", "nowhere.png"], "nowhere.png", 1),
     "no such model": (["--model", "nowhere"], "no hub id", 1),
     "bad option": (["--top-p", "2"], "top_p", 2),
-    "marks": (["--prompt", "<image> <image>"], "one mark for each picture", 1),
+    "marks": (["--prompt", "<image> <image>"], "one mark for each image", 1),
     "prompt too long for the cache": (["--max-kv-size", "10"], "max_kv_size", 2),
     "group size": (["--kv-bits", "8", "--kv-group-size", "64"], "head_dim 16", 2),
 }
@@ -173,7 +173,7 @@ def test_help_is_grouped_and_has_an_example(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    for group in ("question:", "pictures:", "model:", "sampling:", "memory:", "a folder of pictures:", "output:"):
+    for group in ("question:", "images:", "model:", "sampling:", "memory:", "a folder of images:", "output:"):
         assert f"\n{group}\n" in text
     assert text.count("memory:") == 1
     assert "example: python -m" in text

@@ -130,7 +130,7 @@ def test_a_prompt_cache_is_written_whole_or_not_at_all(small_model, tmp_path, mo
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("mlx_fastvlm.cache.prompt.mx.save_safetensors", full)
+    monkeypatch.setattr("mlx_fastvlm.cache.prompt_file.mx.save_safetensors", full)
     with pytest.raises(OSError, match="No space left"):
         save_prompt_cache(file, cache)
     assert left(tmp_path) == ["any.name"]
