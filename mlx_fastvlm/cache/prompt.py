@@ -121,7 +121,7 @@ class PromptCache:
     def nbytes(self) -> int:
         """Bytes of all keys and values."""
         with self.at_rest() as contents:
-            return sum(cache.nbytes for cache in contents.caches)
+            return sum(cache.nbytes for cache in contents.caches if not cache.empty())
 
     def reset(self, keep: int = 0):
         """Forget everything; of the next prompt, a bounded cache will protect ``keep`` tokens, or all for 0."""

@@ -25,7 +25,7 @@ def save_prompt_cache(file: str | Path, cache: PromptCache):
     An answer that uses the cache in another thread waits meanwhile.
     """
     with cache.at_rest() as contents:
-        if not contents.caches:
+        if not contents.offset:
             raise ValueError("The prompt cache is empty; generate something with it before saving it.")
         stored = dict(tree_flatten([_stored(kv, cache.policy) for kv in contents.caches]))
         facts = {

@@ -77,7 +77,7 @@ class ChatSession:
             kv_bits=None,
             vision_cache=VisionCache() if seen is None else seen,
         )
-        self._lock = threading.Lock()  # of the two below
+        self._lock = threading.RLock()  # of the two below; an interrupt must not lock its own thread out
         self._answering: object = None  # the stream that will add to the conversation
         self.reset()
 

@@ -1,0 +1,187 @@
+"""What this package takes from mlx-lm's private parts, thing by thing, and that mlx-lm's callers take its caches.
+
+If one of the first tests fails with a new release of mlx-lm, look at cache/bounded.py before the range in
+pyproject.toml is widened.
+"""
+
+import inspect
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_lm.models import cache as mlx_lm
+from mlx_lm.models.base import scaled_dot_product_attention
+
+from mlx_fastvlm.cache.bounded import BoundedKVCache
+from mlx_fastvlm.cache.kv import KVCache
+from mlx_fastvlm.cache.policy import make_cache
+from tests.support.models import wide_model
+
+
+def keys(*tokens):
+    """(1, 1, tokens, 32): each token's number in all its places."""
+    return mx.repeat(mx.array(tokens, mx.float32)[None, None, :, None], 32, axis=-1)
+
+
+def held(x):
+    return [int(number) for number in x[0, 0, :, 0].tolist()]
+
+
+def test_a_rotating_cache_is_made_of_its_size_and_what_it_keeps():
+    assert list(inspect.signature(mlx_lm.RotatingKVCache).parameters) == ["max_size", "keep"]
+    assert vars(mlx_lm.RotatingKVCache(9, 3)) == {
+        "keep": 3,
+        "keys": None,
+        "values": None,
+        "offset": 0,
+        "max_size": 9,
+        "_idx": 0,
+    }
+    assert mlx_lm.RotatingKVCache.step == 256
+
+
+def test_idx_is_the_place_of_the_next_token():
+    """Behind the latest while there is room, and behind the protected ones once it has come round."""
+    cache = mlx_lm.RotatingKVCache(6, 2)
+    cache.update_and_fetch(keys(0, 1, 2, 3), keys(0, 1, 2, 3))
+    assert (cache._idx, cache.offset) == (4, 4)
+    for token, place in ((4, 5), (5, 6), (6, 3), (7, 4), (8, 5), (9, 6), (10, 3)):
+        cache.update_and_fetch(keys(token), keys(token))
+        assert (cache._idx, cache.offset) == (place, token + 1)
+    assert held(cache.keys) == [0, 1, 10, 7, 8, 9]
+
+
+def test_several_tokens_are_appended_in_temporal_order():
+    cache = mlx_lm.RotatingKVCache(6, 2)
+    for token in range(9):
+        cache.update_and_fetch(keys(token), keys(token))
+    found, _ = cache.update_and_fetch(keys(9, 10), keys(9, 10))
+    assert held(found) == [0, 1, 6, 7, 8, 9, 10][-7:]
+    assert (cache._idx, cache.offset) == (7, 11)
+
+
+def test_keep_max_size_offset_and_idx_are_read_anew_at_each_call():
+    """The prompt cache sets ``keep``, and a bounded cache from a file its ``offset`` and ``_idx``."""
+    cache = mlx_lm.RotatingKVCache(5, 0)
+    cache.keys = cache.values = keys(0, 1, 2, 3, 4)
+    cache.offset, cache._idx, cache.keep = 8, 5, 2
+    cache.update_and_fetch(keys(8), keys(8))
+    assert held(cache.keys) == [0, 1, 8, 3, 4]
+    assert (cache.offset, cache._idx) == (9, 3)
+
+
+def test_a_rotating_cache_can_go_back_until_it_is_full():
+    cache = mlx_lm.RotatingKVCache(4, 1)
+    cache.update_and_fetch(keys(0, 1, 2), keys(0, 1, 2))
+    assert cache.is_trimmable()
+    assert cache.trim(2) == 2
+    assert (cache.offset, cache._idx) == (1, 1)
+    cache.update_and_fetch(keys(5, 6, 7), keys(5, 6, 7))
+    assert not cache.is_trimmable()
+
+
+@pytest.mark.parametrize("count", [2, 5, 8, 13])
+def test_a_bounded_cache_in_order_and_restored(count):
+    cache = BoundedKVCache(6, 2)
+    for token in range(count):
+        cache.update_and_fetch(keys(token), keys(token))
+    ordered = cache.in_order(cache.keys)
+    assert held(ordered) == [*range(min(count, 2)), *range(max(2, count - 4), count)]
+    again = BoundedKVCache(6, 2)
+    again.restore(ordered, cache.in_order(cache.values), count)
+    for token in (count, count + 1):
+        stored = [x.update_and_fetch(keys(token), keys(token))[0] for x in (cache, again)]
+        assert sorted(held(stored[0])) == sorted(held(stored[1]))
+
+
+def test_a_quantized_cache_is_made_of_group_size_and_bits():
+    assert list(inspect.signature(mlx_lm.QuantizedKVCache).parameters) == ["group_size", "bits"]
+    cache = mlx_lm.QuantizedKVCache(32, 8)
+    cache.update_and_fetch(keys(1, 2), keys(1, 2))
+    assert [x.shape[2] for x in cache.keys] == [256] * 3
+    assert (cache.offset, cache.trim(1), cache.offset, cache.is_trimmable()) == (2, 1, 1, True)
+    assert (cache.group_size, cache.bits, cache.empty()) == (32, 8, False)
+    q = mx.ones((1, 1, 1, 32))
+    stored = cache.update_and_fetch(keys(2), keys(2))
+    attended = scaled_dot_product_attention(q, *stored, cache, scale=1.0, mask=None)
+    assert abs(attended[0, 0, 0, 0].item() - 2) < 0.05
+
+
+def test_a_batch_cache_is_made_of_its_padding_and_drops_rows():
+    cache = mlx_lm.BatchKVCache([0, 1])
+    cache.update_and_fetch(mx.concatenate([keys(1, 2), keys(0, 3)]), mx.concatenate([keys(1, 2), keys(0, 3)]))
+    cache.filter(mx.array([1]))
+    assert cache.update_and_fetch(keys(4), keys(4))[0].shape[0] == 1
+
+
+# mlx-lm's functions, over this package's caches
+
+
+@pytest.fixture
+def filled():
+    """Caches of a model that has read ten tokens."""
+    model, _ = wide_model()
+    caches = make_cache(model)
+    model(mx.arange(10)[None], past_key_values=caches)
+    return model, caches
+
+
+def following(model, caches):
+    return np.array(model(mx.array([[7, 8]]), past_key_values=caches).logits)
+
+
+def test_mlx_lm_saves_and_loads_them(filled, tmp_path):
+    model, caches = filled
+    file = str(tmp_path / "cache.safetensors")
+    mlx_lm.save_prompt_cache(file, caches, {"made": "here"})
+    loaded, metadata = mlx_lm.load_prompt_cache(file, return_metadata=True)
+    assert metadata == {"made": "here"}
+    assert [cache.size() for cache in loaded] == [10] * len(caches)
+    assert np.array_equal(following(model, loaded), following(model, caches))
+
+
+def test_mlx_lm_trims_them(filled):
+    model, caches = filled
+    assert mlx_lm.can_trim_prompt_cache(caches)
+    assert mlx_lm.trim_prompt_cache(caches, 4) == 4
+    fresh = make_cache(model)
+    model(mx.arange(6)[None], past_key_values=fresh)
+    assert np.abs(following(model, caches) - following(model, fresh)).max() < 1e-5
+
+
+def test_the_state_is_all_there_is(filled):
+    model, caches = filled
+    copies = [KVCache() for _ in caches]
+    assert all(cache.empty() and cache.size() == 0 and cache.meta_state == "" for cache in copies)
+    for cache, copied in zip(caches, copies):
+        copied.state, copied.meta_state = cache.state, cache.meta_state
+    assert not any(cache.empty() for cache in copies)
+    mx.eval([cache.state for cache in copies])  # as mlx-lm does between the pieces of a prompt
+    assert np.array_equal(following(model, copies), following(model, caches))
+    with pytest.raises(ValueError, match="no meta_state"):
+        copies[0].meta_state = ("4", "256")
+
+
+def test_an_empty_cache_in_a_file(tmp_path):
+    mlx_lm.save_prompt_cache(str(tmp_path / "x.safetensors"), [KVCache()])
+    assert mlx_lm.load_prompt_cache(str(tmp_path / "x.safetensors"))[0].empty()
+    assert KVCache().to_quantized().empty()
+
+
+@pytest.mark.parametrize(("bits", "bound"), [(8, 0.1), (4, 2)])
+def test_to_quantized(filled, bits, bound):
+    model, caches = filled
+    quantized = [cache.to_quantized(group_size=32, bits=bits) for cache in caches]
+    assert all(isinstance(cache, mlx_lm.QuantizedKVCache) and cache.offset == 10 for cache in quantized)
+    exact, rounded = following(model, caches), following(model, quantized)
+    assert 0 < np.abs(rounded - exact).max() < bound * exact.std()
+    assert [cache.offset for cache in caches] == [12] * len(caches)
+
+
+def test_it_equals_mlx_lms_own(filled):
+    model, caches = filled
+    theirs = [mlx_lm.KVCache() for _ in caches]
+    model(mx.arange(10)[None], past_key_values=theirs)
+    assert np.array_equal(following(model, caches), following(model, theirs))
+    public = {name for name in dir(mlx_lm.KVCache) if not name.startswith("_")}
+    assert public - set(dir(KVCache)) == {"from_state", "keys_and_values", "merge"}

@@ -1,0 +1,150 @@
+"""Options: one list of them, everywhere the same, and every wrong value refused before anything runs."""
+
+import inspect
+import subprocess
+import sys
+import typing
+from dataclasses import MISSING, fields
+
+import pytest
+
+from mlx_fastvlm import ChatSession, PromptCache, VisionCache, batch_generate, generate, stream_generate
+from mlx_fastvlm.cache.policy import CachePolicy
+from mlx_fastvlm.errors import UsageError
+from mlx_fastvlm.generation.captions import caption_folder
+from mlx_fastvlm.generation.options import GenerationOptions, Options, SessionOptions
+from tests.support.images import PROMPT
+from tests.support.models import wide_model
+
+TAKERS = [generate, stream_generate, batch_generate, caption_folder, ChatSession]
+
+
+def test_type_checkers_know_the_same_options():
+    assert typing.get_type_hints(Options) == typing.get_type_hints(GenerationOptions)
+    assert not Options.__required_keys__
+    assert {*typing.get_type_hints(SessionOptions), "system"} == {*typing.get_type_hints(Options)}
+
+
+@pytest.mark.parametrize("taker", TAKERS, ids=lambda taker: taker.__name__)
+def test_help_and_completion_list_the_options(taker):
+    parameters = inspect.signature(taker).parameters
+    assert all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values())
+    for field in fields(GenerationOptions):
+        assert parameters[field.name].default == field.default
+        assert field.default is not MISSING
+
+
+CHECKED = """
+from mlx_fastvlm.generation.api import generate, stream_generate
+from mlx_fastvlm.generation.batch import batch_generate
+from mlx_fastvlm.generation.session import ChatSession
+from mlx_fastvlm.models.pretrained import load
+
+model, processor = load("demo")
+text: str = generate(model, processor, "Hi", "photo.jpg", max_tokens=5, stop=["a"], temperature=1)
+for response in stream_generate(model, processor, "Hi", seed=None):
+    text = response.text
+texts: list[str] = batch_generate(model, processor, ["Hi"], batch_size=2, logit_bias={1: 2.0})
+text = ChatSession(model, processor, "Be brief.", max_kv_size=500).ask("Hi")
+"""
+REFUSED = {
+    'generate(model, processor, "Hi", max_token=5)': "max_token",
+    'stream_generate(model, processor, "Hi", max_tokens="5")': "max_tokens",
+    'batch_generate(model, processor, ["Hi"], kv_bit=8)': "kv_bit",
+    "ChatSession(model, processor, stop=5)": "stop",
+}
+
+
+def test_a_type_checker_accepts_what_is_right_and_nothing_else(tmp_path):
+    pytest.importorskip("mypy")
+    (tmp_path / "right.py").write_text(CHECKED)
+    (tmp_path / "wrong.py").write_text(CHECKED + "".join(f"{line}\n" for line in REFUSED))
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache", tmp_path / "right.py"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = subprocess.run([*command[:-1], tmp_path / "wrong.py"], capture_output=True, text=True)
+    errors = [line for line in done.stdout.splitlines() if "error:" in line]
+    assert len(errors) == len(REFUSED), done.stdout
+    for error, word in zip(errors, REFUSED.values()):
+        assert f'"{word}"' in error
+
+
+WRONG = {
+    "logit_bias": [{"0": 1}, [(0, 1)], {True: 1}, {0: "a"}, {0: None}, {0: True}, {0: 1e39}, {0: 1e-42}, {1.5: 1}, "0"],
+    "stop": [5, ["a", 5], b"a", [""], iter(["a"]), {"a": 1}],
+    "vision_cache": [True, "cache", {}],
+    "prompt_cache": [True, "cache.safetensors", []],
+    "progress": [True, "print", 0],
+    "logits_processors": [print, [1], "x", {print}],
+    "logprobs": [1, "yes", None],
+    "temperature": ["1", None, True, 1e-42, 1e39, 10**400, float("nan"), float("inf"), [1]],
+    "top_p": ["1", None, True, 1e-300, 0],
+    "min_p": ["0", None, False, 1e-300],
+    "top_k": [1.0, "1", None, True],
+    "repetition_penalty": ["1", True, 1e-45, 1e39, 10**400],
+    "repetition_context_size": [1.0, None],
+    "max_tokens": [1.0, "5", None, True],
+    "seed": [1.0, "1", -1, 2**63],
+    "system": [5, ["Be brief."], b"x"],
+    "image_size": ["64", 64.0, True],
+    "frames": [None, 1.0, "2"],
+    "vision_batch_size": [None, 1.0],
+    "max_kv_size": [100.5, "100", True, 0, -1],
+    "kv_bits": ["8", 8.0, True, 2],
+    "kv_group_size": [None, 64.0, "64"],
+    "prefill_step_size": [None, 1.0],
+}
+
+
+@pytest.mark.parametrize(("option", "value"), [(o, v) for o, values in WRONG.items() for v in values], ids=repr)
+def test_wrong_values_are_usage_errors_before_anything_runs(option, value):
+    model, processor = wide_model()
+    with pytest.raises(UsageError, match=option):
+        GenerationOptions(**{option: value})
+    with pytest.raises(UsageError, match=option):
+        stream_generate(model, processor, PROMPT, **{option: value})
+
+
+def test_every_option_has_a_wrong_value():
+    assert set(WRONG) == {field.name for field in fields(GenerationOptions)}
+
+
+@pytest.mark.parametrize("size", [None, 1.0, "2", True, 0])
+def test_wrong_batch_sizes(size, tmp_path):
+    with pytest.raises(UsageError, match="batch_size"):
+        batch_generate(*wide_model(), ["a"], batch_size=size)
+    with pytest.raises(UsageError, match="batch_size"):
+        caption_folder(*wide_model(), tmp_path, tmp_path / "out.jsonl", "a", batch_size=size)
+
+
+@pytest.mark.parametrize("policy", [{"max_kv_size": 100.5}, {"kv_bits": 5}, {"kv_group_size": "64"}], ids=str)
+def test_policies_are_checked_wherever_they_are_made(policy):
+    for make in (PromptCache, CachePolicy, GenerationOptions):
+        with pytest.raises(UsageError, match=next(iter(policy))):
+            make(**policy)
+
+
+RIGHT = [
+    {"temperature": 10**19, "seed": 1},
+    {"temperature": 1e-30, "seed": 1},
+    {"temperature": 1, "top_p": 2**-126, "seed": 1},
+    {"temperature": 1, "top_k": 10**30, "seed": 1},
+    {"repetition_penalty": 1e30, "repetition_context_size": 10**30},
+    {"logit_bias": {0: -float("inf"), 1: 10**19, 2: -3}},
+    {"logit_bias": {}, "stop": [], "logits_processors": []},
+    {"stop": ("a", "b"), "vision_cache": VisionCache(), "prompt_cache": PromptCache()},
+    {"prefill_step_size": 10**30, "vision_batch_size": 10**30, "frames": 10**30, "max_kv_size": 10**30},
+]
+
+
+@pytest.mark.parametrize("options", RIGHT, ids=str)
+def test_extreme_values_that_are_right(options):
+    model, processor = wide_model()
+    assert isinstance(generate(model, processor, PROMPT, max_tokens=3, **options), str)
+
+
+def test_a_temperature_next_to_nothing_is_greedy():
+    model, processor = wide_model()
+    greedy = generate(model, processor, PROMPT, max_tokens=8)
+    for options in ({"temperature": 1e-30}, {"temperature": 5, "top_p": 2**-126}, {"temperature": 1e30, "top_k": 1}):
+        assert generate(model, processor, PROMPT, max_tokens=8, seed=1, **options) == greedy
