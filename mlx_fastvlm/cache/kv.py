@@ -89,7 +89,7 @@ class KVCache:
 
     def to_quantized(self, group_size: int = 64, bits: int = 4) -> Any:
         """mlx-lm's ``QuantizedKVCache`` of the same tokens, which shares nothing with this one."""
-        from mlx_lm.models.cache import QuantizedKVCache  # slow, and only for this
+        from mlx_lm.models.cache import QuantizedKVCache  # noqa: PLC0415  slow, and only for this
 
         quantized: Any = QuantizedKVCache(group_size, bits)
         if self.keys is not None and self.values is not None:

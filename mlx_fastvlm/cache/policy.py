@@ -69,10 +69,10 @@ class CachePolicy:
         if self.max_kv_size is None and self.kv_bits is None:
             return KVCache()
         if self.max_kv_size is None:
-            from mlx_lm.models.cache import QuantizedKVCache  # slow, and only for this policy
+            from mlx_lm.models.cache import QuantizedKVCache  # noqa: PLC0415  slow, and only for this policy
 
             return QuantizedKVCache(self.kv_group_size, self.kv_bits)
-        from .bounded import BoundedKVCache, BoundedQuantizedKVCache  # the same
+        from .bounded import BoundedKVCache, BoundedQuantizedKVCache  # noqa: PLC0415  imports mlx-lm, which is slow
 
         if self.kv_bits is None:
             return BoundedKVCache(self.max_kv_size, keep)

@@ -102,7 +102,7 @@ def _answer_together(
     options: GenerationOptions,
 ) -> list[str]:
     """The answers of one batch. A row that is done leaves it, so the others go on faster."""
-    from mlx_lm.models.cache import BatchKVCache  # slow, and only for batches
+    from mlx_lm.models.cache import BatchKVCache  # noqa: PLC0415  slow, and only for batches
 
     features = [encoded for r in requests if (encoded := r.features(model, processor, options)) is not None]
     input_ids = processor.pad([request.ids for request in requests])["input_ids"]
