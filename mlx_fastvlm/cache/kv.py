@@ -42,6 +42,10 @@ class KVCache:
         count = -(-needed // self.step) * self.step
         return mx.zeros((*like.shape[:2], count, like.shape[3]), like.dtype)
 
+    def in_order(self, x: mx.array) -> mx.array:
+        """One of its arrays (batch, heads, places, ...) from the oldest token to the latest, without free places."""
+        return x[..., : self.offset, :]
+
     def make_mask(self, length: int, window_size: int | None = None, return_array: bool = False):
         """The mask for ``length`` new tokens: None for one, "causal", or (length, keys) of bool."""
         if length == 1:

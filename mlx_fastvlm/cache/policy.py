@@ -69,7 +69,7 @@ class CachePolicy:
         if self.max_kv_size is None and self.kv_bits is None:
             return KVCache()
         if self.max_kv_size is None:
-            from mlx_lm.models.cache import QuantizedKVCache  # noqa: PLC0415  slow, and only for this policy
+            from .quantized import QuantizedKVCache  # noqa: PLC0415  imports mlx-lm, which is slow
 
             return QuantizedKVCache(self.kv_group_size, self.kv_bits)
         from .bounded import BoundedKVCache, BoundedQuantizedKVCache  # noqa: PLC0415  imports mlx-lm, which is slow

@@ -27,7 +27,7 @@ def save_prompt_cache(file: str | Path, cache: PromptCache):
     with cache.at_rest() as contents:
         if not contents.offset:
             raise ValueError("The prompt cache is empty; generate something with it before saving it.")
-        stored = dict(tree_flatten([_stored(kv, cache.policy) for kv in contents.caches]))
+        stored = dict(tree_flatten([_stored(kv) for kv in contents.caches]))
         facts = {
             "format": _FORMAT,
             "model": model_fingerprint(contents.model),
@@ -41,13 +41,9 @@ def save_prompt_cache(file: str | Path, cache: PromptCache):
             mx.save_safetensors(opened, stored, {"mlx_fastvlm": json.dumps(facts)})
 
 
-def _stored(cache: Any, policy: CachePolicy) -> dict[str, Any]:
+def _stored(cache: Any) -> dict[str, Any]:
     """What one layer's cache holds, oldest first, without free places."""
-
-    def ordered(x: mx.array) -> mx.array:
-        return x[..., : cache.offset, :] if policy.max_kv_size is None else cache.in_order(x)
-
-    return {"keys": tree_map(ordered, cache.keys), "values": tree_map(ordered, cache.values)}
+    return {"keys": tree_map(cache.in_order, cache.keys), "values": tree_map(cache.in_order, cache.values)}
 
 
 def load_prompt_cache(file: str | Path, model: FastVlmModel) -> PromptCache:
