@@ -181,6 +181,15 @@ class PromptCache:
             self._contents = Contents(tokens, keep, model, caches)
             return shared
 
+    def check_owner(self, tokens: list[Token], there: bool = True):
+        """``ValueError`` where another answer has begun since :meth:`begin` got this list, or nothing is there."""
+        with self.at_rest() as contents:
+            if contents.tokens is not tokens or not there:
+                raise ValueError(
+                    "Another answer or a reset() has taken over the prompt cache (or the chat session); give answers "
+                    "that run at the same time one each."
+                )
+
     @contextlib.contextmanager
     def growing(self, tokens: list[Token]) -> Iterator[list[Any]]:
         """Its KV caches, lent to an answer that writes to them, and to nobody else meanwhile, in whatever thread.
@@ -196,11 +205,7 @@ class PromptCache:
             ValueError: another answer has begun since.
         """
         with self.at_rest() as contents:
-            if contents.tokens is not tokens or not contents.caches:
-                raise ValueError(
-                    "Another answer or a reset() has taken over the prompt cache (or the chat session); give answers "
-                    "that run at the same time one each."
-                )
+            self.check_owner(tokens, there=bool(contents.caches))
             self._contents = lent = contents.without_caches()
             yield contents.caches
             if self._contents is lent:  # and was not reset from inside the block

@@ -5,16 +5,10 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from ..errors import require
-from ..models.fastvlm import FastVlmForConditionalGeneration
-from ..processing.preprocess import Image
-from ..processing.processor import FastVlmProcessor
-from .fingerprint import model_fingerprint
 
 
 class VisionCache:
@@ -60,35 +54,3 @@ class VisionCache:
             self._features.move_to_end(key)
             while self.nbytes > self.max_bytes:
                 self._features.popitem(last=False)
-
-
-def encode_images(
-    model: FastVlmForConditionalGeneration,
-    processor: FastVlmProcessor,
-    images: list[Image],
-    batch_size: int = 1,
-    cache: VisionCache | None = None,
-) -> mx.array | None:
-    """Features of images, in their order.
-
-    A few images at a time go through the tower, so memory does not grow with their number; equal ones go once.
-
-    Returns:
-        (images, tokens, text hidden size), or None for no images.
-    """
-    if not images:
-        return None
-    tower = model_fingerprint(model.vision_tower, model.multi_modal_projector) if cache is not None else None
-    distinct = {image.fingerprint: image for image in images}
-    known: dict[str, Any] = {} if cache is None else {name: cache.get((tower, name)) for name in distinct}
-    missing = [name for name in distinct if known.get(name) is None]
-    for start in range(0, len(missing), batch_size):
-        names = missing[start : start + batch_size]
-        encoded = model.get_image_features(processor.to_pixel_values(np.stack([distinct[n].pixels for n in names])))
-        for name, features in zip(names, encoded):
-            known[name] = mx.contiguous(features)
-        mx.eval([known[name] for name in names])
-        if cache is not None:
-            for name in names:
-                cache.put((tower, name), known[name])
-    return mx.stack([known[image.fingerprint] for image in images])

@@ -6,7 +6,7 @@ import re
 import sys
 from typing import Any
 
-from ..generation.api import GenerationResponse
+from ..generation.answer import GenerationResponse
 
 # What a terminal would obey: a checkpoint's names, an image's or a model's words must not move its cursor, or more.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

@@ -1,23 +1,20 @@
-"""Several prompts at once: one pass through the decoder gives a token of every answer."""
+"""Several prompts at once: an engine that is kept full."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-import mlx.core as mx
+from typing import TYPE_CHECKING
 
 from ..errors import require, require_whole
 from ..models.fastvlm import FastVlmForConditionalGeneration
-from ..models.threads import end_streams_with_thread
 from ..processing.images import ImageSource
 from ..processing.messages import Prompt
 from ..processing.processor import FastVlmProcessor
-from .decoding import check_finite, prefill, step
+from .answer import Answer
+from .engine import Engine
 from .options import GenerationOptions, Options, lists_options
-from .request import Request, make_request
-from .sampling import Sampler
-from .text import TextStream
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing since Python 3.11
@@ -39,8 +36,7 @@ def batch_generate(
         prompts: questions or chat messages, as for :func:`mlx_fastvlm.stream_generate`.
         images: for each prompt its image, a list of them, or None; or None for no images at all.
         batch_size: how many prompts run at a time.
-        options: see :class:`mlx_fastvlm.GenerationOptions`; all but those of the KV cache (``max_kv_size``,
-            ``kv_bits``, ``prompt_cache``), ``logprobs`` and ``progress``.
+        options: see :class:`mlx_fastvlm.GenerationOptions`. With a ``prompt_cache``, the prompts take turns on it.
 
     Returns:
         The answers, in the prompts' order.
@@ -60,10 +56,6 @@ def answer_batch(
     batch_size: int,
 ) -> list[str]:
     """:func:`batch_generate` for whoever holds the options already."""
-    for name in ("max_kv_size", "kv_bits", "prompt_cache", "logprobs", "progress"):
-        value = getattr(options, name)
-        require(value in (None, False), f"{name} is not for batches; leave it out", value)
-    options.check(model)
     check_batch_size(batch_size)
     require(isinstance(prompts, (list, tuple)), "prompts must be a list", prompts)
     images = [None] * len(prompts) if images is None else images
@@ -71,13 +63,15 @@ def answer_batch(
         raise ValueError(
             f"There are {len(prompts)} prompts and images for {len(images)}; give an entry for each, None for none."
         )
-    requests = [make_request(processor, prompt, image, options) for prompt, image in zip(prompts, images)]
-    for request in requests:
-        request.check(model)
-    end_streams_with_thread()
+    engine = Engine(model, processor, max_rows=batch_size, prefill_step_size=options.prefill_step_size)
+    options.check(model)
+    requests = [engine.request(prompt, image, options) for prompt, image in zip(prompts, images)]
+    answers = (engine.enqueue(request, options) for request in requests)
     texts = []
-    for start in range(0, len(requests), batch_size):
-        texts += _answer_together(model, processor, requests[start : start + batch_size], options)
+    for whole in in_order(engine, answers):
+        if whole.error is not None:
+            raise whole.error
+        texts.append(whole.text)
     return texts
 
 
@@ -87,54 +81,52 @@ def check_batch_size(batch_size: int):
 
 
 @dataclass
-class _Row:
-    """One answer in the making."""
+class Whole:
+    """An answer that has ended, or what there is of it.
 
-    sampler: Sampler
-    text: TextStream
+    Attributes:
+        finish_reason: as in the last response; None where an error ended it.
+        error: that error.
+    """
+
+    answer: Answer | None = None
     pieces: list[str] = field(default_factory=list)
+    finish_reason: str | None = None
+    error: BaseException | None = None
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    def take(self):
+        """Take what has come since."""
+        if self.answer is None:
+            return
+        self.pieces += [response.text for response in self.answer.ready()]
+        if self.answer.ended:
+            self.finish_reason, self.error = self.answer.finish_reason, self.answer.error
+            self.answer = None
 
 
-def _answer_together(
-    model: FastVlmForConditionalGeneration,
-    processor: FastVlmProcessor,
-    requests: list[Request],
-    options: GenerationOptions,
-) -> list[str]:
-    """The answers of one batch. A row that is done leaves it, so the others go on faster."""
-    from mlx_lm.models.cache import BatchKVCache  # noqa: PLC0415  slow, and only for batches
+def in_order(engine: Engine, answers: Iterator[Answer | Exception]) -> Iterator[Whole]:
+    """Run an engine that is kept full, and give each answer in its turn.
 
-    features = [encoded for r in requests if (encoded := r.features(model, processor, options)) is not None]
-    input_ids = processor.pad([request.ids for request in requests])["input_ids"]
-    embeddings = model.embed(input_ids, mx.concatenate(features) if features else None)
-    padding = [input_ids.shape[1] - len(request.ids) for request in requests]
-    caches = [BatchKVCache(padding) for _ in model.language_model.layers]
-    rows = [_Row(Sampler(options, r.text_ids), TextStream(processor, options.stop_strings)) for r in requests]
-    running = rows
-
-    def choose(logits: mx.array) -> tuple[mx.array, mx.array]:
-        """Every row's token, and the largest of its logits."""
-        samples = [row.sampler(logits[i : i + 1]) for i, row in enumerate(running)]
-        tokens = mx.concatenate([sample.token for sample in samples])
-        largest = mx.concatenate([sample.largest for sample in samples])
-        mx.async_eval(tokens, largest)
-        return tokens, largest
-
-    tokens, largest = choose(prefill(model, embeddings, caches, options.prefill_step_size))
-    for produced in range(1, options.max_tokens + 1):
-        # The next tokens compute while these become text.
-        upcoming = choose(step(model, tokens, caches)) if produced < options.max_tokens else None
-        values: Any = (tokens.tolist(), largest.tolist())
-        for row, token, logit in zip(running, *values):
-            check_finite(logit, model, bool(options.logits_processors))
-            row.pieces.append(row.text.add(token))
-        going = [i for i, row in enumerate(running) if not row.text.ended]
-        if not going or upcoming is None:
-            break
-        if len(going) < len(running):
-            kept = mx.array(going)
-            for cache in caches:
-                cache.filter(kept)
-            upcoming, running = (upcoming[0][kept], upcoming[1][kept]), [running[i] for i in going]
-        tokens, largest = upcoming
-    return ["".join(row.pieces) + row.text.finish() for row in rows]
+    Args:
+        answers: asks for the next answer each time that it is advanced, which happens when there is room for one; or
+            says what kept it from asking.
+    """
+    begun: deque[Whole] = deque()
+    more = True
+    while more or begun:
+        while more and engine.room:
+            answer = next(answers, None)
+            more = answer is not None
+            if isinstance(answer, Exception):
+                begun.append(Whole(error=answer))
+            elif answer is not None:
+                begun.append(Whole(answer))
+        engine.step()
+        for whole in begun:
+            whole.take()
+        while begun and begun[0].answer is None:
+            yield begun.popleft()

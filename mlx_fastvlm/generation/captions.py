@@ -1,4 +1,4 @@
-"""A folder of images -> a JSON line for each, in batches; a second run goes on where the first ended."""
+"""A folder of images -> a JSON line for each; a second run goes on where the first ended."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import PIL.Image
 from ..models.fastvlm import FastVlmForConditionalGeneration
 from ..processing.images import FORMATS, iter_frames
 from ..processing.messages import Prompt
-from ..processing.preprocess import Image
 from ..processing.processor import FastVlmProcessor
-from .batch import answer_batch, check_batch_size
+from .answer import Answer
+from .batch import check_batch_size, in_order
+from .engine import Engine
 from .options import GenerationOptions, Options, lists_options
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ def caption_folder(
 ) -> tuple[int, int]:
     """Ask the same about every image of a folder.
 
-    Each gets a line in ``output``: ``{"file": ..., "text": ...}``, or ``{"file": ..., "error": ...}`` if it can't be
-    opened. Images that have a line already are left out; to ask again about one, delete its line.
+    Each gets a line in ``output``: ``{"file": ..., "text": ..., "finish_reason": ...}``, or
+    ``{"file": ..., "error": ...}`` if it can't be opened. Images that have a line already are left out; to ask again
+    about one, delete its line.
 
     Args:
         folder: images are its files with an extension that Pillow knows; subfolders and hidden files are not read.
@@ -64,27 +66,38 @@ def write_captions(
     check_batch_size(batch_size)
     done = _recorded(Path(output))
     files = [file for file in find_images(Path(folder)) if file.name not in done]
+    engine = Engine(model, processor, max_rows=batch_size, prefill_step_size=options.prefill_step_size)
+    asked = (_ask(engine, processor, file, prompt, options) for file in files)
     broken = 0
+    _show_progress(0, len(files))
     with Path(output).open("a", encoding="utf-8", errors="backslashreplace") as lines:
-        for start in range(0, len(files), batch_size):
-            _show_progress(start, len(files))
-            images: dict[str, list[Image]] = {}
-            results: dict[str, dict[str, str]] = {}
-            for file in files[start : start + batch_size]:
-                try:  # what is kept of each is what the model will see: small, however large the file's image is
-                    frames = iter_frames(file, options.frames)
-                    images[file.name] = [processor.prepare(frame, options.image_size)[0] for frame in frames]
-                except (ValueError, OSError) as error:
-                    results[file.name] = {"error": str(error)}
-            prompts: list[Prompt] = [prompt] * len(images)
-            texts = answer_batch(model, processor, prompts, list(images.values()), options, batch_size)
-            results |= {name: {"text": text} for name, text in zip(images, texts)}
-            broken += len(results) - len(texts)
-            for file in files[start : start + batch_size]:
-                lines.write(json.dumps({"file": file.name, **results[file.name]}, ensure_ascii=False) + "\n")
+        for written, (file, whole) in enumerate(zip(files, in_order(engine, asked)), start=1):
+            if isinstance(whole.error, NoImage):
+                broken += 1
+                result = {"error": str(whole.error)}
+            elif whole.error is not None:
+                raise whole.error
+            else:
+                result = {"text": whole.text, "finish_reason": str(whole.finish_reason)}
+            lines.write(json.dumps({"file": file.name, **result}, ensure_ascii=False) + "\n")
             lines.flush()
-        _show_progress(len(files), len(files))
+            if written % batch_size == 0 or written == len(files):
+                _show_progress(written, len(files))
     return len(files) - broken, broken
+
+
+class NoImage(Exception):
+    """A file that can't be opened as an image, and why."""
+
+
+def _ask(
+    engine: Engine, processor: FastVlmProcessor, file: Path, prompt: Prompt, options: GenerationOptions
+) -> Answer | Exception:
+    try:  # what is kept of each is what the model will see: small, however large the file's image is
+        images = processor.prepare(load_frames(file, options.frames), options.image_size)
+    except (ValueError, OSError) as error:
+        return NoImage(str(error))
+    return engine.enqueue(engine.request(prompt, [*images], options), options)
 
 
 def find_images(folder: Path) -> list[Path]:

@@ -9,7 +9,6 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from ..models.fastvlm import FastVlmForConditionalGeneration
-from .options import Progress
 
 
 def prefill(
@@ -17,9 +16,8 @@ def prefill(
     embeddings: mx.array,
     caches: list[Any],
     step_size: int,
-    progress: Progress | None = None,
 ) -> mx.array:
-    """Read a prompt in pieces of ``step_size`` tokens, mostly one.
+    """Read a whole prompt in pieces of ``step_size`` tokens, mostly one.
 
     Args:
         embeddings: (batch, length, hidden size), image features in place.
@@ -30,15 +28,16 @@ def prefill(
     """
     length = embeddings.shape[1]
     for start in range(0, length, step_size):
-        end = min(start + step_size, length)
-        hidden = model.language_model(embeddings[:, start:end], cache=caches).last_hidden_state
-        if end < length or progress is not None:
+        hidden = read_piece(model, embeddings[:, start : start + step_size], caches)
+        if start + step_size < length:
             mx.eval(hidden)
-        if end < length:
             mx.clear_cache()
-        if progress is not None:
-            progress(end, length)
     return model.logits(hidden[:, -1])
+
+
+def read_piece(model: FastVlmForConditionalGeneration, embeddings: mx.array, caches: list[Any]) -> mx.array:
+    """Embeddings (batch, length, hidden size) -> hidden states of the same shape, and into the caches."""
+    return model.language_model(embeddings, cache=caches).last_hidden_state
 
 
 def step(model: FastVlmForConditionalGeneration, tokens: mx.array, caches: list[Any]) -> mx.array:

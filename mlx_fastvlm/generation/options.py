@@ -32,10 +32,14 @@ class SessionOptions(TypedDict, total=False):
     seed: int | None
     repetition_penalty: float | None
     repetition_context_size: int
+    presence_penalty: float
+    frequency_penalty: float
     logit_bias: dict[int, float] | None
     logits_processors: list[LogitsProcessor] | None
     stop: str | list[str] | None
+    min_tokens: int
     logprobs: bool
+    top_logprobs: int
     image_size: int | None
     frames: int
     vision_batch_size: int
@@ -68,11 +72,16 @@ class GenerationOptions:
             ``mx.random.seed`` decides in the main thread, and chance in others.
         repetition_penalty: above 1, makes tokens among the last ``repetition_context_size`` (of prompt and answer,
             images left out) less likely to come again.
+        presence_penalty, frequency_penalty: taken off the logit of each token that the answer has already, once, and
+            once for each time; from -2 to 2, as in OpenAI's API. Negative ones make repetition likelier.
         logit_bias: token id -> what is added to its logit before every choice; minus infinity rules it out.
         logits_processors: functions of (tokens so far, logits) that return changed logits, as in mlx-lm. Both are
             arrays, (tokens,) and (1, vocabulary); an image's tokens are left out of the first.
         stop: a text, or several, that ends the answer where it first appears; it is not part of the answer.
+        min_tokens: the model can't end the answer before it has so many tokens; stop strings can.
         logprobs: whether responses carry the chosen token's log-probability.
+        top_logprobs: how many of the likeliest tokens responses carry with their log-probabilities, 0 to 20. More than
+            0 implies ``logprobs``.
         system: a system prompt instead of the template's own.
         image_size: side of the square that images are scaled to, in pixels, a multiple of 64.
         frames: of an animation, how many frames to take, evenly spaced, each as an image; 1 is the first.
@@ -99,10 +108,14 @@ class GenerationOptions:
     seed: int | None = None
     repetition_penalty: float | None = None
     repetition_context_size: int = 20
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     logit_bias: dict[int, float] | None = None
     logits_processors: list[LogitsProcessor] | None = None
     stop: str | list[str] | None = None
+    min_tokens: int = 0
     logprobs: bool = False
+    top_logprobs: int = 0
     system: str | None = None
     image_size: int | None = None
     frames: int = 1
@@ -139,16 +152,23 @@ class GenerationOptions:
             value = getattr(self, name)
             require_whole(name, value)
             require(value >= 1, f"{name} must be at least 1", value)
-        require_whole("top_k", self.top_k)
-        require(self.top_k >= 0, "top_k must be at least 0", self.top_k)
+        for name in ("top_k", "min_tokens", "top_logprobs"):
+            value = getattr(self, name)
+            require_whole(name, value)
+            require(value >= 0, f"{name} must be at least 0", value)
+        require(self.top_logprobs <= 20, "top_logprobs must be at most 20", self.top_logprobs)
+        require(self.min_tokens <= self.max_tokens, "min_tokens must be at most max_tokens", self.min_tokens)
         require_whole("image_size", self.image_size, optional=True)  # the processor knows which
         require_whole("seed", self.seed, optional=True)
         require(self.seed is None or 0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1", self.seed)
 
     def _check_sampling(self):
         temperature, penalty = self.temperature, self.repetition_penalty
-        for name in ("temperature", "top_p", "min_p"):
+        for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty"):
             _require_number(name, getattr(self, name))
+        for name in ("presence_penalty", "frequency_penalty"):
+            value = getattr(self, name)
+            require(-2 <= value <= 2, f"{name} must lie between -2 and 2", value)
         require(temperature >= 0, "temperature must be at least 0", temperature)
         require(temperature == 0 or _computable(temperature), f"temperature must be 0, or {_RANGE}", temperature)
         require(0 < self.top_p <= 1, "top_p must be above 0 and at most 1", self.top_p)

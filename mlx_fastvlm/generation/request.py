@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import mlx.core as mx
-
 from ..cache.prompt import Token, mark_images
-from ..cache.vision import encode_images
 from ..models.fastvlm import FastVlmForConditionalGeneration
 from ..processing.images import ImageSource
 from ..processing.messages import Prompt, read_prompt
@@ -64,16 +61,9 @@ class Request:
         fingerprints = [image.fingerprint for image in self.images]
         return mark_images(self.ids, self.placeholder, fingerprints, self.tokens_per_image)
 
-    def features(
-        self,
-        model: FastVlmForConditionalGeneration,
-        processor: FastVlmProcessor,
-        options: GenerationOptions,
-        skip: int = 0,
-    ) -> mx.array | None:
-        """Features of the images behind the first ``skip`` tokens: (images, tokens, text hidden size), or None."""
-        first = self.ids[:skip].count(self.placeholder) // self.tokens_per_image
-        return encode_images(model, processor, self.images[first:], options.vision_batch_size, options.vision_cache)
+    def images_behind(self, count: int) -> list[Image]:
+        """The images that are not among the first ``count`` tokens; none is there in part."""
+        return self.images[self.ids[:count].count(self.placeholder) // self.tokens_per_image :]
 
 
 def make_request(

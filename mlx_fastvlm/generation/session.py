@@ -13,7 +13,8 @@ from ..processing.images import ImageSource
 from ..processing.messages import Answer, Messages, read_prompt
 from ..processing.preprocess import Image
 from ..processing.processor import FastVlmProcessor
-from .api import GenerationResponse, Responses, stream_answer
+from .answer import GenerationResponse
+from .api import Responses, stream_answer
 from .options import GenerationOptions, SessionOptions, lists_options
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mlx_fastvlm import VisionCache, batch_generate, generate
-from mlx_fastvlm.errors import UsageError
+from mlx_fastvlm import PromptCache, VisionCache, batch_generate, generate
 from tests.support import small
 from tests.support.models import wide_model
 
@@ -92,23 +91,29 @@ def test_messages_and_pictures_in_them(wide):
     ]
 
 
-def test_a_picture_in_many_rows_is_encoded_once_with_a_vision_cache(wide, monkeypatch):
+def test_a_picture_in_many_rows_is_encoded_once(wide, monkeypatch):
     model, processor = wide
     calls = []
     encode = type(model).get_image_features
     monkeypatch.setattr(type(model), "get_image_features", lambda self, x: calls.append(len(x)) or encode(self, x))
     batch_generate(model, processor, ["a", "b"], [PICTURES[0]] * 2, max_tokens=1)
-    assert calls == [1, 1]
-    batch_generate(model, processor, ["a", "b"], [PICTURES[0]] * 2, max_tokens=1, vision_cache=VisionCache())
-    assert calls == [1, 1, 1]
+    assert calls == [1]
+    cache = VisionCache()
+    for _ in range(2):
+        batch_generate(model, processor, ["a", "b"], [PICTURES[0]] * 2, max_tokens=1, vision_cache=cache)
+        assert calls == [1, 1]
 
 
-@pytest.mark.parametrize(
-    "option", [{"max_kv_size": 9}, {"kv_bits": 8}, {"logprobs": True}, {"progress": print}], ids=str
-)
-def test_options_that_are_not_for_batches(wide, option):
-    with pytest.raises(UsageError, match=f"{next(iter(option))} is not for batches"):
-        batch_generate(*wide, ["a"], **option)
+def test_the_options_of_the_kv_cache_in_a_batch(wide):
+    """Also progress, which is told of each prompt; with a prompt cache the rows take turns."""
+    prompts, images = ["a", "What is this?", "b"], [None, PICTURES[0], PICTURES[1:]]
+    for options in ({"max_kv_size": 130}, {"kv_bits": 8}, {"max_kv_size": 130, "kv_bits": 4}, {"progress": print}):
+        batch = batch_generate(*wide, prompts, images, max_tokens=40, **options)
+        assert batch == [generate(*wide, p, i, max_tokens=40, **options) for p, i in zip(prompts, images)]
+    cache = PromptCache()
+    batch = batch_generate(*wide, prompts, images, max_tokens=12, prompt_cache=cache)
+    assert batch == batch_generate(*wide, prompts, images, max_tokens=12)
+    assert cache.offset > 0
 
 
 def test_bad_batches_are_refused_before_anything_runs(wide, monkeypatch):

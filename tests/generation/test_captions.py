@@ -5,8 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-import mlx_fastvlm.generation.captions as captions
-from mlx_fastvlm import generate
+from mlx_fastvlm import Engine, generate
 from mlx_fastvlm.generation.captions import caption_folder
 from tests.support import small
 from tests.support.models import wide_model
@@ -42,7 +41,11 @@ def test_a_folder_of_pictures(wide, folder, tmp_path):
     options = {"max_tokens": 8, "image_size": 64}
     assert caption_folder(model, processor, folder, output, "What?", batch_size=2, **options) == (3, 1)
     expected = [
-        {"file": f"{i}.png", "text": generate(model, processor, "What?", picture, **options)}
+        {
+            "file": f"{i}.png",
+            "text": generate(model, processor, "What?", picture, **options),
+            "finish_reason": "length",
+        }
         for i, picture in enumerate(PICTURES)
     ]
     *captions, broken = lines(output)
@@ -60,8 +63,8 @@ def test_a_second_run_does_only_what_is_missing(wide, folder, tmp_path, monkeypa
     kept = whole.index(b"\n") + 1
     output.write_bytes(whole[: kept + 9])  # as a crash leaves it
     asked = []
-    batch = captions.answer_batch
-    monkeypatch.setattr(captions, "answer_batch", lambda *a, **k: asked.extend(a[2]) or batch(*a, **k))
+    enqueue = Engine.enqueue
+    monkeypatch.setattr(Engine, "enqueue", lambda *a, **k: asked.append(a[1]) or enqueue(*a, **k))
     assert caption_folder(*wide, folder, output, "What?", max_tokens=4) == (2, 1)
     assert output.read_bytes() == whole
     assert len(asked) == 2

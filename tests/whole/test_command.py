@@ -74,7 +74,7 @@ def test_a_folder_of_pictures(arguments, picture, tmp_path, capfd):
     assert "1 images captioned, 1 not readable" in capfd.readouterr().err
     assert [sorted(json.loads(line)) for line in output.read_text().splitlines()] == [
         ["error", "file"],
-        ["file", "text"],
+        ["file", "finish_reason", "text"],
     ]
     assert main(command) == 0
     assert "0 images captioned" in capfd.readouterr().err

@@ -196,8 +196,8 @@ def interrupted(command, after, environment=None):
 STAGES = {
     "loading": "cli.flags:load",
     "reading a picture": "processing.messages:load_frames",
-    "encoding a picture": "generation.request:encode_images",
-    "reading the prompt": "generation.api:prefill",
+    "encoding a picture": "generation.reading:PromptReader.encode",
+    "reading the prompt": "generation.reading:read_piece",
     "answering": "generation.text:TextStream.add",
 }
 WAITING = """

@@ -1,0 +1,162 @@
+"""Prompts on their way into the decoder: images through the tower in small groups, then tokens in pieces."""
+
+from __future__ import annotations
+
+import contextlib
+from functools import cached_property
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..cache.fingerprint import model_fingerprint
+from ..cache.kv import KVCache
+from ..cache.vision import VisionCache
+from ..models.fastvlm import FastVlmForConditionalGeneration
+from ..processing.processor import FastVlmProcessor
+from .decoding import read_piece
+from .row import Row
+from .sampling import choose
+
+# Prompts are read together if padding them to one length makes at most so many times as many tokens.
+ALIKE = 1.25
+
+
+class PromptReader:
+    """Reads prompts for the rows of an engine, a piece at a time.
+
+    Features of images are kept while a row waits for them, so that each image of prompts that come together is encoded
+    once.
+    """
+
+    def __init__(
+        self,
+        model: FastVlmForConditionalGeneration,
+        processor: FastVlmProcessor,
+        step_size: int,
+        vision_cache: VisionCache | None,
+    ):
+        self._model, self._processor, self._step_size, self._vision_cache = model, processor, step_size, vision_cache
+        self._features: dict[str, mx.array] = {}
+
+    @cached_property
+    def _tower(self) -> str:
+        return model_fingerprint(self._model.vision_tower, self._model.multi_modal_projector)
+
+    def _cache_of(self, row: Row) -> VisionCache | None:
+        own = row.options.vision_cache
+        return self._vision_cache if own is None else own
+
+    def begin(self, row: Row):
+        """Take up a row's prompt, and what its vision cache has of it."""
+        row.begin(self._model)
+        self._look_up(row)
+
+    def begin_again(self, row: Row):
+        """The same after an interrupt."""
+        row.begin_again(self._model)
+        self._look_up(row)
+
+    def _look_up(self, row: Row):
+        cache = self._cache_of(row)
+        if cache is None:
+            return
+        for name in dict.fromkeys(image.fingerprint for image in row.images):
+            if name not in self._features:
+                found = cache.get((self._tower, name))
+                if found is not None:
+                    self._features[name] = found
+
+    def lacks_features(self, row: Row) -> bool:
+        return row.embeddings is None and any(image.fingerprint not in self._features for image in row.images)
+
+    def encode(self, rows: list[Row]):
+        """Encode a few of the images that the first row lacks, and with them others' of their size that fit in."""
+        first = rows[0]
+        missing = {image.fingerprint: image for row in rows for image in row.images}
+        missing = {name: image for name, image in missing.items() if name not in self._features}
+        shape = next(iter(missing.values())).pixels.shape
+        names = [name for name, image in missing.items() if image.pixels.shape == shape]
+        names = names[: first.options.vision_batch_size]
+        pixels = self._processor.to_pixel_values(np.stack([missing[name].pixels for name in names]))
+        encoded = self._model.get_image_features(pixels)
+        found = {name: mx.contiguous(features) for name, features in zip(names, encoded)}
+        mx.eval(list(found.values()))
+        self._features |= found
+        for row in rows:
+            cache = self._cache_of(row)
+            if cache is not None:
+                for name in found.keys() & {image.fingerprint for image in row.images}:
+                    cache.put((self._tower, name), found[name])
+
+    def keep_only(self, rows: list[Row]):
+        """Forget features that none of these rows waits for."""
+        if self._features:
+            wanted = {image.fingerprint for row in rows if row.embeddings is None for image in row.images}
+            self._features = {name: x for name, x in self._features.items() if name in wanted}
+
+    def cost(self, row: Row) -> int:
+        """How many tokens the row's next piece has."""
+        return min(len(row.ids) - row.read, self._step_size, row.options.prefill_step_size)
+
+    def read(self, row: Row):
+        """Read a row's next piece, and after the last choose its first token."""
+        self._embed(row)
+        piece = row.next_piece(self._step_size)
+        with row.cache.growing(row.tokens) as caches:
+            hidden = read_piece(self._model, piece, caches)
+            ends = row.read + piece.shape[1] == len(row.ids)
+            if not ends or row.options.progress is not None:
+                mx.eval(hidden)
+            if not ends:
+                mx.clear_cache()
+            row.was_read(piece.shape[1])
+            if ends:
+                (row.pick,) = choose([row.sampler], self._model.logits(hidden[:, -1]))
+
+    def _embed(self, row: Row):
+        if row.embeddings is None:
+            features = [self._features[image.fingerprint] for image in row.images]
+            row.embed(self._model, mx.stack(features) if features else None)
+
+    def together(self, rows: list[Row], most: int) -> list[Row]:
+        """Those of the rows, the first among them, whose whole prompts can be read in one call of ``most`` tokens."""
+        group: list[Row] = []
+        total = longest = 0
+        for row in rows:
+            length = len(row.ids) - row.read
+            whole = row.read == 0 and row.embeddings is None and length <= self.cost(row)
+            plain = row.shares and row.cache.kv_bits is None and row.options.progress is None
+            if not (whole and plain) or self.lacks_features(row):
+                if not group:
+                    return [row]
+                continue
+            padded = (len(group) + 1) * max(longest, length)
+            if group and padded > min(most, ALIKE * (total + length)):
+                continue
+            group.append(row)
+            total, longest = total + length, max(longest, length)
+        return group
+
+    def read_together(self, rows: list[Row]):
+        """Read whole prompts in one call, padded on the right: a token sees what is before it, so no mask is needed."""
+        for row in rows:
+            self._embed(row)
+        pieces: list[Any] = [row.embeddings for row in rows]
+        lengths = [piece.shape[1] for piece in pieces]
+        longest = max(lengths)
+        batch = mx.concatenate([mx.pad(x, [(0, 0), (0, longest - x.shape[1]), (0, 0)]) for x in pieces])
+        shared = [KVCache() for _ in self._model.language_model.layers]
+        hidden = read_piece(self._model, batch, shared)
+        ends = hidden[mx.arange(len(rows)), mx.array(lengths) - 1]
+        with contextlib.ExitStack() as lent:
+            for i, row in enumerate(rows):
+                for own, cache in zip(lent.enter_context(row.cache.growing(row.tokens)), shared):
+                    assert cache.keys is not None
+                    assert cache.values is not None
+                    part = slice(i, i + 1), slice(None), slice(lengths[i])
+                    own.update_and_fetch(cache.keys[part], cache.values[part])
+            picks = choose([row.sampler for row in rows], self._model.logits(ends))
+        for row, pick, length in zip(rows, picks, lengths):
+            row.was_read(length)
+            row.pick = pick

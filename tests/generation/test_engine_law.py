@@ -1,0 +1,165 @@
+"""The engine's law: rows at once equal rows alone, whatever joins, leaves or is cancelled meanwhile.
+
+Each schedule is a random crowd: what is asked, when, with which options, and when it is given up. 300 of them by
+default; ``FASTVLM_SCHEDULES=5000`` runs more.
+"""
+
+import dataclasses
+import functools
+import os
+
+import mlx.core as mx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mlx_fastvlm import Engine, PromptCache, VisionCache, stream_generate
+from tests.support import small
+from tests.support.models import wide_model
+
+SCHEDULES = int(os.environ.get("FASTVLM_SCHEDULES", 300))
+IMAGES = [Image.fromarray(small.odd_picture(70, 50)), Image.new("RGB", (40, 60), "white")]
+PROMPTS = ["a", "What is this?", "Why is that so, and since when is it like that, do you know?"]
+SHOWN = [(), (0,), (1, 0)]
+
+
+def only_even(tokens, logits):
+    return mx.where(mx.arange(logits.shape[-1]) % 2 == tokens.size % 2, logits, -mx.inf)
+
+
+OPTIONS = [
+    {},
+    {"logprobs": True},
+    {"temperature": 1.5, "seed": 3},
+    {"temperature": 1.5, "seed": 4, "logprobs": True},
+    {"temperature": 0.8, "seed": 5, "top_p": 0.9, "top_k": 20, "min_p": 0.01},
+    {"repetition_penalty": 1.5, "logprobs": True},
+    {"presence_penalty": 1.5, "frequency_penalty": 0.5, "temperature": 1.0, "seed": 1},
+    {"logit_bias": {65: 4.0}, "stop": ["A", "th"]},
+    {"logits_processors": [only_even], "top_logprobs": 3},
+    {"min_tokens": 6},
+    {"prefill_step_size": 7, "logprobs": True},
+    {"image_size": 64, "vision_batch_size": 2},
+    {"bounded": 3, "logprobs": True},
+    {"bounded": 1, "temperature": 1.5, "seed": 3},
+    {"bounded": 9},
+    {"kv_bits": 8, "logprobs": True},
+    {"kv_bits": 4, "kv_group_size": 32},
+    {"bounded": 2, "kv_bits": 8},
+    {"prompt_cache": True, "logprobs": True},
+    {"prompt_cache": True, "bounded": 4},
+]
+JOB = st.fixed_dictionaries(
+    {
+        "prompt": st.integers(0, len(PROMPTS) - 1),
+        "shown": st.sampled_from(SHOWN),
+        "options": st.integers(0, len(OPTIONS) - 1),
+        "max_tokens": st.sampled_from([1, 2, 5, 12]),
+        "arrives": st.integers(0, 12),
+        "given_up_after": st.none() | st.integers(0, 6),
+    }
+)
+
+
+@functools.cache
+def rambling():
+    """A model whose answers end by themselves now and then."""
+    model, processor = wide_model()
+    return model, dataclasses.replace(processor, eos_token_ids=frozenset(range(0, 320, 23)))
+
+
+@functools.cache
+def length(prompt, shown, size):
+    _, processor = rambling()
+    marks = "<image>\n" * len(shown)
+    return len(processor.encode_chat([{"role": "user", "content": marks + PROMPTS[prompt]}], image_size=size))
+
+
+def arguments(job):
+    """What a job asks; caches are new each time."""
+    options = {**OPTIONS[job["options"]], "max_tokens": job["max_tokens"]}
+    options["min_tokens"] = min(options.get("min_tokens", 0), job["max_tokens"])
+    window = options.pop("bounded", None)
+    if window is not None:
+        options["max_kv_size"] = length(job["prompt"], job["shown"], options.get("image_size")) + window
+    if options.pop("prompt_cache", False):
+        options["prompt_cache"] = PromptCache(options.pop("max_kv_size", None))
+    return (PROMPTS[job["prompt"]], [IMAGES[i] for i in job["shown"]]), options
+
+
+@functools.cache
+def alone(*job):
+    asked, options = arguments(dict(job))
+    return list(stream_generate(*rambling(), *asked, **options))
+
+
+def together(schedule, **engine):
+    """Each job's responses, in one engine."""
+    engine = Engine(*rambling(), **engine)
+    answers, responses = {}, {}
+    for moment in range(1000):
+        for number, job in enumerate(schedule):
+            if job["arrives"] == moment:
+                asked, options = arguments(job)
+                answers[number], responses[number] = engine.submit(*asked, **options), []
+        busy = engine.step()
+        for number, answer in answers.items():
+            responses[number] += answer.ready()
+            limit = schedule[number]["given_up_after"]
+            if limit is not None and len(responses[number]) >= limit:
+                answer.close()
+        if not busy and len(answers) == len(schedule):
+            break
+    assert all(answer.error is None and answer.ended for answer in answers.values())
+    return [responses[number] for number in range(len(schedule))]
+
+
+def check(schedule, **engine):
+    for job, responses in zip(schedule, together(schedule, **engine)):
+        key = {name: value for name, value in job.items() if name not in ("arrives", "given_up_after")}
+        expected = alone(*key.items())
+        if job["given_up_after"] is not None:
+            assert len(responses) >= min(job["given_up_after"], len(expected))
+            expected = expected[: len(responses)]
+        assert len(responses) == len(expected), job
+        for ours, theirs in zip(responses, expected):
+            assert (ours.token, ours.text, ours.finish_reason) == (theirs.token, theirs.text, theirs.finish_reason), job
+            assert (ours.prompt_tokens, ours.generation_tokens) == (theirs.prompt_tokens, theirs.generation_tokens)
+            assert (ours.logprob is None) == (theirs.logprob is None)
+            assert ours.logprob is None or abs(ours.logprob - theirs.logprob) < 1e-3
+            found = ([a.token for a in r.top_logprobs or []] for r in (ours, theirs))
+            assert next(found) == next(found)
+
+
+SCHEDULE = st.lists(JOB, min_size=1, max_size=7)
+ENGINE = {"max_rows": st.integers(1, 6), "step": st.sampled_from([20, 100, 2048])}
+quiet = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+
+
+@settings(max_examples=SCHEDULES, **quiet)
+@given(schedule=SCHEDULE, **ENGINE)
+def test_rows_at_once_equal_rows_alone(schedule, max_rows, step):
+    check(schedule, max_rows=max_rows, prefill_step_size=step)
+
+
+@settings(max_examples=max(1, SCHEDULES // 10), **quiet)
+@given(schedule=SCHEDULE, **ENGINE)
+def test_also_with_a_vision_cache(schedule, max_rows, step):
+    check(schedule, max_rows=max_rows, prefill_step_size=step, vision_cache=VisionCache(max_bytes=3000))
+
+
+@pytest.fixture(scope="module")
+def on_a_gpu():
+    """The package told that it is on a GPU, where every operation is MLX's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlx_fastvlm.models.ops.slow_device", lambda x: False)
+        alone.cache_clear()
+        yield
+    alone.cache_clear()
+
+
+@settings(max_examples=max(1, SCHEDULES // 10), **quiet)
+@given(schedule=SCHEDULE, **ENGINE)
+def test_also_on_the_path_of_a_gpu(on_a_gpu, schedule, max_rows, step):
+    check(schedule, max_rows=max_rows, prefill_step_size=step)
