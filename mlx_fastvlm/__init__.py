@@ -25,11 +25,14 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from .config import TextConfig as TextConfig
     from .config import VisionConfig as VisionConfig
     from .conversion.converter import convert as convert
-    from .generation.api import GenerationResponse as GenerationResponse
     from .generation.api import generate as generate
     from .generation.api import stream_generate as stream_generate
     from .generation.batch import batch_generate as batch_generate
     from .generation.options import GenerationOptions as GenerationOptions
+    from .generation.engine import Engine as Engine
+    from .generation.answer import Answer as Answer
+    from .generation.answer import GenerationResponse as GenerationResponse
+    from .cache.prefix import PrefixCache as PrefixCache
     from .generation.session import ChatSession as ChatSession
     from .models.fastvlm import FastVlmForConditionalGeneration as FastVlmForConditionalGeneration
     from .models.fastvlm import FastVlmModel as FastVlmModel
@@ -53,7 +56,6 @@ _HOME = {
     "TextConfig": "config",
     "VisionConfig": "config",
     "convert": "conversion.converter",
-    "GenerationResponse": "generation.api",
     "generate": "generation.api",
     "stream_generate": "generation.api",
     "GenerationOptions": "generation.options",
@@ -61,6 +63,7 @@ _HOME = {
     "GenerationResponse": "generation.answer",
     "Engine": "generation.engine",
     "Answer": "generation.answer",
+    "PrefixCache": "cache.prefix",
     "ChatSession": "generation.session",
     "FastVlmForConditionalGeneration": "models.fastvlm",
     "FastVlmModel": "models.fastvlm",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
@@ -139,7 +139,7 @@ class PromptCache:
         Images count as a whole, and the last token never does: it is needed for the logits.
         """
         with self.at_rest() as contents:
-            count = min(len(tokens) - 1, contents.offset, _in_common(contents.tokens, tokens))
+            count = min(len(tokens) - 1, contents.offset, in_common(contents.tokens, tokens))
         while count > 0 and isinstance(tokens[count], tuple) and tokens[count][1]:
             count -= 1
         return max(count, 0)
@@ -212,14 +212,14 @@ class PromptCache:
                 self._contents = contents
 
 
-def _in_common(some: list[Token], others: list[Token]) -> int:
+def in_common(some: Sequence[Token], others: Sequence[Token]) -> int:
     """How many tokens at the beginning of two lists are equal."""
     return next((i for i, (a, b) in enumerate(zip(some, others)) if a != b), min(len(some), len(others)))
 
 
 def _keep(contents: Contents, tokens: list[Token]) -> int:
     """How many tokens of a prompt to protect: the first prompt, or all of one that leaves it before its end."""
-    goes_on = not contents.tokens or _in_common(contents.tokens, tokens) >= contents.keep
+    goes_on = not contents.tokens or in_common(contents.tokens, tokens) >= contents.keep
     return contents.keep if contents.keep and goes_on else len(tokens)
 
 

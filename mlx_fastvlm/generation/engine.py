@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
+from ..cache.prefix import PrefixCache
 from ..cache.prompt import PromptCache
 from ..cache.vision import VisionCache
 from ..errors import require, require_whole
@@ -48,6 +49,7 @@ class Engine:
     Args:
         max_rows: answers that run at once; others wait for their turn.
         prefill_step_size: how many tokens of prompts are read between two steps.
+        prefix_cache: what prompts have in common is read once, for answers that have no prompt cache.
         vision_cache: for answers without the option of this name.
 
     Attributes:
@@ -61,6 +63,7 @@ class Engine:
         *,
         max_rows: int = 16,
         prefill_step_size: int = 2048,
+        prefix_cache: PrefixCache | None = None,
         vision_cache: VisionCache | None = None,
     ):
         for name, value in (("max_rows", max_rows), ("prefill_step_size", prefill_step_size)):
@@ -68,7 +71,7 @@ class Engine:
             require(value >= 1, f"{name} must be at least 1", value)
         self._model, self._processor, self._max_rows = model, processor, max_rows
         self._prefill_step_size = prefill_step_size
-        self._reader = PromptReader(model, processor, prefill_step_size, vision_cache)
+        self._reader = PromptReader(model, processor, prefill_step_size, vision_cache, prefix_cache)
         self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []  # in the order of their arrival; all else about them can be made again from these
         self._crowds: dict[Any, Crowd] = {}

@@ -11,6 +11,8 @@ import numpy as np
 
 from ..cache.fingerprint import model_fingerprint
 from ..cache.kv import KVCache
+from ..cache.prefix import PrefixCache
+from ..cache.prompt import PromptCache
 from ..cache.vision import VisionCache
 from ..models.fastvlm import FastVlmForConditionalGeneration
 from ..processing.processor import FastVlmProcessor
@@ -35,8 +37,10 @@ class PromptReader:
         processor: FastVlmProcessor,
         step_size: int,
         vision_cache: VisionCache | None,
+        prefix_cache: PrefixCache | None,
     ):
-        self._model, self._processor, self._step_size, self._vision_cache = model, processor, step_size, vision_cache
+        self._model, self._processor, self._step_size = model, processor, step_size
+        self._vision_cache, self._prefix_cache = vision_cache, prefix_cache
         self._features: dict[str, mx.array] = {}
 
     @cached_property
@@ -48,7 +52,11 @@ class PromptReader:
         return self._vision_cache if own is None else own
 
     def begin(self, row: Row):
-        """Take up a row's prompt, and what its vision cache has of it."""
+        """Take up a row's prompt, and what is known of it already."""
+        prefixes = self._prefixes_for(row)
+        found = prefixes.find(self._model, row.tokens) if prefixes is not None else None
+        if found is not None:
+            row.cache = PromptCache.from_policy(row.cache.policy, found)
         row.begin(self._model)
         self._look_up(row)
 
@@ -56,6 +64,15 @@ class PromptReader:
         """The same after an interrupt."""
         row.begin_again(self._model)
         self._look_up(row)
+
+    def _prefixes_for(self, row: Row) -> PrefixCache | None:
+        return self._prefix_cache if row.shares and PrefixCache.serves(row.cache.policy) else None
+
+    def _remember(self, row: Row, caches: list[KVCache]):
+        """Let other prompts that begin like this row's go on from its keys and values."""
+        prefixes = self._prefixes_for(row)
+        if prefixes is not None and not row.said:
+            prefixes.put(self._model, row.tokens, caches)
 
     def _look_up(self, row: Row):
         cache = self._cache_of(row)
@@ -113,6 +130,7 @@ class PromptReader:
             row.was_read(piece.shape[1])
             if ends:
                 (row.pick,) = choose([row.sampler], self._model.logits(hidden[:, -1]))
+                self._remember(row, caches)
 
     def _embed(self, row: Row):
         if row.embeddings is None:
@@ -151,11 +169,13 @@ class PromptReader:
         ends = hidden[mx.arange(len(rows)), mx.array(lengths) - 1]
         with contextlib.ExitStack() as lent:
             for i, row in enumerate(rows):
-                for own, cache in zip(lent.enter_context(row.cache.growing(row.tokens)), shared):
+                caches = lent.enter_context(row.cache.growing(row.tokens))
+                for own, cache in zip(caches, shared):
                     assert cache.keys is not None
                     assert cache.values is not None
                     part = slice(i, i + 1), slice(None), slice(lengths[i])
                     own.update_and_fetch(cache.keys[part], cache.values[part])
+                self._remember(row, caches)
             picks = choose([row.sampler for row in rows], self._model.logits(ends))
         for row, pick, length in zip(rows, picks, lengths):
             row.was_read(length)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mlx_fastvlm import Engine, PromptCache, VisionCache, stream_generate
+from mlx_fastvlm import Engine, PrefixCache, PromptCache, VisionCache, stream_generate
 from tests.support import small
 from tests.support.models import wide_model
 
@@ -145,8 +145,10 @@ def test_rows_at_once_equal_rows_alone(schedule, max_rows, step):
 
 @settings(max_examples=max(1, SCHEDULES // 10), **quiet)
 @given(schedule=SCHEDULE, **ENGINE)
-def test_also_with_a_vision_cache(schedule, max_rows, step):
-    check(schedule, max_rows=max_rows, prefill_step_size=step, vision_cache=VisionCache(max_bytes=3000))
+def test_also_with_caches_that_outlive_answers(schedule, max_rows, step):
+    """They are small, so that they forget all the time."""
+    caches = {"vision_cache": VisionCache(max_bytes=3000), "prefix_cache": PrefixCache(max_bytes=500_000)}
+    check(schedule, max_rows=max_rows, prefill_step_size=step, **caches)
 
 
 @pytest.fixture(scope="module")
