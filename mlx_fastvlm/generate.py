@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from .cache.policy import CachePolicy
 from .cache.prompt import PromptCache
@@ -16,6 +17,7 @@ from .cli import flags
 from .cli.parser import Parser, run
 from .cli.terminal import shown, statistics
 from .errors import UsageError
+from .generation.answer import GenerationResponse
 from .generation.api import stream_answer
 from .generation.captions import write_captions
 from .generation.options import GenerationOptions
@@ -57,6 +59,9 @@ def parser() -> argparse.ArgumentParser:
     printing = parser.add_argument_group("output")
     printing.add_argument("--json", action="store_true", help="print one JSON object with the text and the statistics")
     printing.add_argument("--logprobs", action="store_true", help="with --json, each token's log-probability")
+    printing.add_argument(
+        "--top-logprobs", type=int, default=0, metavar="N", help="with --json, the N likeliest tokens each time (0)"
+    )
     printing.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -67,8 +72,9 @@ def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error("--images-dir and --output go together: a folder of images, and the file for the answers")
     if arguments.images_dir and (arguments.image or arguments.json or arguments.cache_file):
         parser.error("--images-dir goes without --image, --json and --prompt-cache")
-    if arguments.logprobs and not arguments.json:
-        parser.error("--logprobs needs --json")
+    for flag, given in (("--logprobs", arguments.logprobs), ("--top-logprobs", arguments.top_logprobs)):
+        if given and not arguments.json:
+            parser.error(f"{flag} needs --json")
     if [arguments.prompt, *(arguments.image or [])].count("-") > 1:
         parser.error("standard input can only be read once: as --prompt or as one --image")
 
@@ -88,7 +94,7 @@ def _run(arguments: argparse.Namespace):
     try:
         for last in stream_answer(model, processor, prompt, arguments.image, options):
             text += last.text
-            tokens.append({"token": last.token, "logprob": last.logprob})
+            tokens.append(_token(last))
             if not arguments.json:
                 print(shown(last.text), end="", flush=True)
     finally:  # also after Ctrl-C
@@ -99,11 +105,19 @@ def _run(arguments: argparse.Namespace):
         save_prompt_cache(file, cache)
     if arguments.json:
         assert last is not None  # max_tokens is at least 1
-        answer = {key: value for key, value in asdict(last).items() if key not in ("token", "logprob")}
+        answer = {key: value for key, value in asdict(last).items() if key not in ("token", "logprob", "top_logprobs")}
         answer["text"] = text
-        if arguments.logprobs:
+        if options.logprobs or options.top_logprobs:
             answer["tokens"] = tokens
         print(json.dumps(answer, ensure_ascii=False))
+
+
+def _token(response: GenerationResponse) -> dict[str, Any]:
+    """A token's part of the JSON object."""
+    token: dict[str, Any] = {"token": response.token, "logprob": response.logprob}
+    if response.top_logprobs is not None:
+        token["top_logprobs"] = [asdict(alternative) for alternative in response.top_logprobs]
+    return token
 
 
 def _read_prompt(prompt: str) -> str:

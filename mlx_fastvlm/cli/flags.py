@@ -37,6 +37,7 @@ def add_image_flags(parser: argparse.ArgumentParser):
 def add_sampling_flags(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("sampling")
     _number(group, "--max-tokens", int, "the longest answer")
+    _number(group, "--min-tokens", int, "the model can't end the answer before")
     _number(group, "--temperature", float, "0 takes the likeliest token", "--temp")
     _number(group, "--top-p", float, "sample among tokens of this total probability")
     _number(group, "--top-k", int, "sample among this many tokens; 0 is all")
@@ -44,6 +45,8 @@ def add_sampling_flags(parser: argparse.ArgumentParser):
     group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
     group.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1 discourages repetition")
     _number(group, "--repetition-context-size", int, "tokens that the penalty looks back")
+    _number(group, "--presence-penalty", float, "taken off the logit of a token that the answer has already")
+    _number(group, "--frequency-penalty", float, "the same for each time that it has it")
     group.add_argument(
         "--logit-bias", type=_bias, action="append", metavar="ID:X", help="add X to the logit of token ID; repeats"
     )

@@ -24,10 +24,11 @@ def shown(text: str) -> str:
 
 def statistics(last: GenerationResponse) -> str:
     """One line about an answer, from its last response."""
+    cut = " (stopped at --max-tokens)" if last.finish_reason == "length" else ""
     cached = f" ({last.cached_tokens} cached)" if last.cached_tokens else ""
     return (
         f"prompt: {last.prompt_tokens} tokens{cached}, {last.prompt_tps:.1f} tokens/s | "
-        f"answer: {last.generation_tokens} tokens, {last.generation_tps:.1f} tokens/s | "
+        f"answer: {last.generation_tokens} tokens{cut}, {last.generation_tps:.1f} tokens/s | "
         f"first token after {last.time_to_first_token:.2f} s | peak memory {last.peak_memory:.2f} GB"
     )
 

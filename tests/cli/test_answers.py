@@ -1,0 +1,48 @@
+"""How a command shows why an answer ended, and what else might have come."""
+
+import json
+
+import pytest
+
+from mlx_fastvlm.chat import main as chat
+from mlx_fastvlm.generate import main
+
+
+@pytest.fixture
+def model(checkpoint):
+    return ["--model", str(checkpoint("apple"))]
+
+
+def test_an_answer_that_was_cut_says_so(model, capsys, monkeypatch):
+    assert main([*model, "--prompt", "Hi", "--max-tokens", "3"]) == 0
+    assert "answer: 3 tokens (stopped at --max-tokens)," in capsys.readouterr().err
+    ends = ["--logit-bias", "258:1e9"]  # the end of a turn
+    assert main([*model, "--prompt", "Hi", "--max-tokens", "3", *ends]) == 0
+    err = capsys.readouterr().err
+    assert "answer: 1 tokens," in err
+    assert "stopped at" not in err
+    lines = iter(["Hi", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda *_: next(lines))
+    assert chat([*model, "--max-tokens", "3"]) == 0
+    assert "(stopped at --max-tokens)" in capsys.readouterr().err
+
+
+def test_the_likeliest_tokens_in_json(model, capsys):
+    assert main([*model, "--prompt", "Hi", "--max-tokens", "3", "--json", "--top-logprobs", "2"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["finish_reason"] == "length"
+    assert len(answer["tokens"]) == 3
+    for token in answer["tokens"]:
+        assert [sorted(one) for one in token["top_logprobs"]] == [["logprob", "text", "token"]] * 2
+        assert token["top_logprobs"][0]["token"] == token["token"]
+    assert "top_logprobs" not in answer
+    with pytest.raises(SystemExit):
+        main([*model, "--top-logprobs", "2"])
+    assert "--top-logprobs needs --json" in capsys.readouterr().err
+
+
+def test_penalties_and_the_least_length_are_flags(model, capsys):
+    flags = ["--presence-penalty", "1", "--frequency-penalty", "0.5", "--min-tokens", "3", "--logit-bias", "258:1e9"]
+    assert main([*model, "--prompt", "Hi", "--max-tokens", "5", "--json", *flags]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["generation_tokens"], answer["finish_reason"]) == (4, "stop")
