@@ -57,7 +57,7 @@ CASES = {
         code=2,
     ),
     "option: kv_bits for a folder": Case(
-        "not for batches",
+        "kv_group_size must divide",
         lambda p: [
             *("--images-dir", str(Path(p.file("a.png", encoded(PICTURE))).parent)),
             *("--output", "captions.jsonl", "--kv-bits", "8"),
