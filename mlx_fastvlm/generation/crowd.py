@@ -55,10 +55,11 @@ class Crowd:
 
 
 def step_alone(model: FastVlmForConditionalGeneration, row: Row):
-    """Send the next token of a row on its way that has caches of its own; an error takes the token's place."""
+    """Send the next token of a row on its way that has caches of its own.
+
+    Raises:
+        ValueError: another answer has taken over its prompt cache.
+    """
     assert isinstance(row.pick, Pick)  # rows with errors go no further
-    try:
-        with row.cache.growing(row.tokens) as caches:
-            (row.pick,) = choose([row.sampler], step(model, tokens_of([row.pick]), caches))
-    except Exception as error:
-        row.pick = error
+    with row.cache.growing(row.tokens) as caches:
+        (row.pick,) = choose([row.sampler], step(model, tokens_of([row.pick]), caches))

@@ -265,8 +265,10 @@ class Engine:
             crowd.step()
         for row in going:
             if not row.merged:
-                step_alone(self._model, row)
+                self._try(row, lambda row: step_alone(self._model, row))
         for row, pick in on_their_way:
+            if row.answer.ended:
+                continue
             pick.choice.read  # noqa: B018  # waits; an error of the device is no row's own
             if self._try(row, lambda row, pick=pick: row.deliver(pick, self._model)) and row.answer.finish_reason:
                 self._end(row)

@@ -119,7 +119,7 @@ class PromptReader:
     def read(self, row: Row):
         """Read a row's next piece, and after the last choose its first token."""
         self._embed(row)
-        piece = row.next_piece(self._step_size)
+        piece = row.next_piece(self.cost(row))
         with row.cache.growing(row.tokens) as caches:
             hidden = read_piece(self._model, piece, caches)
             ends = row.read + piece.shape[1] == len(row.ids)

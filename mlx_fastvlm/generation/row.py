@@ -112,11 +112,11 @@ class Row:
             self._prefill_start = time.perf_counter()
         self.embeddings = model.embed(mx.array([self.ids[self.read :]]), features)
 
-    def next_piece(self, most: int) -> mx.array:
-        """The input that comes next, (1, at most so many tokens, hidden size)."""
+    def next_piece(self, count: int) -> mx.array:
+        """The input that comes next, (1, count, hidden size)."""
         assert self.embeddings is not None  # they are made before anything is read
         start = self.read - (len(self.ids) - self.embeddings.shape[1])
-        return self.embeddings[:, start : start + min(most, self.options.prefill_step_size)]
+        return self.embeddings[:, start : start + count]
 
     def was_read(self, count: int):
         """The decoder has read so many of the ids."""

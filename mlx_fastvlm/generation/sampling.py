@@ -244,7 +244,7 @@ def _sample(samplers: list[Sampler], logits: mx.array) -> mx.array:
     if 0 < options.top_k < scores.shape[-1]:
         scores = keep_top_k(scores, options.top_k)
     keys = mx.array([sampler.key for sampler in samplers], mx.uint32)
-    return mx.argmax(scores / options.temperature + _noise(keys, scores.shape[-1]), axis=-1)
+    return mx.argmax(scores / float(options.temperature) + _noise(keys, scores.shape[-1]), axis=-1)
 
 
 def _noise(keys: mx.array, size: int) -> mx.array:

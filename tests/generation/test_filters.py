@@ -10,7 +10,7 @@ from mlx_lm import sample_utils
 from mlx_fastvlm.generation.filters import keep_min_p, keep_top_k, keep_top_p
 from mlx_fastvlm.generation.options import GenerationOptions
 from mlx_fastvlm.generation.penalties import make_logits_processors
-from mlx_fastvlm.generation.sampling import Sampler
+from mlx_fastvlm.generation.sampling import Sampler, choose
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,15 +61,18 @@ def test_top_k(seed, size, k):
     min_p=st.sampled_from([0.0, 0.05, 0.3]),
     top_k=st.sampled_from([0, 1, 7, 50]),
 )
-def test_sampling_takes_the_token_that_mlx_lms_sampler_takes(seed, temperature, top_p, min_p, top_k):
-    """For the same key, and with the filters in the same order."""
+def test_sampling_takes_a_token_that_mlx_lms_filters_leave(seed, temperature, top_p, min_p, top_k):
+    """The largest of what they leave, in the same order, and of the noise that the sampler's key gives."""
     logits = log_probabilities(seed, 320, rows=1) + 5
     options = {"temperature": temperature, "top_p": top_p, "min_p": min_p, "top_k": top_k}
-    sampler = Sampler(GenerationOptions(seed=seed, **options), [])
-    theirs = sample_utils.make_sampler(temperature, top_p, min_p, top_k=top_k)
-    mx.random.seed(seed)  # whose first split is the key that the sampler draws with
-    expected = theirs(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
-    assert sampler(logits).token.tolist() == expected.tolist()
+    sampler = Sampler(GenerationOptions(**options), [], seed)
+    left = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    left = sample_utils.apply_top_p(left, top_p) if top_p < 1 else left
+    left = sample_utils.apply_min_p(left, min_p) if min_p > 0 else left
+    left = sample_utils.apply_top_k(left, top_k) if top_k > 0 else left
+    noise = mx.random.gumbel((1, 320), key=mx.array(sampler.key, mx.uint32))
+    (pick,) = choose([sampler], logits)
+    assert pick.token == mx.argmax(left / temperature + noise).item()
 
 
 @settings(max_examples=40, deadline=None)
