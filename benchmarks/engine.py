@@ -187,7 +187,7 @@ def long(arguments):
     for count, active, resident in held[:: max(1, len(held) // 10)]:
         print(f"| {count} | {active:.1f} | {resident:.0f} |")
     if arguments.figure:
-        from matplotlib.figure import Figure
+        from matplotlib.figure import Figure  # noqa: PLC0415  not everybody has matplotlib
 
         canvas = Figure(figsize=(7, 3.5), layout="constrained")
         axes = canvas.add_subplot()

@@ -17,6 +17,7 @@ hush_interrupts()
 
 if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal to the table below
     from .cache.policy import make_cache as make_cache
+    from .cache.prefix import PrefixCache as PrefixCache
     from .cache.prompt import PromptCache as PromptCache
     from .cache.prompt_file import load_prompt_cache as load_prompt_cache
     from .cache.prompt_file import save_prompt_cache as save_prompt_cache
@@ -25,14 +26,13 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from .config import TextConfig as TextConfig
     from .config import VisionConfig as VisionConfig
     from .conversion.converter import convert as convert
+    from .generation.answer import Answer as Answer
+    from .generation.answer import GenerationResponse as GenerationResponse
     from .generation.api import generate as generate
     from .generation.api import stream_generate as stream_generate
     from .generation.batch import batch_generate as batch_generate
-    from .generation.options import GenerationOptions as GenerationOptions
     from .generation.engine import Engine as Engine
-    from .generation.answer import Answer as Answer
-    from .generation.answer import GenerationResponse as GenerationResponse
-    from .cache.prefix import PrefixCache as PrefixCache
+    from .generation.options import GenerationOptions as GenerationOptions
     from .generation.session import ChatSession as ChatSession
     from .models.fastvlm import FastVlmForConditionalGeneration as FastVlmForConditionalGeneration
     from .models.fastvlm import FastVlmModel as FastVlmModel

@@ -101,7 +101,7 @@ def _model(arguments: argparse.Namespace) -> tuple[FastVlmForConditionalGenerati
 
 def _need_matplotlib():
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib  # noqa: F401, PLC0415  an extra
     except ImportError:
         raise UsageError('--plot needs matplotlib: pip install "mlx-fastvlm[plot]".') from None
 

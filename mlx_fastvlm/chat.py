@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _chat(arguments: argparse.Namespace):
     try:
-        import readline  # noqa: F401  gives input() line editing and history
+        import readline  # noqa: F401, PLC0415  gives input() line editing and history
     except ImportError:  # not on every system
         pass
     options = flags.options(arguments)  # what is wrong with them is told before the model loads

@@ -48,8 +48,8 @@ def find_checkpoint(
 
 
 def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub import snapshot_download  # noqa: PLC0415  slow, and only to download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError  # noqa: PLC0415  as above
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
@@ -75,8 +75,8 @@ def is_within(file: Path, folder: Path) -> bool:
 
 def upload(folder: Path, repo: str, public: bool):
     """Put a folder onto the hub, private unless ``public``; ``OSError`` where that fails."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import HfApi  # noqa: PLC0415  slow, and only to upload
+    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415  as above
 
     try:
         api = HfApi()

@@ -52,7 +52,7 @@ class ProgressBars:
             bar.close()
 
     def __call__(self, step: str, amount: int, total: int):
-        from tqdm import tqdm  # slow to import, and most commands show no bar
+        from tqdm import tqdm  # noqa: PLC0415  slow to import, and most commands show no bar
 
         if step not in self._bars:
             hidden = not sys.stderr.isatty()

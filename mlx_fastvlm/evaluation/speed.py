@@ -158,7 +158,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def plot(rows: list[dict[str, Any]], file: Path, title: str):
     """The time to the first token, step upon step, a bar for each image size and precision."""
-    from matplotlib.figure import Figure as Canvas
+    from matplotlib.figure import Figure as Canvas  # noqa: PLC0415  an extra
 
     canvas = Canvas(figsize=(1.5 + 1.1 * len(rows), 4.5), layout="constrained")
     axes = canvas.add_subplot()

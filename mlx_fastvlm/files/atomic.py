@@ -151,7 +151,7 @@ def _writing_alone(target: Path) -> Iterator[_Journal]:
     killed. Windows has no such locks: there nothing is refused.
     """
     try:
-        import fcntl  # not on Windows
+        import fcntl  # noqa: PLC0415  not on Windows
     except ImportError:
         yield _Journal(target, None)
         return

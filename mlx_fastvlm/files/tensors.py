@@ -34,7 +34,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
     Raises:
         ValueError: it is broken, or no regular file, which might never end, or its name is not UTF-8.
     """
-    from safetensors import SafetensorError, safe_open  # slow to import
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415  slow to import
 
     check_name(path)
     if not path.is_file():

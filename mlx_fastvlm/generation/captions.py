@@ -93,8 +93,10 @@ class NoImage(Exception):
 def _ask(
     engine: Engine, processor: FastVlmProcessor, file: Path, prompt: Prompt, options: GenerationOptions
 ) -> Answer | Exception:
-    try:  # what is kept of each is what the model will see: small, however large the file's image is
-        images = processor.prepare(load_frames(file, options.frames), options.image_size)
+    try:
+        # One frame at a time: what is kept of each is small, however large the file is.
+        frames = iter_frames(file, options.frames)
+        images = [processor.prepare(frame, options.image_size)[0] for frame in frames]
     except (ValueError, OSError) as error:
         return NoImage(str(error))
     return engine.enqueue(engine.request(prompt, [*images], options), options)

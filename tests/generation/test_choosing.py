@@ -1,6 +1,7 @@
 """A step's choosing, for a whole crowd at once: a few kernels, and for each row what it would choose alone."""
 
 import collections
+import dataclasses
 import io
 import re
 
@@ -135,8 +136,6 @@ def test_presence_and_frequency_penalties_are_openais():
 
 
 def test_min_tokens_keeps_the_model_from_ending():
-    import dataclasses
-
     model, processor = wide_model()
     ends = frozenset(range(0, 320, 2))
     processor = dataclasses.replace(processor, eos_token_ids=ends | {10**6})

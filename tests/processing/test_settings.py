@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 
-from mlx_fastvlm import FastVlmConfig
+from mlx_fastvlm import FastVlmConfig, load
 from mlx_fastvlm.checkpoints.export import preprocessor_config
 from mlx_fastvlm.processing import settings as module
 from mlx_fastvlm.processing.preprocess import ImageSettings, image_fingerprint
@@ -63,8 +63,6 @@ def test_a_processor_that_transformers_5_saved(tmp_path):
 
 
 def test_a_loaded_processor_reads_the_nested_settings(tmp_path, checkpoint):
-    from mlx_fastvlm import load
-
     folder = checkpoints.write(tmp_path, "transformers")
     (folder / "preprocessor_config.json").unlink()
     nested = {**COMPLETE, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}
