@@ -24,6 +24,7 @@ from mlx_fastvlm import (
     batch_generate,
     stream_generate,
 )
+from mlx_fastvlm.models.forms import specialize
 from mlx_fastvlm.models.released import random_config, random_processor
 
 LONG = 10_000  # tokens
@@ -45,7 +46,7 @@ def released_shape():
     """FastVLM-0.5B with random weights, and the demo's tokenizer."""
     processor = random_processor()
     config = dataclasses.replace(random_config("0.5b"), image_token_id=processor.image_token_id)
-    model = FastVlmForConditionalGeneration(config)
+    model = specialize(FastVlmForConditionalGeneration(config))
     mx.eval(model.parameters())
     return model, endless(processor)
 

@@ -18,6 +18,7 @@ from ..config import FastVlmConfig
 from ..files import atomic_folder, check_target, write_json, write_tensors
 from ..hub import upload
 from ..models.pretrained import load
+from ..models.threads import end_streams_with_thread
 from ..processing.processor import FastVlmProcessor
 from .card import model_card
 from .options import ConversionOptions, shows_options
@@ -48,6 +49,7 @@ def convert(hf_path: str | Path, mlx_path: str | Path, **options: Unpack[Convers
     chosen = ConversionOptions(**options)
     target = Path(mlx_path)
     check_target(target, force=chosen.force)
+    end_streams_with_thread()
     source = Source.find(hf_path, chosen)
     source.check_apart(target)
     weights, kept = source.convert()

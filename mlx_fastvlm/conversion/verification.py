@@ -107,7 +107,7 @@ def predictions(
         del model.language_model.embed_tokens
     layers: list[Any] = model.language_model.layers
     for i in range(len(layers)):
-        x, _ = layers[i](x, "causal")
+        x = layers[i](x, "causal")
         mx.eval(x)
         layers[i] = None
         progress(1)

@@ -16,9 +16,9 @@ from ..config import FastVlmConfig
 from ..hub import find_checkpoint
 from .language import ATTENTIONS, Qwen2Model
 from .loading import load_model
-from .ops import linear
 from .outputs import FastVlmCausalLMOutputWithPast, FastVlmModelOutputWithPast
 from .projector import FastVlmMultiModalProjector
+from .threads import end_streams_with_thread
 from .vision import FastViTHD
 
 
@@ -282,6 +282,7 @@ class FastVlmForConditionalGeneration(FastVlmModel):
 
     def save_pretrained(self, folder: str | Path, *, layout: str = "mlx", processor: Any = None, force: bool = False):
         """Write the model as a checkpoint; see ``checkpoints/saving.py``, which does it."""
+        end_streams_with_thread()
         save(self, self.config, folder, layout=layout, processor=processor, force=force)
 
     def get_output_embeddings(self) -> nn.Linear | nn.Embedding:
@@ -340,7 +341,9 @@ class FastVlmForConditionalGeneration(FastVlmModel):
 
     def logits(self, hidden_states: mx.array) -> mx.array:
         """(..., text hidden size) -> (..., vocabulary size)."""
-        return linear(hidden_states, self.lm_head if "lm_head" in self else self.language_model.embed_tokens)
+        if "lm_head" in self:
+            return self.lm_head(hidden_states)
+        return self.language_model.embed_tokens.as_linear(hidden_states)
 
     def __call__(  # type: ignore[override]  # labels come in the midst, as in transformers
         self,

@@ -13,7 +13,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import TextConfig
-from .ops import attention, linear, silu, tokenwise
+from .activations import silu
+from .ops import cached_attention, eager_attention
+from .threads import end_streams_with_thread
 
 
 def rotate(x: mx.array, position_ids: mx.array, base: float) -> mx.array:
@@ -49,22 +51,12 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(dim, config.num_key_value_heads * head_dim, bias=True)
         self.o_proj = nn.Linear(config.num_attention_heads * head_dim, dim, bias=False)
         self._head_dim = head_dim
+        self._scale = config.head_dim**-0.5
         self._rope_theta = config.rope_theta
 
-    def _rope(self, x: mx.array, cache: Any, position_ids: mx.array | None) -> mx.array:
-        if position_ids is not None:
-            return rotate(x, position_ids, self._rope_theta)
-        offset = cache.offset if cache is not None else 0
-        return mx.fast.rope(x, self._head_dim, traditional=False, base=self._rope_theta, scale=1.0, offset=offset)
-
     def __call__(
-        self,
-        x: mx.array,
-        mask: mx.array | str | None,
-        cache: Any = None,
-        position_ids: mx.array | None = None,
-        eager: bool = False,
-    ) -> tuple[mx.array, mx.array | None]:
+        self, x: mx.array, mask: mx.array | str | None = None, cache: Any = None, position_ids: mx.array | None = None
+    ) -> mx.array:
         """Attend.
 
         Args:
@@ -72,65 +64,50 @@ class Attention(nn.Module):
             mask: bool, broadcast to (batch, heads, length, keys), True where a query may look; or "causal"; or None.
             cache: keeps the keys and values, and gives back those of earlier tokens too.
             position_ids: (batch, length); by default they count on from the cache.
-            eager: compute step by step, for the attention weights.
 
         Returns:
-            (batch, length, hidden size), and with ``eager`` the weights, (batch, heads, length, keys).
+            The shape of ``x``.
+        """
+        batch, length, _ = x.shape
+        q, k, v = self.heads(x, cache, position_ids)
+        y = self.attend(q, k, v, mask, cache)
+        return self.o_proj(y.transpose(0, 2, 1, 3).reshape(batch, length, -1))
+
+    def eager(
+        self, x: mx.array, mask: mx.array | str | None = None, cache: Any = None, position_ids: mx.array | None = None
+    ) -> tuple[mx.array, mx.array]:
+        """The same step by step, and the attention weights, (batch, heads, length, keys).
 
         Raises:
-            ValueError: for ``eager`` over a quantized cache, which has no plain keys.
+            ValueError: for a quantized cache, which has no plain keys.
         """
-        if eager and hasattr(cache, "bits"):
+        if hasattr(cache, "bits"):
             raise ValueError(
                 "Attention weights can't be had from a quantized cache; leave out kv_bits, or take 'sdpa' attention "
                 "without output_attentions."
             )
         batch, length, _ = x.shape
-        q, k, v = (
-            linear(x, proj).reshape(batch, length, -1, self._head_dim).transpose(0, 2, 1, 3)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        q, k = self._rope(q, cache, position_ids), self._rope(k, cache, position_ids)
-        if cache is not None:
-            k, v = cache.update_and_fetch(k, v)
-        scale = self._head_dim**-0.5
-        weights = None
-        if eager:
-            y, weights = eager_attention(q, k, v, scale, mask)
-        elif hasattr(cache, "bits"):
-            # A quantized cache comes from mlx-lm, so its attention for it is imported already.
-            from mlx_lm.models.base import scaled_dot_product_attention
+        q, k, v = self.heads(x, cache, position_ids)
+        y, weights = eager_attention(q, k, v, self._scale, mask)
+        return self.o_proj(y.transpose(0, 2, 1, 3).reshape(batch, length, -1)), weights
 
-            y = scaled_dot_product_attention(q, k, v, cache=cache, scale=scale, mask=mask)
+    def heads(self, x: mx.array, cache: Any, position_ids: mx.array | None) -> tuple[mx.array, Any, Any]:
+        """Rotated queries and keys, and values: (batch, heads, length or keys, head_dim) each, or what a cache gives."""
+        batch, length, _ = x.shape
+        q = self.q_proj(x).reshape(batch, length, -1, self._head_dim).transpose(0, 2, 1, 3)
+        k = self.k_proj(x).reshape(batch, length, -1, self._head_dim).transpose(0, 2, 1, 3)
+        v = self.v_proj(x).reshape(batch, length, -1, self._head_dim).transpose(0, 2, 1, 3)
+        if position_ids is None:
+            offset = 0 if cache is None else cache.offset
+            rope = {"traditional": False, "base": self._rope_theta, "scale": 1.0, "offset": offset}
+            q, k = mx.fast.rope(q, self._head_dim, **rope), mx.fast.rope(k, self._head_dim, **rope)
         else:
-            y = attention(q, k, v, scale, mask)
-        y = y.transpose(0, 2, 1, 3).reshape(batch, length, -1)
-        return linear(y, self.o_proj), weights
+            q, k = rotate(q, position_ids, self._rope_theta), rotate(k, position_ids, self._rope_theta)
+        return (q, k, v) if cache is None else (q, *cache.update_and_fetch(k, v))
 
-
-def eager_attention(
-    q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | str | None
-) -> tuple[mx.array, mx.array]:
-    """Attention step by step, for its weights (transformers' ``eager_attention_forward``).
-
-    Args:
-        q: (batch, heads, queries, head_dim).
-        k, v: (batch, key/value heads, keys, head_dim).
-        mask: bool, broadcast to (batch, heads, queries, keys), True where a query may look; or "causal"; or None.
-
-    Returns:
-        The shape of ``q``, and the weights, (batch, heads, queries, keys), whose rows sum to one.
-    """
-    repeats = q.shape[1] // k.shape[1]
-    k, v = mx.repeat(k, repeats, axis=1), mx.repeat(v, repeats, axis=1)
-    scores = (q * scale) @ k.transpose(0, 1, 3, 2)
-    if isinstance(mask, str):  # "causal"
-        queries, keys = scores.shape[-2:]
-        mask = mx.arange(keys - queries, keys)[:, None] >= mx.arange(keys)
-    if mask is not None:
-        scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
-    weights = mx.softmax(scores, axis=-1, precise=True)
-    return weights @ v, weights
+    def attend(self, q: mx.array, k: Any, v: Any, mask: mx.array | str | None, cache: Any) -> mx.array:
+        """Scaled dot-product attention over all keys; see :func:`cached_attention`."""
+        return cached_attention(q, k, v, self._scale, mask, cache)
 
 
 class MLP(nn.Module):
@@ -144,10 +121,7 @@ class MLP(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(..., hidden size) -> the same shape."""
-        return tokenwise(x, self._gated)
-
-    def _gated(self, x: mx.array) -> mx.array:
-        return linear(silu(linear(x, self.gate_proj)) * linear(x, self.up_proj), self.down_proj)
+        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
 
 
 class DecoderLayer(nn.Module):
@@ -160,8 +134,15 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
-    def __call__(self, x: mx.array, *args, **kwargs) -> tuple[mx.array, mx.array | None]:
-        y, weights = self.self_attn(self.input_layernorm(x), *args, **kwargs)
+    def __call__(
+        self, x: mx.array, mask: mx.array | str | None = None, cache: Any = None, position_ids: mx.array | None = None
+    ) -> mx.array:
+        x = x + self.self_attn(self.input_layernorm(x), mask, cache, position_ids)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+    def eager(self, x: mx.array, *args: Any) -> tuple[mx.array, mx.array]:
+        """The same, and the attention weights; see :meth:`Attention.eager`."""
+        y, weights = self.self_attn.eager(self.input_layernorm(x), *args)
         x = x + y
         return x + self.mlp(self.post_attention_layernorm(x)), weights
 
@@ -224,23 +205,45 @@ class Qwen2Model(nn.Module):
         Raises:
             ValueError: where ``attention_mask`` has another shape, or meets a cache whose keys move.
         """
+        end_streams_with_thread()
+        mask = self._mask(inputs_embeds, attention_mask, cache)
+        caches = cache or [None] * len(self.layers)
         eager = output_attentions or self.attn_implementation == "eager"
         checkpoint = self.gradient_checkpointing and self.training and not cache
-        mask = self._mask(inputs_embeds, attention_mask, cache)
+        if eager or checkpoint or output_hidden_states:
+            hidden_states, attentions = self._states(inputs_embeds, mask, caches, position_ids, eager, checkpoint)
+            return LanguageOutput(
+                hidden_states[-1],
+                tuple(hidden_states) if output_hidden_states else None,
+                tuple(attentions) if output_attentions else None,
+            )
         x = inputs_embeds
-        hidden_states: list[mx.array] = [x]
-        attentions: list[Any] = []
-        for layer, layer_cache in zip(self.layers, cache or [None] * len(self.layers)):
-            run = nn.utils.checkpoint(layer) if checkpoint else layer
-            x, weights = run(x, mask, layer_cache, position_ids, eager)
+        for layer, layer_cache in zip(self.layers, caches):
+            x = layer(x, mask, layer_cache, position_ids)
+        return LanguageOutput(self.norm(x))
+
+    def _states(
+        self,
+        x: mx.array,
+        mask: mx.array | str | None,
+        caches: list[Any],
+        position_ids: mx.array | None,
+        eager: bool,
+        checkpoint: bool,
+    ) -> tuple[list[mx.array], list[mx.array]]:
+        """All hidden states, as :class:`LanguageOutput` orders them, and with ``eager`` all attention weights."""
+        hidden_states, attentions = [x], []
+        for layer, cache in zip(self.layers, caches):
+            run = layer.eager if eager else layer
+            if checkpoint:
+                run = nn.utils.checkpoint(layer, run)
+            x = run(x, mask, cache, position_ids)
+            if eager:
+                x, weights = x
+                attentions.append(weights)
             hidden_states.append(x)
-            attentions.append(weights)
-        x = hidden_states[-1] = self.norm(x)
-        return LanguageOutput(
-            x,
-            tuple(hidden_states) if output_hidden_states else None,
-            tuple(attentions) if output_attentions else None,
-        )
+        hidden_states[-1] = self.norm(x)
+        return hidden_states, attentions
 
     @staticmethod
     def _mask(x: mx.array, attention_mask: mx.array | None, cache: list[Any] | None) -> mx.array | str | None:

@@ -15,6 +15,8 @@ from mlx.utils import tree_flatten
 from ..checkpoints.quantization import quantize_modules
 from ..checkpoints.weights import Weights, cast, choose_dtype, read_weights
 from ..config import FastVlmConfig
+from .forms import specialize
+from .threads import end_streams_with_thread
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -28,18 +30,23 @@ def load_model(
         cls: the class of the model, made from a config.
         dtype: see :func:`mlx_fastvlm.load`.
     """
+    end_streams_with_thread()
     return build_model(cls, read_weights(folder, config), config, dtype)
 
 
 def build_model(
     cls: Callable[[FastVlmConfig], Model], weights: Weights, config: FastVlmConfig, dtype: str | mx.Dtype | None = None
 ) -> Model:
-    """The model with these weights, in ``dtype``; ``ValueError`` where they do not fit its config."""
+    """The model with these weights, in ``dtype``, and the forms of its layers that suit the device.
+
+    Raises:
+        ValueError: where they do not fit its config.
+    """
     model = fitting_model(cls, weights, config)
     chosen = choose_dtype(dtype) if dtype else _default_dtype(weights)
     model.load_weights(list(cast(weights.tensors, chosen).items()))
     model.eval()
-    return model
+    return specialize(model)
 
 
 def fitting_model(cls: Callable[[FastVlmConfig], Model], weights: Weights, config: FastVlmConfig) -> Model:

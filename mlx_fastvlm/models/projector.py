@@ -6,16 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import FastVlmConfig
-from .ops import tokenwise
-
-# The names that transformers' ACT2FN gives these functions.
-ACTIVATIONS = {
-    "gelu": nn.gelu,
-    "gelu_new": nn.gelu_approx,
-    "gelu_pytorch_tanh": nn.gelu_approx,
-    "relu": nn.relu,
-    "silu": nn.silu,
-}
+from .activations import ACTIVATIONS
 
 
 class FastVlmMultiModalProjector(nn.Module):
@@ -40,13 +31,12 @@ class FastVlmMultiModalProjector(nn.Module):
         for number in range(1, self._layers + 1):
             self[f"linear_{number}"] = nn.Linear(width, text_width, bias=config.multimodal_projector_bias)
             width = text_width
-        self._act = ACTIVATIONS[config.projector_hidden_act]
+        if self._layers > 1:
+            self.act = ACTIVATIONS[config.projector_hidden_act]()
 
     def __call__(self, image_features: mx.array) -> mx.array:
         """(..., vision hidden size) -> (..., text hidden size), in the weights' dtype."""
-        return tokenwise(image_features, self._project)
-
-    def _project(self, x: mx.array) -> mx.array:
+        x = image_features
         for number in range(1, self._layers + 1):
-            x = self[f"linear_{number}"](x if number == 1 else self._act(x))
+            x = self[f"linear_{number}"](x if number == 1 else self.act(x))
         return x

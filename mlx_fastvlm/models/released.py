@@ -9,6 +9,7 @@ from ..config import FastVlmConfig
 from ..hub import DEMO
 from ..processing.processor import FastVlmProcessor
 from .fastvlm import FastVlmForConditionalGeneration
+from .forms import specialize
 
 # The released models' decoders (their config.json); the tower is the same in all.
 _QWEN2 = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
@@ -44,7 +45,7 @@ def random_model(size: str, dtype: mx.Dtype) -> tuple[FastVlmForConditionalGener
 
     model.update(tree_map(draw, model.parameters()))
     model.eval()
-    return model, random_processor()
+    return specialize(model), random_processor()
 
 
 def random_processor() -> FastVlmProcessor:

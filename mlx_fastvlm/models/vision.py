@@ -2,23 +2,23 @@
 
 A hybrid of convolutions and attention: a stem at stride 4, three stages of RepMixer blocks and two of self-attention,
 each stage at half the resolution of the one before, then a wide depthwise convolution with squeeze-and-excitation.
-A 1024 x 1024 picture leaves as 16 x 16 = 256 tokens of 3072 channels.
+A 1024 x 1024 image leaves as 16 x 16 = 256 tokens of 3072 channels.
 
-Everything is channels last, and everything that can fold has been folded (see ``fusion.py``): no branches, no
-BatchNorm, no layer scale. The 1x1 convolutions, 87% of the arithmetic, are ``nn.Linear``: that is MLX's fastest
-matrix product, and the only form that can be quantized.
+Everything is channels last, and the training form's branches, BatchNorms and layer scales are gone
+(``checkpoints/reparameterize.py``). The 1x1 convolutions, 87% of the arithmetic, are ``nn.Linear``: that is MLX's
+fastest matrix product, and the only form that can be quantized.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from ..config import VisionConfig
-from .ops import add_matmul, add_two, attention, depthwise_conv2d, gelu, linear
+from .activations import GELU
+from .threads import end_streams_with_thread
 
 
 class DepthwiseConv2d(nn.Module):
@@ -37,21 +37,18 @@ class DepthwiseConv2d(nn.Module):
             self.bias = mx.zeros((out_channels,))
         self._stride = stride
 
-    def __call__(self, x: mx.array, then: Callable[[mx.array, slice], mx.array] = lambda y, rows: y) -> mx.array:
-        """(batch, height, width, in_channels) -> (batch, height / stride, width / stride, out_channels).
+    def __call__(self, x: mx.array) -> mx.array:
+        """(batch, height, width, in_channels) -> (batch, height / stride, width / stride, out_channels)."""
+        y = self.convolve(x)
+        return y + self.bias if "bias" in self else y
 
-        Args:
-            then: what follows for each pixel on its own, given the rows; a CPU does both a band of rows at a time.
-        """
-        return depthwise_conv2d(x, self.weight, self.get("bias"), self._stride, then)
-
-    def without_bias(self, x: mx.array) -> mx.array:
-        """The convolution alone, for a bias that is added together with something else."""
-        return depthwise_conv2d(x, self.weight, None, self._stride)
+    def convolve(self, x: mx.array) -> mx.array:
+        """The same without the bias."""
+        return mx.conv2d(x, self.weight, self._stride, self.weight.shape[1] // 2, groups=x.shape[-1])
 
 
 class Stem(nn.Module):
-    """Picture -> first features, at stride 4: a dense 3x3, a depthwise 3x3 (stride 2 each) and a 1x1.
+    """Image -> first features, at stride 4: a dense 3x3, a depthwise 3x3 (stride 2 each) and a 1x1.
 
     timm's ``convolutional_stem``; FastViT, section 3.2.
     """
@@ -61,10 +58,13 @@ class Stem(nn.Module):
         self.conv = nn.Conv2d(3, channels, kernel_size=3, stride=2, padding=1)
         self.depthwise = DepthwiseConv2d(channels, channels, kernel_size=3, stride=2)
         self.pointwise = nn.Linear(channels, channels)
+        self.act = GELU()
 
     def __call__(self, x: mx.array) -> mx.array:
         """(batch, height, width, 3) -> (batch, height / 4, width / 4, channels)."""
-        return self.depthwise(gelu(self.conv(x)), lambda y, rows: gelu(self.pointwise(gelu(y))))
+        x = self.act(self.conv(x))
+        x = self.act(self.depthwise(x))
+        return self.act(self.pointwise(x))
 
 
 class Downsample(nn.Module):
@@ -77,27 +77,30 @@ class Downsample(nn.Module):
         super().__init__()
         self.depthwise = DepthwiseConv2d(in_channels, out_channels, kernel_size, stride=2)
         self.pointwise = nn.Linear(out_channels, out_channels)
+        self.act = GELU()
 
     def __call__(self, x: mx.array) -> mx.array:
         """(batch, height, width, in_channels) -> (batch, height / 2, width / 2, out_channels)."""
-        return self.depthwise(x, lambda y, rows: gelu(self.pointwise(gelu(y))))
+        x = self.act(self.depthwise(x))
+        return self.act(self.pointwise(x))
 
 
 class ConvMlp(nn.Module):
     """A 7x7 depthwise convolution for spatial context, then a two-layer perceptron for each pixel.
 
-    timm's ``ConvMlp`` of FastViT and the skip around it, with its BatchNorm and the layer scale behind it folded in.
+    timm's ``ConvMlp`` of FastViT, with its BatchNorm and the layer scale behind it folded in.
     """
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
         self.conv = DepthwiseConv2d(channels, channels, kernel_size=7, bias=False)  # its bias is in fc1's
         self.fc1 = nn.Linear(channels, hidden)
+        self.act = GELU()
         self.fc2 = nn.Linear(hidden, channels)
 
-    def __call__(self, x: mx.array, skip: mx.array) -> mx.array:
-        """``skip`` + the perceptron of x, without its last bias, which is in ``skip``: all of x's shape."""
-        return self.conv(x, lambda y, rows: add_matmul(skip[:, rows], gelu(self.fc1(y)), self.fc2))
+    def __call__(self, x: mx.array) -> mx.array:
+        """(batch, height, width, channels) -> the same shape."""
+        return self.fc2(self.act(self.fc1(self.conv(x))))
 
 
 class Attention(nn.Module):
@@ -108,14 +111,19 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.proj = nn.Linear(channels, channels)
         self._head_dim = head_dim
+        self._scale = head_dim**-0.5
 
     def __call__(self, x: mx.array) -> mx.array:
         """(batch, height, width, channels) -> the same shape."""
         batch, height, width, channels = x.shape
-        qkv = linear(x, self.qkv).reshape(batch, height * width, 3, -1, self._head_dim)
+        qkv = self.qkv(x).reshape(batch, height * width, 3, -1, self._head_dim)
         q, k, v = qkv.transpose(2, 0, 3, 1, 4)
-        y = attention(q, k, v, scale=self._head_dim**-0.5)
-        return linear(y.transpose(0, 2, 1, 3).reshape(batch, height, width, channels), self.proj)
+        y = self.attend(q, k, v)
+        return self.proj(y.transpose(0, 2, 1, 3).reshape(batch, height, width, channels))
+
+    def attend(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        """Scaled dot-product attention; all are (batch, heads, pixels, head_dim)."""
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=self._scale)
 
 
 class RepMixerBlock(nn.Module):
@@ -131,8 +139,8 @@ class RepMixerBlock(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(batch, height, width, channels) -> the same shape."""
-        x, skip = add_two(self.token_mixer.without_bias(x), self.token_mixer.bias, self.mlp.fc2.bias)
-        return self.mlp(x, skip)
+        x = self.token_mixer(x)
+        return x + self.mlp(x)
 
 
 class AttentionBlock(nn.Module):
@@ -149,8 +157,8 @@ class AttentionBlock(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(batch, height, width, channels) -> the same shape."""
-        x, skip = add_two(self.token_mixer(self.norm(x)), x, self.mlp.fc2.bias)
-        return self.mlp(x, skip)
+        x = x + self.token_mixer(self.norm(x))
+        return x + self.mlp(x)
 
 
 class Stage(nn.Module):
@@ -203,7 +211,7 @@ class SqueezeExcite(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(batch, height, width, channels) -> the same shape."""
-        gate = nn.relu(self.fc1(x.mean(axis=(1, 2), keepdims=True)))
+        gate = mx.maximum(self.fc1(x.mean(axis=(1, 2), keepdims=True)), 0)
         return x * mx.sigmoid(self.fc2(gate))
 
 
@@ -217,10 +225,11 @@ class FinalConv(nn.Module):
         super().__init__()
         self.depthwise = DepthwiseConv2d(in_channels, out_channels, kernel_size=3)
         self.se = SqueezeExcite(out_channels)
+        self.act = GELU()
 
     def __call__(self, x: mx.array) -> mx.array:
         """(batch, height, width, in_channels) -> (batch, height, width, out_channels)."""
-        return gelu(self.se(self.depthwise(x)))
+        return self.act(self.se(self.depthwise(x)))
 
 
 @dataclass
@@ -229,7 +238,7 @@ class VisionOutput:
 
     Attributes:
         last_hidden_state: (images, height / 64, width / 64, channels), the features that the projector takes.
-        pooler_output: (images, channels), their mean over the picture (timm's ``global_pool="avg"``).
+        pooler_output: (images, channels), their mean over the image (timm's ``global_pool="avg"``).
         hidden_states: the stages' outputs, stem side first, at strides 4, 8, 16, ...; None unless asked for.
     """
 
@@ -241,7 +250,7 @@ class VisionOutput:
 class FastViTHD(nn.Module):
     """The vision tower (timm's ``fastvit_mci3`` at inference; FastVLM paper, section 3.2 and figure 2).
 
-    It is an image encoder of its own: ``FastViTHD(config)(pixel_values).pooler_output`` is one vector a picture.
+    It is an image encoder of its own: ``FastViTHD(config)(pixel_values).pooler_output`` is one vector an image.
 
     Attributes:
         gradient_checkpointing: while training, forget what the blocks computed and compute it again for the gradients.
@@ -261,7 +270,7 @@ class FastViTHD(nn.Module):
         return self.stem.conv.weight.dtype
 
     def __call__(self, pixel_values: mx.array, output_hidden_states: bool = False) -> VisionOutput:
-        """Encode pictures.
+        """Encode images.
 
         Args:
             pixel_values: (images, height, width, 3), any float dtype, RGB in [0, 1]; sides multiples of 64.
@@ -279,6 +288,7 @@ class FastViTHD(nn.Module):
             raise ValueError(
                 f"The sides of pixel_values must be multiples of {self._patch_size} pixels, got {height} x {width}."
             )
+        end_streams_with_thread()
         x = self.stem(pixel_values.astype(self.dtype))
         hidden_states = []
         for stage in self.stages:

@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, FastVlmProcessor, load
+from mlx_fastvlm.models.forms import specialize
 from tests.support import checkpoints, small
 from tests.support.images import PICTURE
 
@@ -25,7 +26,7 @@ def wide_model():
     for name, module in model.named_modules():
         if "weight" in module and module.weight.ndim == 2:  # MLX's own are too small for attention to matter
             module.weight = mx.random.normal(module.weight.shape) * (2 if "_proj" in name else 1) / 8
-    mx.eval(model.parameters())
+    mx.eval(specialize(model).parameters())
     with tempfile.TemporaryDirectory() as folder:
         checkpoints.write_tokenizer(folder)
         processor = FastVlmProcessor.from_folder(folder, config)

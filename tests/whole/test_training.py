@@ -10,7 +10,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, make_cache
 from mlx_fastvlm.checkpoints.layouts import LAYOUTS, canonical_names
 from mlx_fastvlm.checkpoints.reparameterize import reparameterize_tower
-from mlx_fastvlm.models import ops
+from mlx_fastvlm.models.forms import specialize
 from tests.support import small
 from tests.support.differences import deviations
 
@@ -47,7 +47,7 @@ def published_loss(tensors, pixel_values):
     parameters |= {
         TOWER + name: tensor for name, tensor in reparameterize_tower(tower, config.vision_config).tensors.items()
     }
-    model = FastVlmForConditionalGeneration(config)
+    model = specialize(FastVlmForConditionalGeneration(config))
     model.update(tree_unflatten(list(parameters.items())))
     return model(**{**batch(), "pixel_values": pixel_values}).loss
 
@@ -80,7 +80,7 @@ def test_gradients_of_everything_are_torchs(recorded, form):
 def model():
     """The small model in its own form, weights and all, to be trained."""
     mx.random.seed(0)
-    model = FastVlmForConditionalGeneration(small_config())
+    model = specialize(FastVlmForConditionalGeneration(small_config()))
     for name, module in model.named_modules():  # MLX leaves some weights zero, and gradients with them
         for key, value in module.items():
             if isinstance(value, mx.array):
@@ -125,12 +125,11 @@ DEEP = {
 
 
 @pytest.mark.parametrize("deep", DEEP)
-def test_gradient_checkpointing(deep, monkeypatch):
+def test_gradient_checkpointing(deep):
     """The same gradients for less memory, with a GPU's kernels; out of training mode it does nothing.
 
     The CPU's own kernels keep so little for the gradients that there is less to save (docs/reference.md).
     """
-    monkeypatch.setattr(ops, "slow_device", lambda x: False)
     vision, text, inputs, pixels = DEEP[deep]
     mx.random.seed(0)
     config = {"image_token_id": 300, "tie_word_embeddings": True}
@@ -141,6 +140,7 @@ def test_gradient_checkpointing(deep, monkeypatch):
     else:
         model.vision_tower.freeze()
         model.multi_modal_projector.freeze()
+    specialize(model, mx.gpu)
     mx.eval(model.parameters(), inputs)
     loss, gradients, plain = measured(model, inputs)
     model.gradient_checkpointing_enable()

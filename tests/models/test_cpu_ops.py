@@ -1,5 +1,6 @@
-"""The CPU's forms of slow operations against MLX's own, and how much work a picture is on a GPU."""
+"""The CPU's forms of slow operations against MLX's own, and how much work an image is on a GPU."""
 
+import copy
 import math
 import re
 import shutil
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from mlx_fastvlm import FastViTHD, VisionConfig
-from mlx_fastvlm.models import ops, streams
+from mlx_fastvlm.models import cpu_ops, streams
+from mlx_fastvlm.models.forms import specialize
 
 
 @pytest.fixture(autouse=True)
@@ -41,14 +43,14 @@ def plain_convolution(x, weight, bias, stride):
     ],
 )
 def test_depthwise_convolution_and_its_gradients(batch, height, width, channels, per_input, size, stride, monkeypatch):
-    monkeypatch.setattr(ops, "PIECE", 2**12)  # bands, without the size that makes them worth their while
+    monkeypatch.setattr(cpu_ops, "PIECE", 2**12)  # bands, without the size that makes them worth their while
     mx.random.seed(0)
     x = mx.random.normal((batch, height, width, channels))
     weight = mx.random.normal((channels * per_input, size, size, 1))
     bias = mx.random.normal((channels * per_input,))
 
     def ours(x, weight, bias):
-        return ops.depthwise_conv2d(x, weight, bias, stride)
+        return cpu_ops.depthwise_conv2d(x, weight, bias, stride)
 
     def plain(x, weight, bias):
         return plain_convolution(x, weight, bias, stride)
@@ -63,18 +65,18 @@ def test_depthwise_convolution_and_its_gradients(batch, height, width, channels,
         assert mx.abs(got - expected).max() <= 1e-5 * mx.abs(expected).max()
 
 
-def test_what_follows_a_convolution_sees_the_rows_it_is_given(monkeypatch):
-    monkeypatch.setattr(ops, "PIECE", 2**9)
+def test_what_follows_a_convolution_sees_a_band_at_a_time(monkeypatch):
+    monkeypatch.setattr(cpu_ops, "PIECE", 2**9)
     x, weight = mx.random.normal((1, 40, 16, 8)), mx.random.normal((8, 7, 7, 1))
     seen = []
 
-    def add(y, rows):
-        seen.append(rows)
-        return y + x[:, rows]
+    def double(y):
+        seen.append(y.shape)
+        return y * 2
 
-    y = ops.depthwise_conv2d(x, weight, None, 1, add)
-    assert len(seen) == 10
-    assert mx.allclose(y, plain_convolution(x, weight, None, 1) + x, atol=3e-5)
+    y = cpu_ops.depthwise_conv2d(x, weight, None, 1, double)
+    assert seen == [(1, 4, 16, 8)] * 10
+    assert mx.allclose(y, plain_convolution(x, weight, None, 1) * 2, atol=3e-5)
 
 
 def test_activations_are_exact_and_their_gradients_finite():
@@ -82,9 +84,9 @@ def test_activations_are_exact_and_their_gradients_finite():
     x = mx.array(values)
     gelu = [v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in values.astype(float)]
     silu = [v / (1 + math.exp(-v)) if v > -700 else 0.0 for v in values.astype(float)]
-    assert np.abs(np.array(ops.gelu(x)) - gelu).max() <= 1e-6
-    assert np.abs(np.array(ops.silu(x)) - silu).max() <= 3e-6
-    for ours, plain in ((ops.gelu, nn.gelu), (ops.silu, nn.silu)):
+    assert np.abs(np.array(cpu_ops.gelu(x)) - gelu).max() <= 1e-6
+    assert np.abs(np.array(cpu_ops.silu(x)) - silu).max() <= 3e-6
+    for ours, plain in ((cpu_ops.gelu, nn.gelu), (cpu_ops.silu, nn.silu)):
         got, expected = (mx.grad(lambda x, f=f: f(x).sum())(x) for f in (ours, plain))
         assert mx.abs(got - expected).max() <= 1e-5
 
@@ -92,14 +94,14 @@ def test_activations_are_exact_and_their_gradients_finite():
 @pytest.mark.parametrize("mask", [None, "causal", "padding"])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
 def test_attention(mask, heads, kv_heads, monkeypatch):
-    monkeypatch.setattr(ops, "PIECE", 2**10)  # heads in groups
+    monkeypatch.setattr(cpu_ops, "PIECE", 2**10)  # heads in groups
     mx.random.seed(1)
     q = mx.random.normal((2, heads, 24, 16)) * 3
     k, v = (mx.random.normal((2, kv_heads, 40, 16)) * 3 for _ in range(2))
     if mask == "padding":
         mask = mx.arange(40)[None, None, None] >= mx.array([3, 0])[:, None, None, None]
     expected = mx.fast.scaled_dot_product_attention(q, k, v, scale=0.25, mask=mask)
-    assert mx.abs(ops.attention(q, k, v, 0.25, mask) - expected).max() <= 3e-5
+    assert mx.abs(cpu_ops.attention(q, k, v, 0.25, mask) - expected).max() <= 3e-5
 
 
 def layers(inputs, outputs):
@@ -119,40 +121,30 @@ def layers(inputs, outputs):
 @pytest.mark.parametrize("outputs", [640, 635, 7])  # shared equally, unequally, and too small to be
 def test_a_linear_layer_is_what_it_would_be_in_one_piece(kind, outputs, cores, monkeypatch):
     monkeypatch.setattr(streams, "_count", lambda: cores)
-    monkeypatch.setattr(ops, "PIECE", 4096)
-    ops._blocks.cache_clear()
+    monkeypatch.setattr(cpu_ops, "PIECE", 4096)
+    cpu_ops._blocks.cache_clear()
     layer = layers(64, outputs)[kind]
+    shared = specialize(copy.copy(layer))
+    call = shared.as_linear if "embedding" in kind else shared
     for shape in ((64,), (1, 1, 64), (3, 64), (2, 5, 64), (100, 64)):
         x = mx.random.normal(shape)
         expected = layer.as_linear(x) if "embedding" in kind else layer(x)
-        assert ops.linear(x, layer).shape == expected.shape
-        assert mx.allclose(ops.linear(x, layer), expected, atol=1e-4)
-        twice = ops.tokenwise(x, lambda x: ops.linear(x, layer) * 2)  # as in a perceptron
+        assert call(x).shape == expected.shape
+        assert mx.allclose(call(x), expected, atol=1e-4)
+        twice = cpu_ops.tokenwise(x, lambda x: call(x) * 2)  # as in a perceptron
         assert mx.allclose(twice, expected * 2, atol=2e-4)
-    ops._blocks.cache_clear()
-
-
-@pytest.mark.parametrize("tokens", [1, 150])
-def test_a_layer_in_anothers_place_is_only_called(tokens):
-    """An adapter for fine-tuning, say, which need not have a weight."""
-
-    class Doubled(nn.Module):
-        def __call__(self, x):
-            return x * 2
-
-    x = mx.random.normal((tokens, 64))
-    assert mx.array_equal(ops.linear(x, Doubled()), x * 2)
+    cpu_ops._blocks.cache_clear()
 
 
 @pytest.mark.parametrize("tokens", [3, 150])
 def test_gradients_of_what_is_shared_out(tokens, monkeypatch):
     monkeypatch.setattr(streams, "_count", lambda: 2)
-    monkeypatch.setattr(ops, "PIECE", 4096)
-    layer, x = nn.Linear(64, 96), mx.random.normal((tokens, 64))
+    monkeypatch.setattr(cpu_ops, "PIECE", 4096)
+    layer, x = specialize(nn.Linear(64, 96)), mx.random.normal((tokens, 64))
 
     def shared(weight, bias, x):
         layer.weight, layer.bias = weight, bias
-        return ops.linear(x, layer).square().sum()
+        return layer(x).square().sum()
 
     def plain(weight, bias, x):
         return (x @ weight.T + bias).square().sum()
@@ -164,22 +156,22 @@ def test_gradients_of_what_is_shared_out(tokens, monkeypatch):
 
 def test_blocks_of_a_matrix_are_equal_and_small():
     for outputs, inputs in ((4864, 896), (75968, 896), (448, 4864), (9472, 3584), (997, 4096)):
-        blocks = ops._blocks(outputs, inputs, 1)
+        blocks = cpu_ops._blocks(outputs, inputs, 1)
         assert outputs % blocks == 0
-        assert blocks == 1 or outputs // blocks * inputs <= ops.PIECE
-    assert ops._blocks(997, 4096, 1) == 1  # a prime: rows one at a time would be slower than the whole
+        assert blocks == 1 or outputs // blocks * inputs <= cpu_ops.PIECE
+    assert cpu_ops._blocks(997, 4096, 1) == 1  # a prime: rows one at a time would be slower than the whole
 
 
-def test_both_forms_of_the_tower_agree(monkeypatch):
+def test_all_forms_of_the_tower_agree():
     config = VisionConfig(layers=[1, 1, 1, 1, 1], embed_dims=[8, 16, 32, 32, 64])
     tower = FastViTHD(config)
     mx.random.seed(2)
     tower.update(random_like(tower.parameters()))
     pixels = mx.random.uniform(shape=(2, 128, 192, 3))
-    ours = tower(pixels).last_hidden_state
-    monkeypatch.setattr(ops, "slow_device", lambda x: False)
-    gpu = tower(pixels).last_hidden_state
-    assert mx.abs(ours - gpu).max() <= 1e-4 * gpu.std()
+    plain = tower(pixels).last_hidden_state
+    for device in (mx.cpu, mx.gpu):
+        specialize(tower, device)
+        assert mx.abs(tower(pixels).last_hidden_state - plain).max() <= 1e-4 * plain.std()
 
 
 def random_like(tree):
@@ -191,18 +183,17 @@ def random_like(tree):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="MLX fuses on the CPU only with a C++ compiler")
-def test_kernels_of_a_picture_on_a_gpu(monkeypatch, tmp_path):
+def test_kernels_of_an_image_on_a_gpu(monkeypatch, tmp_path):
     """The exported graph of the tower as a GPU gets it. What only looks at an array differently is no kernel; the
     operations that are one kernel on a GPU, but several on the CPU that builds the graph here, are replaced by one.
     """
-    monkeypatch.setattr(ops, "slow_device", lambda x: False)
     monkeypatch.setattr(mx.fast, "layer_norm", lambda x, *_: mx.sort(x))
     monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", lambda q, k, v, **_: mx.sort(q))
-    tower = FastViTHD(VisionConfig())
+    tower = specialize(FastViTHD(VisionConfig()), mx.gpu)
     mx.eval(tower.parameters())
     mx.export_to_dot(str(tmp_path / "graph.dot"), tower(mx.zeros((1, 1024, 1024, 3))).last_hidden_state)
     operations = Counter(re.findall(r'label ="([^"]+)", shape=rectangle', (tmp_path / "graph.dot").read_text()))
     views = {"Reshape", "Transpose", "Slice", "Broadcast", "Flatten", "Unflatten", "Squeeze", "ExpandDims", "Split"}
-    kernels_per_picture = sum(count for name, count in operations.items() if name not in views)
+    kernels_per_image = sum(count for name, count in operations.items() if name not in views)
     assert operations["Convolution"] == 96
-    assert kernels_per_picture <= 340
+    assert kernels_per_image <= 340

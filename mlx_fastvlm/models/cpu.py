@@ -1,0 +1,154 @@
+"""Layers that compute faster on a CPU in float32, each with the parameters and the signature of a plain one.
+
+``forms.py`` puts them in the plain ones' places. Given another type, or on another device, each does what the plain one
+does. Those that go through several layers at a time call them and read nothing of them, and step aside where one was
+replaced by what may do more than look at each pixel on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from . import activations, cpu_ops, language, vision
+
+
+def suits(x: mx.array) -> bool:
+    """Whether ``x`` is what the forms of this file are made for."""
+    return x.dtype == mx.float32 and mx.default_device().type == mx.DeviceType.cpu
+
+
+# Linear layers
+
+
+class CpuLinear(nn.Linear):
+    def __call__(self, x: mx.array) -> mx.array:
+        plain = super().__call__
+        return cpu_ops.linear(x, self, plain) if suits(x) else plain(x)
+
+
+class CpuQuantizedLinear(nn.QuantizedLinear):
+    def __call__(self, x: mx.array) -> mx.array:
+        plain = super().__call__
+        return cpu_ops.linear(x, self, plain) if suits(x) else plain(x)
+
+
+class CpuEmbedding(nn.Embedding):
+    def as_linear(self, x: mx.array) -> mx.array:
+        plain = super().as_linear
+        return cpu_ops.linear(x, self, plain) if suits(x) else plain(x)
+
+
+class CpuQuantizedEmbedding(nn.QuantizedEmbedding):
+    def as_linear(self, x: mx.array) -> mx.array:
+        plain = super().as_linear
+        return cpu_ops.linear(x, self, plain) if suits(x) else plain(x)
+
+
+# Activations
+
+
+class CpuGELU(activations.GELU):
+    def __call__(self, x: mx.array) -> mx.array:
+        return cpu_ops.gelu(x) if suits(x) else super().__call__(x)
+
+
+class CpuSiLU(activations.SiLU):
+    def __call__(self, x: mx.array) -> mx.array:
+        return cpu_ops.silu(x) if suits(x) else super().__call__(x)
+
+
+# Layers that look at each token (or pixel) on its own; what was put in their place need not.
+TOKENWISE = (nn.Linear, nn.QuantizedLinear, CpuLinear, CpuQuantizedLinear, activations.GELU, CpuGELU)
+
+
+def tokenwise(*layers: nn.Module) -> bool:
+    return all(type(layer) in TOKENWISE for layer in layers)
+
+
+# The tower
+
+
+class CpuDepthwiseConv2d(vision.DepthwiseConv2d):
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.followed_by(lambda y: y, x) if suits(x) else super().__call__(x)
+
+    def followed_by(self, then: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+        """``then`` of the convolution, a band of rows at a time; it looks at each pixel on its own."""
+        return cpu_ops.depthwise_conv2d(x, self.weight, self.get("bias"), self._stride, then)
+
+
+def in_bands(conv: nn.Module, then: Callable[[mx.array], mx.array], x: mx.array, *layers: nn.Module) -> mx.array:
+    """``then(conv(x))``, a band of rows at a time if that may be: ``layers`` are those that ``then`` calls."""
+    if type(conv) is CpuDepthwiseConv2d and tokenwise(*layers) and suits(x):
+        return conv.followed_by(then, x)
+    return then(conv(x))
+
+
+class CpuStem(vision.Stem):
+    def __call__(self, x: mx.array) -> mx.array:
+        x = self.act(self.conv(x))
+        return in_bands(self.depthwise, lambda y: self.act(self.pointwise(self.act(y))), x, self.pointwise, self.act)
+
+
+class CpuDownsample(vision.Downsample):
+    def __call__(self, x: mx.array) -> mx.array:
+        return in_bands(self.depthwise, lambda y: self.act(self.pointwise(self.act(y))), x, self.pointwise, self.act)
+
+
+class CpuConvMlp(vision.ConvMlp):
+    def __call__(self, x: mx.array) -> mx.array:
+        return in_bands(self.conv, self._perceptron, x, self.fc1, self.act, self.fc2)
+
+    def _perceptron(self, x: mx.array) -> mx.array:
+        def apply(x: mx.array) -> mx.array:
+            return self.fc2(self.act(self.fc1(x)))
+
+        if not (tokenwise(self.fc1, self.act, self.fc2) and suits(x)):
+            return apply(x)
+        return cpu_ops.tokenwise(x, apply, width=self.fc1.weight.shape[0])
+
+
+class CpuVisionAttention(vision.Attention):
+    def attend(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        return cpu_ops.attention(q, k, v, self._scale) if suits(q) else super().attend(q, k, v)
+
+
+# The decoder
+
+
+class CpuAttention(language.Attention):
+    def attend(self, q: mx.array, k: Any, v: Any, mask: mx.array | str | None, cache: Any) -> mx.array:
+        if q.shape[2] == 1 or hasattr(cache, "bits") or not suits(q):
+            return super().attend(q, k, v, mask, cache)
+        return cpu_ops.attention(q, k, v, self._scale, mask)
+
+
+class CpuMLP(language.MLP):
+    def __call__(self, x: mx.array) -> mx.array:
+        if not (tokenwise(self.gate_proj, self.up_proj, self.down_proj) and suits(x)):
+            return super().__call__(x)
+        return cpu_ops.tokenwise(x, self._gated, width=self.gate_proj.weight.shape[0])
+
+    def _gated(self, x: mx.array) -> mx.array:
+        return self.down_proj(cpu_ops.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+FORMS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: CpuLinear,
+    nn.QuantizedLinear: CpuQuantizedLinear,
+    nn.Embedding: CpuEmbedding,
+    nn.QuantizedEmbedding: CpuQuantizedEmbedding,
+    activations.GELU: CpuGELU,
+    activations.SiLU: CpuSiLU,
+    vision.DepthwiseConv2d: CpuDepthwiseConv2d,
+    vision.Stem: CpuStem,
+    vision.Downsample: CpuDownsample,
+    vision.ConvMlp: CpuConvMlp,
+    vision.Attention: CpuVisionAttention,
+    language.Attention: CpuAttention,
+    language.MLP: CpuMLP,
+}

@@ -1,0 +1,305 @@
+"""Faster forms of what MLX's CPU backend is slow at, in float32; ``cpu.py`` has the layers that use them.
+
+A CPU spends most of an image's time in four things that are easily avoided (docs/performance.md has the figures):
+depthwise convolutions, which take a naive loop; erf, exp and sigmoid, which take a library call for each element; large
+temporary arrays, whose pages the operating system clears at each use; and waiting for one core, while others have
+nothing to do (``streams.py`` shares the work out).
+
+Nothing here is compiled (``mx.compile``): on a CPU, MLX runs the system's C++ compiler for that, a second a function,
+and loads what lies in a folder that all users share.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from . import activations
+from .ops import causal_mask
+from .streams import free_cores, spread
+
+# Work is cut into pieces of about this many values, 2 MiB, which a processor's caches hold.
+PIECE = 2**19
+# Columns that one banded matrix computes: few enough that little of it is zero, enough for a matrix product.
+STRIP = 16
+# Tokens from which on a product is bound by arithmetic: cores then share the tokens, for fewer the matrix.
+MANY = 64
+# Tokens of a piece at least: for each piece a matrix is read again.
+ENOUGH = 512
+# Tokens up to which small products in a row are faster than one.
+FEW = 4
+
+
+def with_gradients_of(plain: Callable[..., mx.array], fast: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    """``fast``, differentiated as ``plain``, which keeps less for the gradients than ``fast``'s many steps would."""
+    function = mx.custom_function(fast)
+
+    @function.vjp
+    def _(primals, cotangent, output):
+        inputs = list(primals) if isinstance(primals, (tuple, list)) else [primals]
+        gradients = mx.vjp(plain, inputs, [cotangent])[1]
+        return gradients if len(inputs) > 1 else gradients[0]
+
+    return function  # type: ignore[return-value]  # its stub promises an object
+
+
+# Activations
+
+# Each is made of a tail that falls to nothing, a power of something so flat that a short polynomial will do: fitted up
+# to END for the smallest maximum error, and taken as its value there beyond. Every step is a pass over the array, so
+# few steps are what counts.
+
+
+def _power_of_polynomial(x: mx.array, coefficients: tuple[float, ...], squarings: int) -> mx.array:
+    """A polynomial of x, highest coefficient first, to the power of two to the ``squarings``."""
+    y = coefficients[0] * x
+    for coefficient in coefficients[1:-1]:
+        y = (y + coefficient) * x
+    y = y + coefficients[-1]
+    for _ in range(squarings):
+        y = y * y
+    return y
+
+
+_NORMAL_END = 5.75
+_NORMAL = (-1.30686302e-5, 2.49746962e-4, -8.97201482e-4, -9.41797858e-3, -2.44019538e-2, 9.78572183e-1)
+_EXP_END = 24.0
+_EXP = (5.45443069e-7, -4.03514940e-5, 1.95266573e-3, -6.24998124e-2, 1.0)
+
+
+def _normal_tail(x: mx.array) -> mx.array:
+    """Phi(-x) for x in [0, ``_NORMAL_END``]: x times it is within 5e-7."""
+    return _power_of_polynomial(x, _NORMAL, 5)
+
+
+def _exp_tail(x: mx.array) -> mx.array:
+    """exp(-x) for x in [0, ``_EXP_END``], within 1e-6."""
+    return _power_of_polynomial(x, _EXP, 4)
+
+
+def _gelu(x: mx.array) -> mx.array:
+    a = mx.minimum(mx.abs(x), _NORMAL_END)
+    return mx.maximum(x, 0) - a * _normal_tail(a)
+
+
+def _silu(x: mx.array) -> mx.array:
+    a = mx.minimum(mx.abs(x), _EXP_END)
+    t = _exp_tail(a)
+    return mx.maximum(x, 0) - a * t / (1 + t)
+
+
+_fast_gelu, _fast_silu = with_gradients_of(activations.gelu, _gelu), with_gradients_of(activations.silu, _silu)
+
+
+def gelu(x: mx.array) -> mx.array:
+    """GELU within 1e-6. Any shape, float32."""
+    return tokenwise(x, _fast_gelu)
+
+
+def silu(x: mx.array) -> mx.array:
+    """SiLU within 3e-6. Any shape, float32."""
+    return tokenwise(x, _fast_silu)
+
+
+# What each token has to itself
+
+
+def tokenwise(x: mx.array, apply: Callable[[mx.array], mx.array], width: int = 0) -> mx.array:
+    """``apply(x)``, where each token (or pixel) is computed on its own: many of them in pieces, on all cores.
+
+    Args:
+        x: (..., inputs).
+        apply: (tokens, inputs) -> (tokens, outputs), and the same for more leading axes.
+        width: of the widest array on the way, if that is wider than ``x``.
+    """
+    tokens, cores = x.size // x.shape[-1], free_cores()
+    if tokens < MANY:
+        return apply(x)
+    at_a_time = max(ENOUGH, PIECE // max(width, x.shape[-1]))
+    pieces = -(-tokens // (at_a_time * cores)) * cores  # so that each core has as many
+    if pieces == 1:
+        return apply(x)
+    done = spread(x.reshape(tokens, -1), _shares(tokens, pieces), lambda x, share: apply(x[share]))
+    return mx.concatenate(done).reshape(*x.shape[:-1], -1)
+
+
+def linear(x: mx.array, layer: nn.Module, apply: Callable[[mx.array], mx.array]) -> mx.array:
+    """The product of ``x``, (..., inputs), and a layer's matrix, plain or quantized; its bias added.
+
+    A few tokens times a large matrix are bound by memory: there each core reads a part of the matrix.
+
+    Args:
+        apply: the same by MLX.
+    """
+    tokens = x.size // x.shape[-1]
+    if tokens >= MANY or layer.weight.size < PIECE // 4:
+        return tokenwise(x, apply)
+    outputs = layer.weight.shape[0]
+    shares = _shares(outputs, free_cores())
+    done = spread(x.reshape(tokens, -1), shares, lambda x, share: _some_outputs(x, layer, share))
+    y = mx.concatenate(done, axis=-1).reshape(*x.shape[:-1], outputs)
+    return y + layer.bias if "bias" in layer else y
+
+
+def _some_outputs(x: mx.array, layer: nn.Module, share: slice) -> mx.array:
+    """(tokens, inputs) -> (tokens, outputs of that share), without a bias."""
+    weight, tokens = layer.weight[share], len(x)
+    if "scales" in layer:
+        biases = layer.get("biases")
+        packed = weight, layer.scales[share], None if biases is None else biases[share]
+        return mx.quantized_matmul(x, *packed, True, layer.group_size, layer.bits, layer.mode)
+    # OpenBLAS multiplies a small matrix as it lies, a larger one only once it has copied it in another order.
+    blocks = _blocks(*weight.shape, tokens) if tokens <= FEW else 1
+    y = x[None] @ weight.reshape(blocks, -1, weight.shape[1]).swapaxes(-1, -2)
+    return y.swapaxes(0, 1).reshape(tokens, -1)
+
+
+@functools.cache
+def _blocks(outputs: int, inputs: int, tokens: int) -> int:
+    """Into how many equal blocks of at least eight rows a matrix is cut, so that one is a product of PIECE or less."""
+    least = -(-tokens * outputs * inputs // PIECE)
+    return next((n for n in range(least, outputs // 8 + 1) if outputs % n == 0), 1)
+
+
+def _shares(total: int, count: int) -> list[slice]:
+    """``total`` things in ``count`` shares, as equal as can be."""
+    each = -(-total // count)
+    return [slice(first, first + each) for first in range(0, total, each)]
+
+
+# Attention
+
+
+def attention(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | str | None = None) -> mx.array:
+    """Scaled dot-product attention, some heads at a time.
+
+    Args:
+        q: (batch, heads, queries, head_dim).
+        k, v: (batch, heads or a divisor of it, keys, head_dim).
+        mask: bool, broadcast to (batch, 1, queries, keys), True where a query may look; or "causal"; or None.
+
+    Returns:
+        The shape of ``q``.
+    """
+
+    def plain(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+
+    return with_gradients_of(plain, lambda q, k, v: _attention_by_heads(q, k, v, scale, mask))(q, k, v)
+
+
+def _attention_by_heads(q: mx.array, k: mx.array, v: mx.array, scale: float, mask: mx.array | str | None) -> mx.array:
+    (batch, heads, queries, _), (_, kv_heads, keys, _) = q.shape, k.shape
+    # Query heads that share a key head: (batch, key heads, queries of all of them, head_dim).
+    shared = heads // kv_heads
+    q = (q * scale).reshape(batch, kv_heads, shared * queries, -1)
+    if isinstance(mask, str):
+        mask = causal_mask(queries, keys)
+    # Some heads at a time: their scores are the tower's largest arrays.
+    group = min(max(1, 2 * PIECE // (batch * shared * queries * keys)), -(-kv_heads // free_cores()))
+
+    def some_heads(q: mx.array, part: slice) -> mx.array:
+        scores = q[:, part] @ k[:, part].swapaxes(-1, -2)
+        if mask is not None:
+            scores = mx.where(mask, scores.reshape(batch, -1, queries, keys), -1e9).reshape(scores.shape)
+        weights = _exp_tail(mx.minimum(scores.max(axis=-1, keepdims=True) - scores, _EXP_END))
+        return (weights @ v[:, part]) / weights.sum(axis=-1, keepdims=True)
+
+    done = spread(q, [slice(first, first + group) for first in range(0, kv_heads, group)], some_heads)
+    return mx.concatenate(done, axis=1).reshape(batch, heads, queries, -1)
+
+
+# Depthwise convolution
+
+
+def depthwise_conv2d(
+    x: mx.array,
+    weight: mx.array,
+    bias: mx.array | None = None,
+    stride: int = 1,
+    then: Callable[[mx.array], mx.array] = lambda y: y,
+) -> mx.array:
+    """Convolve each channel on its own, and apply ``then``, a band of rows at a time through both.
+
+    Args:
+        x: (batch, height, width, in_channels), float32.
+        weight: (out_channels, k, k, 1), k odd; see ``vision.DepthwiseConv2d``, also for what ``stride`` does.
+        bias: (out_channels,).
+        then: what follows for each pixel on its own: (batch, rows, width, out_channels) -> (batch, rows, width, any).
+
+    Returns:
+        (batch, height / stride, width / stride, channels of ``then``).
+    """
+    batch, height, width, _ = x.shape
+    size = weight.shape[1]
+    out_height, out_width = -(-height // stride), -(-width // stride)
+    bands = -(-batch * out_height * out_width * weight.shape[0] // PIECE)
+    bands = min(out_height, -(-bands // free_cores()) * free_cores())  # so that each core has as many
+    rows = -(-out_height // bands)
+    strips = -(-out_width // STRIP)
+    convolve = _band_convolution(stride, rows, strips)
+    # What the strips and rows of the last band read beyond the image is zeros, and what they compute from it is cut.
+    tall, wide = stride * (rows + (size - 1) // stride), stride * STRIP * strips + size - stride
+    matrices = mx.stop_gradient(banded(weight, stride))  # the gradients take another way
+    if bias is None:
+        bias = mx.zeros(weight.shape[0])
+
+    def band(x: mx.array, top: int) -> mx.array:
+        above, left = size // 2, size // 2
+        first = top * stride - above
+        lines = x[:, max(first, 0) : first + tall]
+        missing = max(-first, 0)
+        padding = [(0, 0), (missing, tall - missing - lines.shape[1]), (left, wide - left - width), (0, 0)]
+        y = convolve(mx.pad(lines, padding), weight, bias, matrices)
+        return then(y[:, : out_height - top, :out_width])
+
+    done = spread(x, range(0, out_height, rows), band)
+    return done[0] if len(done) == 1 else mx.concatenate(done, axis=1)
+
+
+@functools.cache
+def _band_convolution(stride: int, rows: int, strips: int):
+    """The convolution of a band as products with banded matrices, one for each channel and row of the kernel.
+
+    A band of a channel is cut into strips, STRIP outputs wide; a row of a strip, times the matrix whose columns hold
+    one row of the kernel, each shifted by ``stride`` from the last, gives what that row of the kernel adds to an output
+    row. Half of the products are with zeros, and yet it is several times faster than a loop: it is all BLAS.
+    """
+
+    def reference(padded: mx.array, weight: mx.array, bias: mx.array, matrices: mx.array) -> mx.array:
+        y = mx.conv2d(padded, weight, stride, groups=padded.shape[-1])
+        return y[:, :rows, : strips * STRIP] + bias
+
+    def convolve(padded: mx.array, weight: mx.array, bias: mx.array, matrices: mx.array) -> mx.array:
+        batch, tall, wide, channels = padded.shape
+        outputs, size = weight.shape[0], weight.shape[1]
+        window = stride * STRIP + size - stride
+        # (channels, batch, remainder of the row by the stride, row, strip, window), channels first for the products.
+        line, image = wide * channels, tall * wide * channels
+        shape = (channels, batch, stride, tall // stride, strips, window)
+        strides = (1, image, line, stride * line, stride * STRIP * channels, channels)
+        x = mx.contiguous(mx.as_strided(mx.contiguous(padded), shape, strides))
+        matrices = matrices.reshape(channels, outputs // channels, size, 1, window, STRIP)
+        y = mx.broadcast_to(
+            bias.reshape(channels, -1, 1, 1, 1), (channels, outputs // channels, batch, rows * strips, STRIP)
+        )
+        for i in range(size):
+            row = i // stride
+            lines = x[:, None, :, i % stride, row : row + rows].reshape(channels, 1, batch, rows * strips, window)
+            y = mx.addmm(y, lines, matrices[:, :, i])
+        return y.reshape(outputs, batch, rows, strips * STRIP).transpose(1, 2, 3, 0)
+
+    return with_gradients_of(reference, convolve)
+
+
+def banded(weight: mx.array, stride: int) -> mx.array:
+    """(outputs, k, k, 1) -> (outputs, k, window, STRIP): m[o, i, stride j + d, j] = weight[o, i, d], 0 elsewhere."""
+    outputs, size = weight.shape[:2]
+    window = stride * STRIP + size - stride
+    # The transposed matrix, row after row, is the kernel's row and zeros with a period of window + stride.
+    period = mx.pad(weight.reshape(outputs, size, 1, size), [(0, 0)] * 3 + [(0, window + stride - size)])
+    rows = mx.broadcast_to(period, (outputs, size, STRIP, window + stride)).reshape(outputs, size, -1)
+    return rows[..., : STRIP * window].reshape(outputs, size, STRIP, window).swapaxes(-1, -2)
