@@ -2,8 +2,9 @@
 
     python benchmarks/decode_step.py             # the 0.5B decoder, 4 bits, on any machine
 
-Nothing is computed but the caches' first tokens: what is timed is Python making the graph of one step, from a token to
-its logits, which bounds decoding wherever a GPU is faster than that. The decoders run in turns; the table gives medians.
+Nothing is computed but the caches' first tokens: what is timed is Python making the graph of one step, from a token
+to its logits, which bounds decoding wherever a GPU is faster than that. The decoders run in turns; the table gives
+medians.
 """
 
 import argparse

@@ -193,7 +193,7 @@ class FastVlmModel(nn.Module):
         taken = image_features.flatten(0, 1)[mx.maximum(nth, 0)].reshape(inputs_embeds.shape)
         return mx.where(mask[..., None], taken.astype(inputs_embeds.dtype), inputs_embeds)
 
-    def __call__(
+    def __call__(  # noqa: PLR0913  transformers' signature
         self,
         input_ids: mx.array | None = None,
         pixel_values: mx.array | None = None,
@@ -345,7 +345,7 @@ class FastVlmForConditionalGeneration(FastVlmModel):
             return self.lm_head(hidden_states)
         return self.language_model.embed_tokens.as_linear(hidden_states)
 
-    def __call__(  # type: ignore[override]  # labels come in the midst, as in transformers
+    def __call__(  # type: ignore[override]  # noqa: PLR0913  transformers' signature, labels in the midst
         self,
         input_ids: mx.array | None = None,
         pixel_values: mx.array | None = None,

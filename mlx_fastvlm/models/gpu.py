@@ -7,6 +7,7 @@ parameters of layers inside step aside where such a layer was replaced.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -36,8 +37,9 @@ class GpuDepthwiseConv2d(vision.DepthwiseConv2d):
         per_input = self.weight.shape[0] // x.shape[-1]
         if per_input == 1:
             return super().convolve(x)
-        how = {"stride": self._stride, "padding": self.weight.shape[1] // 2, "groups": x.shape[-1]}
-        return mx.stack([mx.conv2d(x, self.weight[i::per_input], **how) for i in range(per_input)], axis=-1).flatten(-2)
+        how: dict[str, Any] = {"stride": self._stride, "padding": self.weight.shape[1] // 2, "groups": x.shape[-1]}
+        outputs = [mx.conv2d(x, self.weight[i::per_input], **how) for i in range(per_input)]
+        return mx.stack(outputs, axis=-1).flatten(-2)
 
 
 @mx.compile
@@ -62,7 +64,7 @@ def _plain_end(mlp: nn.Module) -> bool:
 
 
 def _onto(skip: mx.array, mlp: vision.ConvMlp, x: mx.array) -> mx.array:
-    """``skip``, with the perceptron's last bias in it, + the perceptron of ``x``: the sum is inside its last product."""
+    """``skip``, which has the perceptron's last bias, + the perceptron of ``x``: the sum is inside its last product."""
     return add_matmul(skip, mlp.act(mlp.fc1(mlp.conv(x))), mlp.fc2)
 
 

@@ -92,14 +92,14 @@ class Attention(nn.Module):
         return self.o_proj(y.transpose(0, 2, 1, 3).reshape(batch, length, -1)), weights
 
     def heads(self, x: mx.array, cache: Any, position_ids: mx.array | None) -> tuple[mx.array, Any, Any]:
-        """Rotated queries and keys, and values: (batch, heads, length or keys, head_dim) each, or what a cache gives."""
+        """Rotated queries and keys, and values: (batch, heads, length or keys, head_dim), or what a cache gives."""
         batch, length, _ = x.shape
         q = self.q_proj(x).reshape(batch, length, -1, self._head_dim).transpose(0, 2, 1, 3)
         k = self.k_proj(x).reshape(batch, length, -1, self._head_dim).transpose(0, 2, 1, 3)
         v = self.v_proj(x).reshape(batch, length, -1, self._head_dim).transpose(0, 2, 1, 3)
         if position_ids is None:
             offset = 0 if cache is None else cache.offset
-            rope = {"traditional": False, "base": self._rope_theta, "scale": 1.0, "offset": offset}
+            rope: dict[str, Any] = {"traditional": False, "base": self._rope_theta, "scale": 1.0, "offset": offset}
             q, k = mx.fast.rope(q, self._head_dim, **rope), mx.fast.rope(k, self._head_dim, **rope)
         else:
             q, k = rotate(q, position_ids, self._rope_theta), rotate(k, position_ids, self._rope_theta)
@@ -237,10 +237,10 @@ class Qwen2Model(nn.Module):
             run = layer.eager if eager else layer
             if checkpoint:
                 run = nn.utils.checkpoint(layer, run)
-            x = run(x, mask, cache, position_ids)
+            outputs: Any = run(x, mask, cache, position_ids)
+            x = outputs[0] if eager else outputs
             if eager:
-                x, weights = x
-                attentions.append(weights)
+                attentions.append(outputs[1])
             hidden_states.append(x)
         hidden_states[-1] = self.norm(x)
         return hidden_states, attentions

@@ -7,7 +7,7 @@ from typing import Any
 import mlx.core as mx
 
 # What one quantized array is made of: packed numbers, scales and biases, each (batch, heads, tokens, ...).
-Packed = tuple[mx.array, ...]
+Packed = tuple[mx.array, mx.array, mx.array]
 
 
 def causal_mask(queries: int, keys: int) -> mx.array:

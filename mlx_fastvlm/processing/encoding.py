@@ -43,10 +43,10 @@ class _Plain:
 class PromptEncoder:
     """A tokenizer that knows who wrote what.
 
-    Special are the added tokens that are marked so, that begin with ``<|``, that end an answer, or that the template
-    names, whatever the files call them. What users and the model say becomes none of their ids, nor the ids of such
-    words where the vocabulary itself has them: it is cut until it spells none. A template whose roles are plain words
-    (``USER:``) can't be protected, since there is nothing that tells a user's from its own.
+    Special are the added tokens that are marked so, that begin with ``<|`` or that end an answer, whatever the files
+    call them. What users and the model say becomes none of their ids, nor that of a word like ``[INST]`` in the
+    template, also where the vocabulary itself spells it: such a text is cut until it does not. A template whose roles
+    are plain words (``USER:``) can't be protected, since nothing tells a user's from its own.
     """
 
     def __init__(self, tokenizer: Tokenizer, eos_token_ids: frozenset[int], template: str):
@@ -54,7 +54,7 @@ class PromptEncoder:
         # Special tokens are recognised here alone, in the template's text and never in a user's.
         tokenizer.encode_special_tokens = True
         words = set(_CONTROL.findall(template))
-        _mark_special(tokenizer, eos_token_ids, words)
+        _mark_special(tokenizer, eos_token_ids)
         self._special: dict[str, int | None] = {
             token.content: id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special
         }
@@ -146,10 +146,10 @@ class PromptEncoder:
         return sorted(cuts)
 
 
-def _mark_special(tokenizer: Tokenizer, eos_token_ids: frozenset[int], words: set[str]):
+def _mark_special(tokenizer: Tokenizer, eos_token_ids: frozenset[int]):
     """What ends a turn is special, whatever the files call it, or a user could type it."""
     added = tokenizer.get_added_tokens_decoder().items()
-    turns = [t for id, t in added if id in eos_token_ids or t.content.startswith("<|") or t.content in words]
+    turns = [token for id, token in added if id in eos_token_ids or token.content.startswith("<|")]
     tokenizer.add_special_tokens(
         [AddedToken(t.content, normalized=False, special=True) for t in turns if not t.special]
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from mlx_fastvlm import FastVlmConfig, FastVlmProcessor
-from mlx_fastvlm.files import text as limits
+from mlx_fastvlm.files.text import SIZE_LIMIT
 from mlx_fastvlm.processing.messages import Answer
 from mlx_fastvlm.processing.tokenizer import read_tokenizer
 from tests.support import checkpoints
@@ -228,7 +228,7 @@ def test_files_that_are_too_large_are_not_read(tmp_path, monkeypatch, name):
     monkeypatch.setattr(
         "pathlib.Path.read_text", lambda *_, **__: pytest.fail("it was read") if _[0].name == name else "{}"
     )
-    with pytest.raises(ValueError, match=f"{name} is larger than {limits.SIZE_LIMIT >> 20} MB"):
+    with pytest.raises(ValueError, match=f"{name} is larger than {SIZE_LIMIT >> 20} MB"):
         FastVlmProcessor.from_folder(tmp_path, FastVlmConfig.from_dict(checkpoints.apple_config()))
 
 
