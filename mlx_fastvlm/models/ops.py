@@ -49,9 +49,9 @@ def quantized_attention(
     kv_heads = k[0].shape[1]
     # Query heads that share a key head, beside one another: (batch, key heads, shared, queries, head_dim).
     q = (q * scale).reshape(batch, kv_heads, heads // kv_heads, queries, head_dim)
-    keys: Any = tuple(part[:, :, None] for part in k)
-    values: Any = tuple(part[:, :, None] for part in v)
-    scores = mx.quantized_matmul(q, *keys, transpose=True, group_size=group_size, bits=bits)
+    keys, values = ([part[:, :, None] for part in packed] for packed in (k, v))
+    how: Any = {"group_size": group_size, "bits": bits}
+    scores = mx.quantized_matmul(q, keys[0], keys[1], keys[2], transpose=True, **how)
     if isinstance(mask, str):
         mask = causal_mask(queries, scores.shape[-1])
     if mask is not None:
@@ -59,7 +59,7 @@ def quantized_attention(
             mask = mask[:, :, None]
         scores = mx.where(mask, scores, mx.finfo(scores.dtype).min)
     weights = mx.softmax(scores, axis=-1, precise=True)
-    y = mx.quantized_matmul(weights, *values, transpose=False, group_size=group_size, bits=bits)
+    y = mx.quantized_matmul(weights, values[0], values[1], values[2], transpose=False, **how)
     return y.reshape(batch, heads, queries, head_dim)
 
 
