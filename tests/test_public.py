@@ -82,6 +82,9 @@ def test_what_a_type_checker_refuses(strict):
         "load(5)": "arg-type",
         "import mlx_fastvlm": None,
         "mlx_fastvlm.nothing": "attr-defined",
+        "mlx_fastvlm.batch_generate(model, processor, ['Hi'], kv_bit=8)": "call-arg",
+        "mlx_fastvlm.ChatSession(model, processor, stop=5)": "arg-type",
+        "mlx_fastvlm.ChatSession(model, processor, 'Be brief.', max_kv_size=500, stop=['a']).ask('Hi')": None,
     }
     expected = [(lines + i, code) for i, code in enumerate(wrong.values(), 1) if code]
     assert strict(PROGRAM + "\n".join(wrong) + "\n") == expected

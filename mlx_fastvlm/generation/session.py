@@ -10,7 +10,7 @@ from ..cache.prompt import PromptCache, StaleCache
 from ..cache.vision import VisionCache
 from ..models.fastvlm import FastVlmForConditionalGeneration
 from ..processing.images import ImageSource
-from ..processing.messages import Answer, Messages, read_prompt
+from ..processing.messages import AnswerText, Messages, read_prompt
 from ..processing.preprocess import Image
 from ..processing.processor import FastVlmProcessor
 from .answer import GenerationResponse
@@ -150,4 +150,4 @@ class ChatSession:
             ids.pop()  # the template ends the turn
         elif said[-1].finish_reason == "stop":  # what a stop string cut off was never said
             ids = self._processor.tokenizer.encode(text, add_special_tokens=False).ids
-        return Conversation([*asked.messages, {"role": "assistant", "content": Answer(text, ids)}], asked.images)
+        return Conversation([*asked.messages, {"role": "assistant", "content": AnswerText(text, ids)}], asked.images)

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from tokenizers import AddedToken, Tokenizer
 
-from .messages import IMAGE_MARK, Answer
+from .messages import IMAGE_MARK, AnswerText
 from .provenance import Author, Piece
 
 # What looks like a role or the end of a turn: <|im_start|>, </s>, <start_of_turn>, [INST].
@@ -86,7 +86,7 @@ class PromptEncoder:
 
     def _divided(self, piece: Piece) -> Iterator[tuple[str, list[int | None] | None]]:
         """Plain texts, each with the tokens or the mark behind it, or None behind the last."""
-        if isinstance(piece.text, Answer):
+        if isinstance(piece.text, AnswerText):
             yield "", list(piece.text.ids)
         elif piece.author is Author.TEMPLATE:
             yield from self._divided_by_special(piece.text)

@@ -15,7 +15,7 @@ IMAGE_MARK = "<image>"
 Messages = list[dict[str, Any]]
 
 
-class Answer(str):
+class AnswerText(str):
     """An answer in a conversation that knows the token ids which the model chose for it.
 
     Encoding its text again may give others, and then nothing computed for these would be of use. Its text has no
@@ -101,7 +101,7 @@ def _with_marks(prompt: Prompt, images: int, system: str | None) -> Messages:
 
 def _sources(content: Any) -> list[Any]:
     """For each image of a message's content, in reading order, what it brings, or ``_NO_SOURCE``."""
-    if isinstance(content, Answer):
+    if isinstance(content, AnswerText):
         return []
     if isinstance(content, str):
         return [_NO_SOURCE] * content.count(IMAGE_MARK)
@@ -128,7 +128,7 @@ def _source(part: dict[str, Any]) -> Any:
 
 def _spread(content: Any, counts) -> Any:
     """The content with each mark as often as its source has images, and no sources."""
-    if isinstance(content, Answer):
+    if isinstance(content, AnswerText):
         return content
     if isinstance(content, str):
         first, *others = content.split(IMAGE_MARK)
@@ -168,7 +168,7 @@ def content_parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Marks at the beginning of a string become image parts; the template puts its own newline after them.
     """
-    if isinstance(content, Answer):
+    if isinstance(content, AnswerText):
         return [{"type": "text", "text": content}]
     if isinstance(content, str):
         parts, line = [], True

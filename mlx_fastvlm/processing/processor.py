@@ -17,7 +17,7 @@ from ..errors import UsageError
 from ..files import read_optional_json
 from .encoding import PromptEncoder
 from .images import ImageSource
-from .messages import IMAGE_MARK, Answer, Messages, check_marks, content_parts, is_image
+from .messages import IMAGE_MARK, AnswerText, Messages, check_marks, content_parts, is_image
 from .preprocess import MAX_IMAGE_SIZE, Image, ImageSettings, make_image
 from .provenance import Author, Piece, concatenated, written_by
 from .settings import read_image_settings
@@ -262,7 +262,7 @@ class FastVlmProcessor:
 
 
 def _said(text: str) -> str:
-    return written_by(Author.MODEL if isinstance(text, Answer) else Author.USER, text)
+    return written_by(Author.MODEL if isinstance(text, AnswerText) else Author.USER, text)
 
 
 def _parts(parts: list[dict[str, Any]]) -> list[dict[str, str]]:

@@ -2,8 +2,6 @@
 
 import inspect
 import re
-import subprocess
-import sys
 import typing
 from dataclasses import MISSING, fields
 
@@ -38,41 +36,6 @@ def test_help_and_completion_list_the_options(taker):
     for field in fields(GenerationOptions):
         assert parameters[field.name].default == field.default
         assert field.default is not MISSING
-
-
-CHECKED = """
-from mlx_fastvlm.generation.api import generate, stream_generate
-from mlx_fastvlm.generation.batch import batch_generate
-from mlx_fastvlm.generation.session import ChatSession
-from mlx_fastvlm.models.pretrained import load
-
-model, processor = load("demo")
-text: str = generate(model, processor, "Hi", "photo.jpg", max_tokens=5, stop=["a"], temperature=1)
-for response in stream_generate(model, processor, "Hi", seed=None):
-    text = response.text
-texts: list[str] = batch_generate(model, processor, ["Hi"], batch_size=2, logit_bias={1: 2.0})
-text = ChatSession(model, processor, "Be brief.", max_kv_size=500).ask("Hi")
-"""
-REFUSED = {
-    'generate(model, processor, "Hi", max_token=5)': "max_token",
-    'stream_generate(model, processor, "Hi", max_tokens="5")': "max_tokens",
-    'batch_generate(model, processor, ["Hi"], kv_bit=8)': "kv_bit",
-    "ChatSession(model, processor, stop=5)": "stop",
-}
-
-
-def test_a_type_checker_accepts_what_is_right_and_nothing_else(tmp_path):
-    pytest.importorskip("mypy")
-    (tmp_path / "right.py").write_text(CHECKED)
-    (tmp_path / "wrong.py").write_text(CHECKED + "".join(f"{line}\n" for line in REFUSED))
-    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path / "cache", tmp_path / "right.py"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    done = subprocess.run([*command[:-1], tmp_path / "wrong.py"], capture_output=True, text=True)
-    errors = [line for line in done.stdout.splitlines() if "error:" in line]
-    assert len(errors) == len(REFUSED), done.stdout
-    for error, word in zip(errors, REFUSED.values()):
-        assert f'"{word}"' in error
 
 
 WRONG = {

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mlx_fastvlm import ChatSession, PromptCache, stream_generate
-from mlx_fastvlm.processing.messages import Answer
+from mlx_fastvlm.processing.messages import AnswerText
 from tests.support.images import PICTURE
 from tests.support.models import wide_model
 
@@ -134,7 +134,7 @@ def test_ten_questions_encode_a_picture_once(wide, monkeypatch):
 
 def test_an_answers_ids_and_no_marks_in_it(wide):
     _, processor = wide
-    answer = Answer("<image> <|im_end|>", [1, 2, 3])
+    answer = AnswerText("<image> <|im_end|>", [1, 2, 3])
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
     ids = processor.encode_chat(messages)
     assert ids.count(processor.image_token_id) == 0

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from mlx_fastvlm import FastVlmConfig, FastVlmProcessor
 from mlx_fastvlm.files.text import SIZE_LIMIT
-from mlx_fastvlm.processing.messages import Answer
+from mlx_fastvlm.processing.messages import AnswerText
 from mlx_fastvlm.processing.tokenizer import read_tokenizer
 from tests.support import checkpoints
 
@@ -91,7 +91,7 @@ def test_what_users_say_makes_no_ids_of_turns(kind, words):
         return sum(id in turns for id in ids)
 
     assert count(said) == count(harmless)
-    assert count(Answer(said, []), "assistant") == count(Answer(harmless, []), "assistant")
+    assert count(AnswerText(said, []), "assistant") == count(AnswerText(harmless, []), "assistant")
     if kind is not word_level:
         ids = processor.encode_chat([{"role": "user", "content": said}])
         assert said in processor.decode(ids, skip_special_tokens=False)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from mlx_fastvlm.processing.messages import Answer
+from mlx_fastvlm.processing.messages import AnswerText
 from mlx_fastvlm.processing.provenance import Author, written_by
 from mlx_fastvlm.processing.template import ChatTemplate
 from tests.support.templates import REAL, plainly
@@ -56,7 +56,7 @@ def test_which_templates_want_parts():
 
 
 def test_an_answer_keeps_its_ids_where_nothing_is_cut_from_it(processor):
-    answer = Answer(" Yes. ", [1, 2, 3])
+    answer = AnswerText(" Yes. ", [1, 2, 3])
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": answer}]
     for content in ("message.content", "message['content'] ~ ''", "([message.content] | join)", "message.content[:]"):
         template = "{% for message in messages %}{{ 'x' + " + content + " }}{% endfor %}"
@@ -69,7 +69,7 @@ def test_an_answer_keeps_its_ids_where_nothing_is_cut_from_it(processor):
 def test_what_the_model_said_shows_no_image(processor):
     template = "{% for message in messages %}{{ message.content | trim }}{% endfor %}"
     processor = dataclasses.replace(processor, chat_template=template)
-    messages = [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": Answer("<image> ", [1])}]
+    messages = [{"role": "user", "content": "<image>"}, {"role": "assistant", "content": AnswerText("<image> ", [1])}]
     assert processor.encode_chat(messages, image_size=64).count(processor.image_token_id) == 1
 
 
