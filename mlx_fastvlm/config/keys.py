@@ -177,13 +177,15 @@ _GENERATION = {
 
 _TOKENIZER = {
     **_all(HONOURED, "added_tokens_decoder eos_token eos_token_id pad_token chat_template"),
+    # Texts that a template may ask for by name.
+    **_all(HONOURED, "bos_token unk_token sep_token cls_token mask_token"),
     **_all(
         HARMLESS,
         """
-        additional_special_tokens extra_special_tokens auto_map backend bos_token cls_token errors image_token
-        is_local local_files_only mask_token model_max_length model_input_names model_specific_special_tokens
-        name_or_path padding_side processor_class sep_token special_tokens_map_file split_special_tokens
-        tokenizer_class tokenizer_file truncation_side unk_token use_fast clean_up_tokenization_spaces add_eos_token
+        additional_special_tokens extra_special_tokens auto_map backend errors image_token
+        is_local local_files_only model_max_length model_input_names model_specific_special_tokens
+        name_or_path padding_side processor_class special_tokens_map_file split_special_tokens
+        tokenizer_class tokenizer_file truncation_side use_fast clean_up_tokenization_spaces add_eos_token
         add_bos_token
         """,
     ),

@@ -26,7 +26,7 @@ def reference(model, tokens, visible):
     """Logits of every position by full attention where each query sees what ``visible`` (queries, keys) says."""
     x = model.get_input_embeddings()(tokens)
     for layer in model.language_model.layers:
-        x, _ = layer(x, visible)
+        x = layer(x, visible)
     return np.array(model.logits(model.language_model.norm(x))[0])
 
 

@@ -182,6 +182,10 @@ SIDE = {
     ("tokenizer_config.json", "eos_token_id"): {"eos_token_id": 7},
     ("tokenizer_config.json", "eos_token"): {"eos_token": "a"},
     ("tokenizer_config.json", "pad_token"): {"pad_token": "a"},
+    **{
+        ("tokenizer_config.json", name): {name: "a"}
+        for name in ("bos_token", "unk_token", "sep_token", "cls_token", "mask_token")
+    },
     ("tokenizer_config.json", "chat_template"): {"chat_template": "{{ messages }}"},
     ("tokenizer_config.json", "added_tokens_decoder"): {"added_tokens_decoder": {"256": {"content": "<|x|>"}}},
 }

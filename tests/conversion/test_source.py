@@ -12,7 +12,7 @@ from tests.support.paths import left
 @pytest.mark.parametrize("name", ["NOTICE.key", "LICENSE", "special_tokens_map.json"])
 def test_a_link_out_of_the_source_is_not_followed(checkpoint, tmp_path, name):
     source = shutil.copytree(checkpoint("apple"), tmp_path / "source")
-    (tmp_path / "precious.txt").write_text("precious")
+    (tmp_path / "precious.txt").write_text("{}")
     (source / name).symlink_to("../precious.txt")
     with pytest.raises(ValueError, match=f"{name} is a link to .*precious.txt, outside its folder"):
         convert(source, tmp_path / "out", verify=False)
