@@ -151,7 +151,7 @@ def rendered(source, messages):
 
 
 @pytest.mark.filterwarnings("ignore::SyntaxWarning")
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(source=TEMPLATES, chat=CHATS)
 def test_what_is_rendered_is_jinja2s_text_with_its_authors(source, chat):
     note(source)
@@ -176,7 +176,7 @@ def small_processor():
 
 
 @pytest.mark.filterwarnings("ignore::SyntaxWarning")
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     source=TEMPLATES, words=st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>", "字", " ", "<|im_"]), max_size=4)
 )
