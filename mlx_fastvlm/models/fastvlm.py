@@ -110,7 +110,7 @@ class FastVlmModel(nn.Module):
         vision_feature_layer: int | None = None,
         vision_feature_select_strategy: str | None = None,
     ) -> mx.array:
-        """Encode and project pictures.
+        """Encode and project images.
 
         Args:
             pixel_values: (images, height, width, 3), RGB in [0, 1]; sides multiples of 64.
@@ -122,7 +122,7 @@ class FastVlmModel(nn.Module):
             returns an output whose ``pooler_output`` this is.)
 
         Raises:
-            ValueError: for another layer or strategy, or pictures of a wrong shape.
+            ValueError: for another layer or strategy, or images of a wrong shape.
         """
         if vision_feature_layer not in (None, -1):
             raise ValueError(f"vision_feature_layer {vision_feature_layer} is not supported; FastVLM uses -1.")
@@ -211,7 +211,7 @@ class FastVlmModel(nn.Module):
 
         Args:
             input_ids: (batch, length), with one placeholder ``config.image_token_id`` for each image token.
-            pixel_values: (images, height, width, 3) in [0, 1], the pictures of the whole batch in reading order.
+            pixel_values: (images, height, width, 3) in [0, 1], the images of the whole batch in reading order.
             attention_mask: (batch, cached + length), 0 for padding.
             position_ids: (batch, length).
             past_key_values: one cache per layer, filled in place: ``make_cache(model)``, or mlx-lm's. Without one
@@ -224,7 +224,7 @@ class FastVlmModel(nn.Module):
 
         Raises:
             ValueError: unless exactly one of ``input_ids`` and ``inputs_embeds`` is given, with both ``pixel_values``
-                and ``mm_encoder_outputs``, or where the placeholders and the pictures do not match.
+                and ``mm_encoder_outputs``, or where the placeholders and the images do not match.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")

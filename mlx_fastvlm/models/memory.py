@@ -17,7 +17,7 @@ CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 def check_memory(name: str, model: FastVlmForConditionalGeneration, image_size: int):
-    """``OSError`` where less memory is free than a model, its weights not read yet, and one picture need.
+    """``OSError`` where less memory is free than a model, its weights not read yet, and one image need.
 
     An estimate: it knows the weights to the byte, and leaves out a long conversation's KV cache.
     """

@@ -17,7 +17,7 @@ class FastVlmModelOutputWithPast:
         past_key_values: the caches that were given, filled.
         hidden_states: the embeddings and every layer's output, each (batch, length, text hidden size), if asked for.
         attentions: every layer's weights, (batch, heads, length, keys), if asked for.
-        image_hidden_states: (images, tokens, text hidden size), the projected features; None without pictures.
+        image_hidden_states: (images, tokens, text hidden size), the projected features; None without images.
     """
 
     last_hidden_state: mx.array

@@ -32,7 +32,7 @@ def load(
             bfloat16 instead.
         revision: branch, tag or commit of a hub repository.
         lazy: leave the weights on disk until they are first used, which must be in the thread that loaded them.
-        force: load even if less memory is free than the model and one picture are estimated to need.
+        force: load even if less memory is free than the model and one image are estimated to need.
 
     Raises:
         FileNotFoundError: there is no such folder or file.

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mlx_fastvlm import Engine, PrefixCache, PromptCache, VisionCache, stream_generate
+from mlx_fastvlm.models.forms import specialize
 from tests.support import small
 from tests.support.models import wide_model
 
@@ -153,11 +154,12 @@ def test_also_with_caches_that_outlive_answers(schedule, max_rows, step):
 
 @pytest.fixture(scope="module")
 def on_a_gpu():
-    """The package told that it is on a GPU, where every operation is MLX's own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mlx_fastvlm.models.ops.slow_device", lambda x: False)
-        alone.cache_clear()
-        yield
+    """The model with the forms that a GPU's has."""
+    model, _ = wide_model()
+    specialize(model, mx.gpu)
+    alone.cache_clear()
+    yield
+    specialize(model, mx.cpu)
     alone.cache_clear()
 
 

@@ -44,7 +44,7 @@ def opened(request, tmp_path):
         case "unbuffered file":
             file = path.open("rb", buffering=0)
         case "spooled file":
-            file = tempfile.SpooledTemporaryFile()  # noqa: SIM115
+            file = tempfile.SpooledTemporaryFile()  # noqa: SIM115  closed by hand
             file.write(DATA)
         case "gzip":
             file = gzip.GzipFile(fileobj=io.BytesIO(gzip.compress(DATA)))
@@ -52,7 +52,7 @@ def opened(request, tmp_path):
             archive = io.BytesIO()
             with zipfile.ZipFile(archive, "w") as written:
                 written.writestr("image", DATA)
-            file = zipfile.ZipFile(archive).open("image")  # noqa: SIM115
+            file = zipfile.ZipFile(archive).open("image")  # noqa: SIM115  closed below
     with file:
         yield file
 
