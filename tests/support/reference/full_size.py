@@ -94,12 +94,11 @@ def compare(folder):
     import mlx_fastvlm  # noqa: F401, isort: skip  (before mlx, so that OpenBLAS is found)
     import mlx.core as mx
 
+    from mlx_fastvlm import FastVlmForConditionalGeneration
     from mlx_fastvlm.cache.policy import make_cache
-    from mlx_fastvlm.config import FastVlmConfig
-    from mlx_fastvlm.models.loading import load_model
 
     reference = np.load(folder / "reference.npz")
-    model = load_model(folder, FastVlmConfig.from_file(folder / "config.json"), dtype="float32")
+    model = FastVlmForConditionalGeneration.from_pretrained(folder, dtype="float32")
     worst = 0.0
 
     def difference(name, ours):
