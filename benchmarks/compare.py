@@ -47,14 +47,14 @@ def ours(folder, dtype):
         features = model.get_image_features(pixels)
         mx.eval(features)
         seen = time.perf_counter()
-        layers = make_cache(model)
+        caches = make_cache(model)
         embeddings = mx.concatenate([features, model.get_input_embeddings()(text).astype(features.dtype)], axis=1)
-        token = mx.argmax(prefill(model, embeddings, layers, 2048), axis=-1)
+        token = mx.argmax(prefill(model, embeddings, caches, 2048), axis=-1)
         mx.eval(token)
         read = time.perf_counter()
         ids = [token.item()]
         for _ in range(tokens):
-            token = mx.argmax(step(model, token, layers), axis=-1)
+            token = mx.argmax(step(model, token, caches), axis=-1)
             ids.append(token.item())
         return start, seen, read, time.perf_counter(), ids
 

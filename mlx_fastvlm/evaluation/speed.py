@@ -95,18 +95,18 @@ def measure(
         took["preprocessing"], pixels = timed(lambda: processor.preprocess(image, image_size))
         took["vision"], features = timed(lambda pixels=pixels: model.vision_tower(pixels).last_hidden_state)
         took["projector"], features = timed(lambda x=features: model.multi_modal_projector(x.flatten(1, 2)))
-        layers = make_cache(model)
+        caches = make_cache(model)
 
-        def read(features=features, layers=layers) -> mx.array:
+        def read(features=features, caches=caches) -> mx.array:
             embeddings = mx.concatenate([features, model.get_input_embeddings()(text).astype(features.dtype)], axis=1)
-            return mx.argmax(prefill(model, embeddings, layers, 2048), axis=-1)
+            return mx.argmax(prefill(model, embeddings, caches, 2048), axis=-1)
 
         took["prefill"], token = timed(read)
         took["first_token"] = sum(took.values())
 
-        def answer(token=token, layers=layers):
+        def answer(token=token, caches=caches):
             for _ in range(tokens):
-                token = mx.argmax(step(model, token, layers), axis=-1)
+                token = mx.argmax(step(model, token, caches), axis=-1)
                 mx.async_eval(token)
             return token
 
