@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -15,10 +16,12 @@ from .checkpoints.weights import choose_dtype
 from .cli.parser import Parser, run
 from .errors import UsageError
 from .evaluation.speed import import_seconds, machine, measure, photo, plot, table, timed
-from .models.fastvlm import FastVlmForConditionalGeneration
 from .models.pretrained import load
 from .models.released import SHAPES, random_model
-from .processing.processor import FastVlmProcessor
+
+if TYPE_CHECKING:
+    from .models.fastvlm import FastVlmForConditionalGeneration
+    from .processing.processor import FastVlmProcessor
 
 
 def parser() -> argparse.ArgumentParser:

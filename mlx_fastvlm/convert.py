@@ -11,8 +11,7 @@ from .checkpoints.weights import DTYPES
 from .cli.parser import Parser, run
 from .cli.terminal import ProgressBars
 from .conversion.converter import convert
-from .conversion.options import LAYOUTS
-from .conversion.verification import GOLDEN_URL
+from .conversion.options import GOLDEN_URL, LAYOUTS
 
 
 def parser() -> argparse.ArgumentParser:

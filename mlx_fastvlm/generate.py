@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .cache.policy import CachePolicy
 from .cache.prompt import PromptCache
@@ -17,12 +17,14 @@ from .cli import flags
 from .cli.parser import Parser, run
 from .cli.terminal import shown, statistics
 from .errors import UsageError
-from .generation.answer import GenerationResponse
 from .generation.api import stream_answer
 from .generation.captions import write_captions
-from .generation.options import GenerationOptions
-from .models.fastvlm import FastVlmForConditionalGeneration
-from .processing.processor import FastVlmProcessor
+
+if TYPE_CHECKING:
+    from .generation.answer import GenerationResponse
+    from .generation.options import GenerationOptions
+    from .models.fastvlm import FastVlmForConditionalGeneration
+    from .processing.processor import FastVlmProcessor
 
 DEFAULT_PROMPT = "Describe the image."
 

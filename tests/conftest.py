@@ -8,7 +8,7 @@ import pytest
 
 import mlx_fastvlm  # before anything imports mlx, so that OpenBLAS is found
 from tests.support import checkpoints, differences
-from tests.support.images import PICTURE, PROMPT
+from tests.support.images import IMAGE, PROMPT
 from tests.support.paths import REFERENCE, SHARED
 
 
@@ -51,7 +51,7 @@ def ask(untied_model):
     model, processor = untied_model
     processor = dataclasses.replace(processor, eos_token_ids=frozenset())
 
-    def ask(prompt=PROMPT, image=PICTURE, **options):
+    def ask(prompt=PROMPT, image=IMAGE, **options):
         options = {"max_tokens": 12, **options}
         return [response.token for response in mlx_fastvlm.stream_generate(model, processor, prompt, image, **options)]
 

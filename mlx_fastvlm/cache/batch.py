@@ -8,12 +8,13 @@ the keys already, so the order of places means nothing to attention, and rows of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 from mlx.utils import tree_map
 
-from .policy import CachePolicy
+if TYPE_CHECKING:
+    from .policy import CachePolicy
 
 
 @dataclass

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError, require, require_whole
-from ..models.fastvlm import FastVlmModel
 from .kv import KVCache
+
+if TYPE_CHECKING:
+    from ..models.fastvlm import FastVlmModel
 
 GROUP_SIZES = (32, 64, 128)  # that MLX can quantize in
 

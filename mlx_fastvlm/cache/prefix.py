@@ -5,15 +5,17 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from ..errors import require
-from ..models.fastvlm import FastVlmModel
 from .kv import KVCache
-from .policy import CachePolicy
 from .prompt import Contents, Token, in_common
+
+if TYPE_CHECKING:
+    from ..models.fastvlm import FastVlmModel
+    from .policy import CachePolicy
 
 
 @dataclass

@@ -6,10 +6,12 @@ import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..models.fastvlm import FastVlmModel
 from .policy import CachePolicy
+
+if TYPE_CHECKING:
+    from ..models.fastvlm import FastVlmModel
 
 # A text token is its id; the i-th token of an image is (the image's fingerprint, i).
 Token = Any

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from ..files import atomic_file, read_safetensors
-from ..models.fastvlm import FastVlmModel
 from .fingerprint import model_fingerprint
 from .policy import CachePolicy
 from .prompt import Contents, PromptCache
+
+if TYPE_CHECKING:
+    from ..models.fastvlm import FastVlmModel
 
 _FORMAT = "mlx_fastvlm prompt cache 1"
 

@@ -6,17 +6,20 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 from tokenizers import AddedToken, Tokenizer
 
-from ..config import FastVlmConfig
 from ..files import write_json
-from ..processing.messages import IMAGE_MARK
-from ..processing.processor import FastVlmProcessor
+from ..processing.marks import IMAGE_MARK
 from .reparameterize import BATCH_NORM_EPS
 from .vocabulary import resized_rows
-from .weights import Weights
+
+if TYPE_CHECKING:
+    from ..config import FastVlmConfig
+    from ..processing.processor import FastVlmProcessor
+    from .weights import Weights
 
 # Our names -> timm's, for a tower whose branches are merged. What is a linear layer here is a 1x1 convolution there.
 _RENAMES = (

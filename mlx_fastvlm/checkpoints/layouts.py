@@ -10,8 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..config import VisionConfig
+if TYPE_CHECKING:
+    from ..config import VisionConfig
 
 # Apple's names for FastViT's parts -> timm's. Order matters: the longer names come first.
 _APPLE_PARTS = (

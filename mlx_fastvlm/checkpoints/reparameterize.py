@@ -16,10 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ..config import VisionConfig
+if TYPE_CHECKING:
+    from ..config import VisionConfig
 
 BATCH_NORM_EPS = 1e-5
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 from tokenizers import Tokenizer
 
-from ..config import FastVlmConfig
 from ..files import atomic_folder, write_tensors
-from ..processing.processor import FastVlmProcessor
 from . import quantization
 from .export import check_exportable, timm_form, to_transformers, write_processor
 from .weights import Weights
+
+if TYPE_CHECKING:
+    from ..config import FastVlmConfig
+    from ..processing.processor import FastVlmProcessor
 
 
 def save(

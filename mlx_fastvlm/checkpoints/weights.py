@@ -5,14 +5,17 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ..config import FastVlmConfig
 from ..errors import UsageError
 from ..files import read_json, read_safetensors
 from . import layouts, quantization
 from .reparameterize import reparameterize_tower
+
+if TYPE_CHECKING:
+    from ..config import FastVlmConfig
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 

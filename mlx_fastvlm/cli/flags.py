@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.weights import DTYPES
 from ..generation.options import GenerationOptions
-from ..models.fastvlm import FastVlmForConditionalGeneration
 from ..models.pretrained import load
-from ..processing.processor import FastVlmProcessor
+
+if TYPE_CHECKING:
+    from ..models.fastvlm import FastVlmForConditionalGeneration
+    from ..processing.processor import FastVlmProcessor
 
 DEFAULT_MODEL = "apple/FastVLM-0.5B"
 _DEFAULTS = GenerationOptions()

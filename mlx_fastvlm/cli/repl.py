@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..files import atomic_file, write_json
-from ..generation.session import ChatSession
 from ..processing.images import load_frames
 from .terminal import printable, shown, statistics
+
+if TYPE_CHECKING:
+    from ..generation.session import ChatSession
 
 HELP = """\
 /image IMAGE     show an image with the next question (a path or URL; more than once for several)

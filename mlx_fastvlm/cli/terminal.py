@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..generation.answer import GenerationResponse
+if TYPE_CHECKING:
+    from ..generation.answer import GenerationResponse
 
 # What a terminal would obey: a checkpoint's names, an image's or a model's words must not move its cursor, or more.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

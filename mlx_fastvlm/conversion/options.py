@@ -6,15 +6,17 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from ..checkpoints import quantization
 from ..checkpoints.weights import choose_dtype
 from ..errors import UsageError, require
-from ..processing.images import ImageSource
-from .verification import GOLDEN_URL
+
+if TYPE_CHECKING:
+    from ..processing.images import ImageSource
 
 LAYOUTS = ("mlx", "transformers")
+GOLDEN_URL = "http://images.cocodataset.org/val2017/000000039769.jpg"  # what transformers' published logits are of
 Progress = Callable[[str, int, int], None]
 
 

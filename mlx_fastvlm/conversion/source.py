@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..checkpoints import quantization
 from ..checkpoints.weights import Weights, cast, choose_dtype, read_weights, weight_files
@@ -13,7 +14,9 @@ from ..hub import find_checkpoint, is_within
 from ..models.fastvlm import FastVlmForConditionalGeneration
 from ..models.loading import fitting_model
 from ..processing.processor import FastVlmProcessor
-from .options import ConversionOptions
+
+if TYPE_CHECKING:
+    from .options import ConversionOptions
 
 # What a converted folder takes over from its source as it is.
 TOKENIZER_FILES = (

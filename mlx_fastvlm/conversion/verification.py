@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -13,12 +13,14 @@ from PIL import Image, ImageDraw
 
 from ..checkpoints import quantization
 from ..checkpoints.weights import Weights, cast
-from ..config import FastVlmConfig
 from ..models.fastvlm import FastVlmForConditionalGeneration
 from ..models.loading import build_model
-from ..processing.images import ImageSource
 from ..processing.messages import user_message
-from ..processing.processor import FastVlmProcessor
+
+if TYPE_CHECKING:
+    from ..config import FastVlmConfig
+    from ..processing.images import ImageSource
+    from ..processing.processor import FastVlmProcessor
 
 # An image and a text that have something of everything; the tokens of the text are what is compared.
 PROMPT = (
@@ -32,7 +34,6 @@ LIMIT = 1e-4  # standard deviations: rounding in another order, and nothing else
 
 # The last token's first three logits for the COCO image 000000039769 and "What are these?", in bfloat16 and with
 # transformers' centre crop, as transformers' own tests publish them. By the decoder's width.
-GOLDEN_URL = "http://images.cocodataset.org/val2017/000000039769.jpg"
 GOLDEN = {
     896: ("0.5B", (4.125, 9.6875, 11.1875)),
     1536: ("1.5B", (3.375, 11.5, 11.8125)),
@@ -140,7 +141,7 @@ def golden(model: FastVlmForConditionalGeneration, processor: FastVlmProcessor, 
     """Compare the released weights, in bfloat16, with the published values; a sentence that says what was compared.
 
     Args:
-        source: the COCO image 000000039769, or :data:`GOLDEN_URL`.
+        source: the COCO image 000000039769.
 
     Raises:
         ValueError: for a model that has no published values, or where they differ.

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -24,8 +24,10 @@ from PIL import Image
 from .. import __version__
 from ..cache.policy import make_cache
 from ..generation.decoding import prefill, step
-from ..models.fastvlm import FastVlmForConditionalGeneration
-from ..processing.processor import FastVlmProcessor
+
+if TYPE_CHECKING:
+    from ..models.fastvlm import FastVlmForConditionalGeneration
+    from ..processing.processor import FastVlmProcessor
 
 # Apple's prompt around "What are these?" is 24 tokens long.
 TEXT_TOKENS = 24

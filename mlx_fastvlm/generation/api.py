@@ -6,16 +6,17 @@ import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
-from ..models.fastvlm import FastVlmForConditionalGeneration
-from ..processing.images import ImageSource
-from ..processing.messages import Prompt
-from ..processing.processor import FastVlmProcessor
 from .answer import Answer, GenerationResponse
 from .engine import Engine
 from .options import GenerationOptions, Options, lists_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing since Python 3.11
+
+    from ..models.fastvlm import FastVlmForConditionalGeneration
+    from ..processing.images import ImageSource
+    from ..processing.messages import Prompt
+    from ..processing.processor import FastVlmProcessor
 
 Responses = Generator[GenerationResponse, None, None]
 

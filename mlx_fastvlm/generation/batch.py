@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import require, require_whole
-from ..models.fastvlm import FastVlmForConditionalGeneration
-from ..processing.images import ImageSource
-from ..processing.messages import Prompt
-from ..processing.processor import FastVlmProcessor
-from .answer import Answer
 from .engine import Engine
 from .options import GenerationOptions, Options, lists_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing since Python 3.11
+
+    from ..models.fastvlm import FastVlmForConditionalGeneration
+    from ..processing.images import ImageSource
+    from ..processing.messages import Prompt
+    from ..processing.processor import FastVlmProcessor
+    from .answer import Answer
 
 
 @lists_options

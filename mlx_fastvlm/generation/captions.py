@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 
 import PIL.Image
 
-from ..models.fastvlm import FastVlmForConditionalGeneration
 from ..processing.images import FORMATS, iter_frames
-from ..processing.messages import Prompt
-from ..processing.processor import FastVlmProcessor
-from .answer import Answer
 from .batch import check_batch_size, in_order
 from .engine import Engine
 from .options import GenerationOptions, Options, lists_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing since Python 3.11
+
+    from ..models.fastvlm import FastVlmForConditionalGeneration
+    from ..processing.messages import Prompt
+    from ..processing.processor import FastVlmProcessor
+    from .answer import Answer
 
 
 @lists_options

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..cache.batch import BatchCache
-from ..cache.policy import CachePolicy
-from ..models.fastvlm import FastVlmForConditionalGeneration
 from .decoding import step
-from .row import Row
 from .sampling import Pick, choose, tokens_of
+
+if TYPE_CHECKING:
+    from ..cache.policy import CachePolicy
+    from ..models.fastvlm import FastVlmForConditionalGeneration
+    from .row import Row
 
 
 class Crowd:

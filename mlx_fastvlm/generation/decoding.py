@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..models.fastvlm import FastVlmForConditionalGeneration
+if TYPE_CHECKING:
+    from ..models.fastvlm import FastVlmForConditionalGeneration
 
 
 def prefill(

@@ -19,16 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from ..cache.prefix import PrefixCache
 from ..cache.prompt import PromptCache
-from ..cache.vision import VisionCache
 from ..errors import require, require_whole
-from ..models.fastvlm import FastVlmForConditionalGeneration
 from ..models.memory import free_memory
 from ..models.threads import end_streams_with_thread
-from ..processing.images import ImageSource
-from ..processing.messages import Prompt
-from ..processing.processor import FastVlmProcessor
 from .answer import Answer
 from .crowd import Crowd, step_alone
 from .options import GenerationOptions, Options, lists_options
@@ -38,6 +32,13 @@ from .row import Row
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing since Python 3.11
+
+    from ..cache.prefix import PrefixCache
+    from ..cache.vision import VisionCache
+    from ..models.fastvlm import FastVlmForConditionalGeneration
+    from ..processing.images import ImageSource
+    from ..processing.messages import Prompt
+    from ..processing.processor import FastVlmProcessor
 
 # Buffers that outgrown caches left behind go back to the system after so many steps.
 TIDY = 256

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import mlx.core as mx
 
@@ -15,7 +15,9 @@ from ..cache.policy import CachePolicy
 from ..cache.prompt import PromptCache
 from ..cache.vision import VisionCache
 from ..errors import require, require_whole
-from ..models.fastvlm import FastVlmForConditionalGeneration
+
+if TYPE_CHECKING:
+    from ..models.fastvlm import FastVlmForConditionalGeneration
 
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]  # tokens so far, logits (1, vocabulary) -> logits
 Progress = Callable[[int, int], None]  # prompt tokens done, prompt tokens to do

@@ -6,10 +6,12 @@ The first two compute what mlx-lm's do, the presence and frequency penalties wha
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from .options import GenerationOptions, LogitsProcessor
+if TYPE_CHECKING:
+    from .options import GenerationOptions, LogitsProcessor
 
 
 def make_logits_processors(

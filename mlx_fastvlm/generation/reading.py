@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -13,12 +13,14 @@ from ..cache.fingerprint import model_fingerprint
 from ..cache.kv import KVCache
 from ..cache.prefix import PrefixCache
 from ..cache.prompt import PromptCache
-from ..cache.vision import VisionCache
-from ..models.fastvlm import FastVlmForConditionalGeneration
-from ..processing.processor import FastVlmProcessor
 from .decoding import read_piece
-from .row import Row
 from .sampling import choose
+
+if TYPE_CHECKING:
+    from ..cache.vision import VisionCache
+    from ..models.fastvlm import FastVlmForConditionalGeneration
+    from ..processing.processor import FastVlmProcessor
+    from .row import Row
 
 # Prompts are read together if padding them to one length makes at most so many times as many tokens.
 ALIKE = 1.25

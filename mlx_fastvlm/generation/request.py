@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..cache.prompt import Token, mark_images
-from ..models.fastvlm import FastVlmForConditionalGeneration
-from ..processing.images import ImageSource
 from ..processing.messages import Prompt, read_prompt
-from ..processing.preprocess import Image
-from ..processing.processor import FastVlmProcessor
-from .options import GenerationOptions
+
+if TYPE_CHECKING:
+    from ..models.fastvlm import FastVlmForConditionalGeneration
+    from ..processing.images import ImageSource
+    from ..processing.prepared import Image
+    from ..processing.processor import FastVlmProcessor
+    from .options import GenerationOptions
 
 
 @dataclass

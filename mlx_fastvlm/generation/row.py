@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ..cache.prompt import PromptCache
-from ..models.fastvlm import FastVlmForConditionalGeneration
-from ..processing.preprocess import Image
-from ..processing.processor import FastVlmProcessor
 from .answer import Alternative, Answer, GenerationResponse
 from .decoding import check_finite
-from .options import GenerationOptions
-from .request import Request
 from .sampling import Pick, Sampler, any_seed
 from .text import TextStream
+
+if TYPE_CHECKING:
+    from ..cache.prompt import PromptCache
+    from ..models.fastvlm import FastVlmForConditionalGeneration
+    from ..processing.prepared import Image
+    from ..processing.processor import FastVlmProcessor
+    from .options import GenerationOptions
+    from .request import Request
 
 
 class Row:

@@ -8,13 +8,15 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 from .filters import keep_min_p, keep_top_k, keep_top_p
-from .options import GenerationOptions
 from .penalties import make_logits_processors
+
+if TYPE_CHECKING:
+    from .options import GenerationOptions
 
 
 @dataclass

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING
 
 from ..cache.prompt import PromptCache, StaleCache
 from ..cache.vision import VisionCache
-from ..models.fastvlm import FastVlmForConditionalGeneration
-from ..processing.images import ImageSource
-from ..processing.messages import AnswerText, Messages, read_prompt
-from ..processing.preprocess import Image
-from ..processing.processor import FastVlmProcessor
-from .answer import GenerationResponse
+from ..processing.marks import AnswerText
+from ..processing.messages import Messages, read_prompt
 from .api import Responses, stream_answer
 from .options import GenerationOptions, SessionOptions, lists_options
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing since Python 3.11
+
+    from ..models.fastvlm import FastVlmForConditionalGeneration
+    from ..processing.images import ImageSource
+    from ..processing.prepared import Image
+    from ..processing.processor import FastVlmProcessor
+    from .answer import GenerationResponse
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from ..processing.processor import FastVlmProcessor
+if TYPE_CHECKING:
+    from ..processing.processor import FastVlmProcessor
 
 
 class TextStream:

@@ -7,15 +7,17 @@ mlx-lm's own caches and this package's are interchangeable.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import TextConfig
 from .activations import silu
 from .ops import cached_attention, eager_attention
 from .threads import end_streams_with_thread
+
+if TYPE_CHECKING:
+    from ..config import TextConfig
 
 
 def rotate(x: mx.array, position_ids: mx.array, base: float) -> mx.array:

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,9 +14,11 @@ from mlx.utils import tree_flatten
 
 from ..checkpoints.quantization import quantize_modules
 from ..checkpoints.weights import Weights, cast, choose_dtype, read_weights
-from ..config import FastVlmConfig
 from .forms import specialize
 from .threads import end_streams_with_thread
+
+if TYPE_CHECKING:
+    from ..config import FastVlmConfig
 
 Model = TypeVar("Model", bound=nn.Module)
 

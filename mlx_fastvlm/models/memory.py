@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from .fastvlm import FastVlmForConditionalGeneration
+if TYPE_CHECKING:
+    from .fastvlm import FastVlmForConditionalGeneration
 
 # The tower's peak beyond its weights, in bytes a pixel in float32: measured with the released models' shape at 512 and
 # 1024 pixels on the CPU backend (docs/security.md).

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import FastVlmConfig
 from .activations import ACTIVATIONS
+
+if TYPE_CHECKING:
+    from ..config import FastVlmConfig
 
 
 class FastVlmMultiModalProjector(nn.Module):

@@ -12,13 +12,16 @@ fastest matrix product, and the only form that can be quantized.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..config import VisionConfig
 from .activations import GELU
 from .threads import end_streams_with_thread
+
+if TYPE_CHECKING:
+    from ..config import VisionConfig
 
 
 class DepthwiseConv2d(nn.Module):

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from tokenizers import AddedToken, Tokenizer
 
-from .messages import IMAGE_MARK, AnswerText
+from .marks import IMAGE_MARK, AnswerText
 from .provenance import Author, Piece
 
 # What looks like a role or the end of a turn: <|im_start|>, </s>, <start_of_turn>, [INST].

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import PIL.Image
 
 from .images import ImageSource, load_frames
-from .preprocess import Image
-
-IMAGE_MARK = "<image>"
+from .marks import IMAGE_MARK, AnswerText
+from .prepared import Image
 
 Messages = list[dict[str, Any]]
-
-
-class AnswerText(str):
-    """An answer in a conversation that knows the token ids which the model chose for it.
-
-    Encoding its text again may give others, and then nothing computed for these would be of use. Its text has no
-    marks: a model that says ``<image>`` shows no image.
-    """
-
-    ids: tuple[int, ...]
-
-    def __new__(cls, text: str, ids: Iterable[int]):
-        answer = super().__new__(cls, text)
-        answer.ids = tuple(ids)
-        return answer
-
-    def __reduce__(self) -> tuple[type, tuple[str, tuple[int, ...]]]:
-        """For copies and pickles, which make the object anew."""
-        return type(self), (str(self), self.ids)
-
-
 Prompt = str | Messages
 _NO_SOURCE = object()  # of a mark: its image comes from the list beside the prompt
 

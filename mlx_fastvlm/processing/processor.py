@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
@@ -16,9 +16,10 @@ from ..config import FastVlmConfig, check_keys
 from ..errors import UsageError
 from ..files import read_optional_json
 from .encoding import PromptEncoder
-from .images import ImageSource
-from .messages import IMAGE_MARK, AnswerText, Messages, check_marks, content_parts, is_image
-from .preprocess import MAX_IMAGE_SIZE, Image, ImageSettings, make_image
+from .marks import IMAGE_MARK, AnswerText
+from .messages import Messages, check_marks, content_parts, is_image
+from .prepared import Image, ImageSettings
+from .preprocess import MAX_IMAGE_SIZE, make_image
 from .provenance import Author, Piece, concatenated, written_by
 from .settings import read_image_settings
 from .template import DEFAULT_TEMPLATE, compile_template, read_template
@@ -30,6 +31,9 @@ from .tokenizer import (
     read_tokenizer,
     token_content,
 )
+
+if TYPE_CHECKING:
+    from .images import ImageSource
 
 # The longest tokens of Qwen2's vocabulary are runs of 128 spaces; prose has about four characters a token.
 CHARACTERS_PER_TOKEN = 64

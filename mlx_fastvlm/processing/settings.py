@@ -6,11 +6,14 @@ import functools
 import math
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..config import FastVlmConfig
 from ..files import read_json
-from .preprocess import MAX_IMAGE_SIZE, ImageSettings
+from .prepared import ImageSettings
+from .preprocess import MAX_IMAGE_SIZE
+
+if TYPE_CHECKING:
+    from ..config import FastVlmConfig
 
 # What CLIPImageProcessor, which FastVLM's checkpoints name, takes for a key that is left out or null.
 DEFAULTS: dict[str, Any] = {

@@ -11,7 +11,7 @@ from tokenizers.decoders import DecodeStream
 from ..config import FastVlmConfig, as_ids
 from ..errors import short
 from ..files import check_size, read_json, read_optional_json
-from .messages import IMAGE_MARK
+from .marks import IMAGE_MARK
 
 # Qwen2's way of cutting text into words before byte-pair encoding (tokenization_qwen2, PRETOKENIZE_REGEX).
 _WORDS = (

@@ -11,7 +11,7 @@ from PIL import Image
 from mlx_fastvlm import PromptCache, stream_generate
 from mlx_fastvlm.cache.policy import make_cache
 from mlx_fastvlm.errors import UsageError
-from tests.support.images import PICTURE
+from tests.support.images import IMAGE
 from tests.support.models import wide_model
 
 OTHER = Image.new("RGB", (40, 60), "white")
@@ -130,7 +130,7 @@ def test_the_generators_cache_options(wide):
 
     def probabilities(**options):
         prompt = "What is this, and where?"
-        responses = stream_generate(*wide, prompt, PICTURE, max_tokens=20, logprobs=True, **options)
+        responses = stream_generate(*wide, prompt, IMAGE, max_tokens=20, logprobs=True, **options)
         return [response.logprob for response in responses]
 
     bounded = {"max_kv_size": len(wide[1].encode_chat([{"role": "user", "content": "<image>"}])) + 30}

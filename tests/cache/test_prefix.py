@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from mlx_fastvlm import Engine, PrefixCache, generate
-from tests.support.images import PICTURE
+from tests.support.images import IMAGE
 from tests.support.models import wide_model
 
 OTHER = Image.new("RGB", (40, 60), "white")
@@ -25,9 +25,9 @@ def test_what_prompts_share_is_read_once(wide):
     cache = PrefixCache()
     engine = Engine(*wide, prefix_cache=cache)
     for prompt, image, least in (
-        ("What is this?", PICTURE, 0),
-        ("What is this?", PICTURE, 90),
-        ("Why?", PICTURE, 60),
+        ("What is this?", IMAGE, 0),
+        ("What is this?", IMAGE, 90),
+        ("Why?", IMAGE, 60),
         ("What is this?", OTHER, 50),
         ("What is this?", None, 50),
     ):
@@ -36,7 +36,7 @@ def test_what_prompts_share_is_read_once(wide):
         assert usage.cached_tokens >= least
         assert usage.cached_tokens < usage.prompt_tokens
     assert (cache.hits, cache.misses) == (4, 1)
-    assert Engine(*wide, prefix_cache=cache).submit("What is this?", PICTURE, system=SYSTEM)
+    assert Engine(*wide, prefix_cache=cache).submit("What is this?", IMAGE, system=SYSTEM)
 
 
 def test_a_known_image_goes_through_the_tower_no_more(wide, monkeypatch):
@@ -45,20 +45,20 @@ def test_a_known_image_goes_through_the_tower_no_more(wide, monkeypatch):
     monkeypatch.setattr(type(wide[0]), "get_image_features", lambda self, x: calls.append(len(x)) or encode(self, x))
     engine = Engine(*wide, prefix_cache=PrefixCache())
     for prompt in ("a", "b", "c"):
-        ask(engine, prompt, PICTURE)
+        ask(engine, prompt, IMAGE)
     assert calls == [1]
-    ask(engine, "a", [PICTURE, OTHER])
+    ask(engine, "a", [IMAGE, OTHER])
     assert sum(calls) <= 3
 
 
 def test_turns_of_a_conversation_that_come_one_by_one(wide):
     engine = Engine(*wide, prefix_cache=PrefixCache())
     messages = [{"role": "user", "content": "What is this?"}]
-    _, first = ask(engine, messages, PICTURE)
+    _, first = ask(engine, messages, IMAGE)
     messages += [{"role": "assistant", "content": "A photo."}, {"role": "user", "content": "Sure?"}]
-    text, second = ask(engine, messages, PICTURE)
+    text, second = ask(engine, messages, IMAGE)
     assert second.cached_tokens >= first.prompt_tokens
-    assert text == generate(*wide, messages, PICTURE, max_tokens=8)
+    assert text == generate(*wide, messages, IMAGE, max_tokens=8)
     assert len(engine._reader._prefix_cache) == 1  # the longer prompt has taken the shorter one's place
 
 
@@ -66,10 +66,10 @@ def test_other_policies_are_neither_kept_nor_served(wide):
     cache = PrefixCache()
     engine = Engine(*wide, prefix_cache=cache)
     for options in ({"max_kv_size": 150}, {"kv_bits": 8}):
-        ask(engine, "a", PICTURE, **options)
+        ask(engine, "a", IMAGE, **options)
     assert len(cache) == cache.hits == cache.misses == 0
-    ask(engine, "a", PICTURE)
-    assert ask(engine, "a", PICTURE, kv_bits=8)[1].cached_tokens == 0
+    ask(engine, "a", IMAGE)
+    assert ask(engine, "a", IMAGE, kv_bits=8)[1].cached_tokens == 0
 
 
 def test_it_is_bounded_and_forgets_the_longest_unused(wide):

@@ -10,7 +10,7 @@ from PIL import Image
 from mlx_fastvlm import PromptCache, load_prompt_cache, save_prompt_cache, stream_generate
 from mlx_fastvlm.cache.prompt import StaleCache
 from mlx_fastvlm.errors import UsageError
-from tests.support.images import PICTURE
+from tests.support.images import IMAGE
 from tests.support.models import wide_model
 
 OTHER = Image.new("RGB", (40, 60), "white")
@@ -30,31 +30,31 @@ def run(model, processor, prompt, image=None, **options):
 def test_a_prompt_cache_is_used_for_what_is_equal_and_nothing_else(wide):
     model, processor = wide
     cache = PromptCache()
-    alone = run(model, processor, "What is this?", PICTURE)
-    assert run(model, processor, "What is this?", PICTURE, prompt_cache=cache)[1] == alone[1]
-    again, tokens = run(model, processor, "What is this?", PICTURE, prompt_cache=cache)
+    alone = run(model, processor, "What is this?", IMAGE)
+    assert run(model, processor, "What is this?", IMAGE, prompt_cache=cache)[1] == alone[1]
+    again, tokens = run(model, processor, "What is this?", IMAGE, prompt_cache=cache)
     assert tokens == alone[1]
     assert again.cached_tokens == again.prompt_tokens - 1
-    other, tokens = run(model, processor, "What colour?", PICTURE, prompt_cache=cache)
-    assert tokens == run(model, processor, "What colour?", PICTURE)[1]
+    other, tokens = run(model, processor, "What colour?", IMAGE, prompt_cache=cache)
+    assert tokens == run(model, processor, "What colour?", IMAGE)[1]
     ids = processor.encode_chat([{"role": "user", "content": "<image>\nWhat "}])
     assert other.cached_tokens == len(ids) - len(processor.encode("<|im_end|>\n<|im_start|>assistant\n"))
-    picture, tokens = run(model, processor, "What is this?", OTHER, prompt_cache=cache)
+    image, tokens = run(model, processor, "What is this?", OTHER, prompt_cache=cache)
     assert tokens == run(model, processor, "What is this?", OTHER)[1]
-    assert picture.cached_tokens == processor.encode_chat([{"role": "user", "content": "<image>"}]).index(
+    assert image.cached_tokens == processor.encode_chat([{"role": "user", "content": "<image>"}]).index(
         processor.image_token_id
     )
 
 
-def test_a_prompt_cache_encodes_no_picture_that_it_holds(wide, monkeypatch):
+def test_a_prompt_cache_encodes_no_image_that_it_holds(wide, monkeypatch):
     model, processor = wide
     cache, calls = PromptCache(), []
     encode = type(model).get_image_features
     monkeypatch.setattr(type(model), "get_image_features", lambda self, x: calls.append(len(x)) or encode(self, x))
-    run(model, processor, "a", [PICTURE, OTHER], prompt_cache=cache)
-    run(model, processor, "b", [PICTURE, OTHER], prompt_cache=cache)
+    run(model, processor, "a", [IMAGE, OTHER], prompt_cache=cache)
+    run(model, processor, "b", [IMAGE, OTHER], prompt_cache=cache)
     assert calls == [1, 1]
-    run(model, processor, "b", [PICTURE, PICTURE], prompt_cache=cache)
+    run(model, processor, "b", [IMAGE, IMAGE], prompt_cache=cache)
     assert calls == [1, 1, 1]
 
 
@@ -89,7 +89,7 @@ def test_saved_and_loaded(wide, tmp_path, policy):
     model, processor = wide
     file = tmp_path / "cache.safetensors"
     cache = PromptCache(**policy)
-    run(model, processor, "What is this?", PICTURE, prompt_cache=cache, max_tokens=60)
+    run(model, processor, "What is this?", IMAGE, prompt_cache=cache, max_tokens=60)
     said = [{"role": "user", "content": "<image>\nWhat is this?"}]
     ids = processor.encode_chat(said)
     save_prompt_cache(file, cache)
@@ -113,10 +113,10 @@ def test_an_image_prefix_on_disk(wide, tmp_path):
     model, processor = wide
     file = tmp_path / "cache.safetensors"
     cache = PromptCache()
-    run(model, processor, "What is this?", PICTURE, prompt_cache=cache)
+    run(model, processor, "What is this?", IMAGE, prompt_cache=cache)
     save_prompt_cache(file, cache)
-    last, tokens = run(model, processor, "Why?", PICTURE, prompt_cache=load_prompt_cache(file, model))
-    assert tokens == run(model, processor, "Why?", PICTURE)[1]
+    last, tokens = run(model, processor, "Why?", IMAGE, prompt_cache=load_prompt_cache(file, model))
+    assert tokens == run(model, processor, "Why?", IMAGE)[1]
     assert last.cached_tokens >= processor.num_image_tokens()
 
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from mlx_fastvlm import PromptCache, generate, load_prompt_cache, save_prompt_cache, stream_generate
-from tests.support.images import PICTURE
+from tests.support.images import IMAGE
 from tests.support.models import wide_model
 from tests.support.paths import ROOT
 from tests.support.processes import run
@@ -15,14 +15,14 @@ from tests.support.processes import run
 SAVING = """
 import sys, threading
 from mlx_fastvlm import PromptCache, generate, load_prompt_cache, save_prompt_cache
-from tests.support.images import PICTURE
+from tests.support.images import IMAGE
 from tests.support.models import wide_model
 
 model, processor = wide_model()
 cache, over = PromptCache(**eval(sys.argv[1])), threading.Event()
 
 def ask(question, cache):
-    return generate(model, processor, question, PICTURE, max_tokens=30, prompt_cache=cache)
+    return generate(model, processor, question, IMAGE, max_tokens=30, prompt_cache=cache)
 
 def answer():
     try:
@@ -66,11 +66,11 @@ def test_a_reset_while_another_thread_answers():
 
     def answer():
         try:
-            outcomes.append(generate(model, processor, "a", PICTURE, max_tokens=60, prompt_cache=cache))
+            outcomes.append(generate(model, processor, "a", IMAGE, max_tokens=60, prompt_cache=cache))
         except ValueError as error:
             outcomes.append("reset() has taken over the prompt cache" in str(error))
 
-    expected = generate(model, processor, "a", PICTURE, max_tokens=60)
+    expected = generate(model, processor, "a", IMAGE, max_tokens=60)
     for _ in range(6):
         thread = threading.Thread(target=answer)
         thread.start()
@@ -79,7 +79,7 @@ def test_a_reset_while_another_thread_answers():
         cache.reset()
         thread.join()
         assert cache.tokens == [] or outcomes[-1] is not True
-        assert generate(model, processor, "a", PICTURE, max_tokens=60, prompt_cache=cache) == expected
+        assert generate(model, processor, "a", IMAGE, max_tokens=60, prompt_cache=cache) == expected
         cache.reset()
     assert set(outcomes) <= {True, expected}
 
@@ -87,13 +87,13 @@ def test_a_reset_while_another_thread_answers():
 def test_a_cache_loaded_in_one_thread_serves_another_whatever_becomes_of_the_file(tmp_path):
     model, processor = wide_model()
     file, cache, outcomes = tmp_path / "cache.safetensors", PromptCache(), []
-    expected = generate(model, processor, "a", PICTURE, max_tokens=9, prompt_cache=cache)
+    expected = generate(model, processor, "a", IMAGE, max_tokens=9, prompt_cache=cache)
     save_prompt_cache(file, cache)
     loaded = load_prompt_cache(file, model)
     file.write_bytes(bytes(file.stat().st_size))
 
     def answer():
-        outcomes.append(list(stream_generate(model, processor, "a", PICTURE, max_tokens=9, prompt_cache=loaded)))
+        outcomes.append(list(stream_generate(model, processor, "a", IMAGE, max_tokens=9, prompt_cache=loaded)))
 
     thread = threading.Thread(target=answer)
     thread.start()
@@ -111,7 +111,7 @@ def test_saving_from_inside_an_answer(tmp_path):
         save_prompt_cache(tmp_path / "cache.safetensors", cache)
 
     with pytest.raises(ValueError, match="is empty"):
-        generate(model, processor, "a", PICTURE, prompt_cache=cache, progress=save)
+        generate(model, processor, "a", IMAGE, prompt_cache=cache, progress=save)
     assert cache.offset == 0
     generate(model, processor, "a", max_tokens=1, prompt_cache=cache, progress=lambda *_: cache.reset())
     assert (cache.offset, cache.tokens) == (0, [])

@@ -1,4 +1,4 @@
-"""Pictures go through the tower a few at a time, and once."""
+"""Images go through the tower a few at a time, and once."""
 
 import dataclasses
 
@@ -6,14 +6,14 @@ import pytest
 from PIL import Image
 
 from mlx_fastvlm import VisionCache, generate, load
-from tests.support.images import PICTURE, PROMPT
+from tests.support.images import IMAGE, PROMPT
 
 OTHER = Image.new("RGB", (40, 60), "white")
 
 
 @pytest.fixture
 def tower_calls(untied_model, monkeypatch):
-    """How many pictures went through the tower at each call."""
+    """How many images went through the tower at each call."""
     calls = []
     encode = type(untied_model[0]).get_image_features
     monkeypatch.setattr(
@@ -22,46 +22,46 @@ def tower_calls(untied_model, monkeypatch):
     return calls
 
 
-def test_pictures_go_through_the_tower_in_small_groups(ask, tower_calls):
-    pictures = [Image.new("RGB", (8, 8), (level, 0, 0)) for level in range(0, 200, 40)]
-    one = ask(image=pictures)
+def test_images_go_through_the_tower_in_small_groups(ask, tower_calls):
+    images = [Image.new("RGB", (8, 8), (level, 0, 0)) for level in range(0, 200, 40)]
+    one = ask(image=images)
     assert tower_calls == [1] * 5
-    assert ask(image=pictures, vision_batch_size=2) == one
+    assert ask(image=images, vision_batch_size=2) == one
     assert tower_calls[5:] == [2, 2, 1]
 
 
 def test_a_vision_cache_goes_by_pixels(ask, tower_calls, tmp_path):
     """Neither by the file's name, nor by its bytes without their shape."""
-    cache, path = VisionCache(), tmp_path / "picture.png"
-    PICTURE.save(path)
+    cache, path = VisionCache(), tmp_path / "image.png"
+    IMAGE.save(path)
     first = ask(image=str(path), vision_cache=cache)
-    assert ask(image=PICTURE, vision_cache=cache) == first
+    assert ask(image=IMAGE, vision_cache=cache) == first
     assert (tower_calls, cache.hits, cache.misses) == ([1], 1, 1)
     OTHER.save(path)
     assert ask(image=str(path), vision_cache=cache) == ask(image=OTHER)
     calls = len(tower_calls)
-    ask(image=PICTURE, vision_cache=cache, image_size=64)
+    ask(image=IMAGE, vision_cache=cache, image_size=64)
     assert len(tower_calls) == calls + 1
 
 
 def test_a_vision_cache_goes_by_model(checkpoint, tower_calls):
     cache = VisionCache()
     model, processor = load(checkpoint("apple", head="own"))
-    generate(model, processor, PROMPT, PICTURE, vision_cache=cache, max_tokens=1)
+    generate(model, processor, PROMPT, IMAGE, vision_cache=cache, max_tokens=1)
     model.multi_modal_projector.linear_2.bias = model.multi_modal_projector.linear_2.bias + 1
-    generate(model, processor, PROMPT, PICTURE, vision_cache=cache, max_tokens=1)
+    generate(model, processor, PROMPT, IMAGE, vision_cache=cache, max_tokens=1)
     assert tower_calls == [1, 1]
     settings = dataclasses.replace(processor.image_settings, mean=(0.5, 0.5, 0.5))
-    generate(model, dataclasses.replace(processor, image_settings=settings), "a", PICTURE, vision_cache=cache)
+    generate(model, dataclasses.replace(processor, image_settings=settings), "a", IMAGE, vision_cache=cache)
     assert tower_calls == [1, 1, 1]
 
 
 def test_a_vision_cache_is_bounded_and_forgets_the_longest_unused(ask, tower_calls):
     colours = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
-    one = 4 * 64 * 4  # tokens of a picture, hidden size, bytes of a float
+    one = 4 * 64 * 4  # tokens of an image, hidden size, bytes of a float
     cache = VisionCache(max_bytes=2 * one)
-    for picture in (colours[0], colours[1], colours[0], colours[2]):
-        ask(image=picture, vision_cache=cache, max_tokens=1)
+    for image in (colours[0], colours[1], colours[0], colours[2]):
+        ask(image=image, vision_cache=cache, max_tokens=1)
     assert len(tower_calls) == 3
     assert (len(cache), cache.nbytes) == (2, 2 * one)
     ask(image=colours[0], vision_cache=cache, max_tokens=1)
@@ -69,5 +69,5 @@ def test_a_vision_cache_is_bounded_and_forgets_the_longest_unused(ask, tower_cal
     ask(image=colours[1], vision_cache=cache, max_tokens=1)
     assert len(tower_calls) == 4
     tiny = VisionCache(max_bytes=one - 1)
-    ask(image=PICTURE, vision_cache=tiny, max_tokens=1)
+    ask(image=IMAGE, vision_cache=tiny, max_tokens=1)
     assert len(tiny) == 0

@@ -37,8 +37,8 @@ def test_save_and_from_pretrained(tmp_path, checkpoint, head):
 @pytest.mark.parametrize("source", ["apple", "transformers"])
 def test_save_for_transformers(tmp_path, checkpoint, source):
     model, processor = load(checkpoint(source), dtype="float32")
-    ids, picture = [1, *[model.config.image_token_id] * 6, 2], pixels(1)
-    expected = model(mx.array([ids]), picture).logits
+    ids, image = [1, *[model.config.image_token_id] * 6, 2], pixels(1)
+    expected = model(mx.array([ids]), image).logits
     if source == "apple":
         with pytest.raises(ValueError, match="is no token"):
             model.save_pretrained(tmp_path / "saved", layout="transformers")
@@ -47,7 +47,7 @@ def test_save_for_transformers(tmp_path, checkpoint, source):
         model.save_pretrained(tmp_path / "saved", layout="transformers")
     again = FastVlmForConditionalGeneration.from_pretrained(tmp_path / "saved", dtype="float32")
     ids = [again.config.image_token_id if id == model.config.image_token_id else id for id in ids]
-    assert mx.allclose(again(mx.array([ids]), picture).logits[..., :320], expected, atol=1e-4)
+    assert mx.allclose(again(mx.array([ids]), image).logits[..., :320], expected, atol=1e-4)
 
 
 def test_what_transformers_can_not_hold(tmp_path, checkpoint):

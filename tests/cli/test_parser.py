@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from mlx_fastvlm.cli.parser import LONGEST_LINE, Parser, run
-from tests.support.images import PICTURE
+from tests.support.images import IMAGE
 from tests.support.processes import run as start
 
 
@@ -29,7 +29,7 @@ def test_a_megabyte_of_warning_is_cut(capsys):
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_streams(checkpoint, tmp_path, closed):
-    PICTURE.save(tmp_path / "image.png")
+    IMAGE.save(tmp_path / "image.png")
     words = [sys.executable, "-m", "mlx_fastvlm.generate", "--model", checkpoint("apple"), "--max-tokens", "2"]
     words += ["--image", tmp_path / "image.png", "--prompt", "Hi"]
     done = start(["sh", "-c", f'"$@" {closed}', "sh", *words])

@@ -9,7 +9,7 @@ from PIL import Image
 from mlx_fastvlm import ChatSession, chat
 from mlx_fastvlm.cli.repl import Repl
 from mlx_fastvlm.generation.text import TextStream
-from tests.support.images import PICTURE
+from tests.support.images import IMAGE
 from tests.support.models import wide_model
 
 
@@ -40,13 +40,13 @@ def talk(wide, monkeypatch, capsys):
 
 
 @pytest.fixture
-def picture(tmp_path):
-    PICTURE.save(tmp_path / "picture.png")
-    return str(tmp_path / "picture.png")
+def image(tmp_path):
+    IMAGE.save(tmp_path / "image.png")
+    return str(tmp_path / "image.png")
 
 
-def test_talking(talk, picture):
-    session, out, err = talk("Hi", "", f"/image {picture}", "What?", "And?", "/quit", "never asked")
+def test_talking(talk, image):
+    session, out, err = talk("Hi", "", f"/image {image}", "What?", "And?", "/quit", "never asked")
     assert [message["role"] for message in session.messages] == ["user", "assistant"] * 3
     assert session.messages[2]["content"] == "<image>\nWhat?"
     assert err.count("first token after") == 3
@@ -54,9 +54,9 @@ def test_talking(talk, picture):
     assert session.messages[1]["content"] in out
 
 
-def test_commands(talk, picture, tmp_path):
+def test_commands(talk, image, tmp_path):
     file = tmp_path / "talk.json"
-    session, _, err = talk("Hi", f"/save {file}", "/reset", "/help", "/nothing", "/image", "/save", images=[picture])
+    session, _, err = talk("Hi", f"/save {file}", "/reset", "/help", "/nothing", "/image", "/save", images=[image])
     saved = json.loads(file.read_text(encoding="utf-8"))
     assert saved[0] == {"role": "user", "content": "<image>\nHi"}
     assert [message["role"] for message in saved] == ["user", "assistant"]
@@ -86,7 +86,7 @@ def test_errors_and_ctrl_c_end_an_answer_and_not_the_chat(talk, wide, monkeypatc
     assert len(session.messages) == 4
 
 
-def test_every_flag_reaches_the_session(checkpoint, picture, monkeypatch):
+def test_every_flag_reaches_the_session(checkpoint, image, monkeypatch):
     seen = {}
 
     def session(model, processor, options):
@@ -111,10 +111,10 @@ def test_every_flag_reaches_the_session(checkpoint, picture, monkeypatch):
     assert (seen["stop"], seen["logit_bias"]) == (["x"], {7: 2.0})
 
 
-def test_the_command(checkpoint, picture, monkeypatch, capsys):
+def test_the_command(checkpoint, image, monkeypatch, capsys):
     lines = iter(["What?", "/quit"])
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
-    arguments = ["--model", str(checkpoint("apple")), "--image", picture, "--max-tokens", "3", "--max-kv-size", "500"]
+    arguments = ["--model", str(checkpoint("apple")), "--image", image, "--max-tokens", "3", "--max-kv-size", "500"]
     assert chat.main(arguments) == 0
     assert "answer: 3 tokens" in capsys.readouterr().err
     assert chat.main([*arguments, "--top-p", "7"]) == 2

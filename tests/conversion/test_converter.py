@@ -20,7 +20,7 @@ from mlx_fastvlm.convert import main
 from tests.support import hub, small
 from tests.support.checkpoints import apple_config, small_tensors, write
 from tests.support.differences import deviations
-from tests.support.images import PICTURE
+from tests.support.images import IMAGE
 from tests.support.models import logits
 from tests.support.paths import REFERENCE, ROOT, left
 from tests.support.processes import run
@@ -326,8 +326,8 @@ def test_the_top_level_script_and_usage_errors():
 
 def test_upload_and_download_through_a_hub(checkpoint, tmp_path):
     environment = {"HF_TOKEN": "hf_test", "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
-    picture = tmp_path / "picture.png"
-    PICTURE.save(picture)
+    image = tmp_path / "image.png"
+    IMAGE.save(image)
 
     def python(*words):
         command = [sys.executable, "-m", *map(str, words)]
@@ -341,7 +341,7 @@ def test_upload_and_download_through_a_hub(checkpoint, tmp_path):
         assert repos["me/tiny"]["private"]
         assert {"config.json", "README.md", "model.safetensors"} <= repos["me/tiny"]["files"].keys()
         repos["me/tiny"]["files"]["pytorch_model.bin"] = b"never asked for"
-        done = python("mlx_fastvlm.generate", "--model", "me/tiny", "--image", picture, "--max-tokens", 2)
+        done = python("mlx_fastvlm.generate", "--model", "me/tiny", "--image", image, "--max-tokens", 2)
         assert done.returncode == 0, done.stderr
         assert "model.safetensors" in downloads
         assert not {"pytorch_model.bin", "README.md"} & set(downloads)

@@ -10,7 +10,7 @@ from mlx_fastvlm import load
 from mlx_fastvlm.conversion import verification
 from mlx_fastvlm.conversion.converter import convert
 from mlx_fastvlm.conversion.verification import compare
-from tests.support.images import PICTURE
+from tests.support.images import IMAGE
 from tests.support.paths import left
 
 
@@ -45,17 +45,17 @@ def test_agreement_of_known_predictions():
 
 def test_the_golden_check_is_for_the_released_sizes(checkpoint, tmp_path):
     with pytest.raises(ValueError, match="not for a decoder of width 64"):
-        convert(checkpoint("apple"), tmp_path / "mlx", verify="golden", golden_image=PICTURE)
+        convert(checkpoint("apple"), tmp_path / "mlx", verify="golden", golden_image=IMAGE)
     assert left(tmp_path) == []
 
 
 def test_the_golden_check_compares(checkpoint, monkeypatch):
     model, processor = load(checkpoint("transformers"))
     ids = processor.encode_chat([{"role": "user", "content": "<image>\nWhat are these?"}])
-    values = model(mx.array([ids]), processor.preprocess(PICTURE), logits_to_keep=1).logits[0, -1, :3].tolist()
+    values = model(mx.array([ids]), processor.preprocess(IMAGE), logits_to_keep=1).logits[0, -1, :3].tolist()
     monkeypatch.setattr(type(model.config), "num_image_tokens", 256)
     monkeypatch.setitem(verification.GOLDEN, 64, ("tiny", tuple(values)))
-    assert "FastVLM-tiny, COCO image" in verification.golden(model, processor, PICTURE)
+    assert "FastVLM-tiny, COCO image" in verification.golden(model, processor, IMAGE)
     monkeypatch.setitem(verification.GOLDEN, 64, ("tiny", (*values[:2], values[2] + 1)))
     with pytest.raises(ValueError, match="differs by more than"):
-        verification.golden(model, processor, PICTURE)
+        verification.golden(model, processor, IMAGE)

@@ -23,7 +23,7 @@ def test_json_of_the_demo(tmp_path, capsys):
         "4",
         "--json",
     ]
-    assert benchmark.main([*arguments, "--image", str(picture(tmp_path))]) == 0
+    assert benchmark.main([*arguments, "--image", str(image(tmp_path))]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["model"] == "demo"
     assert [(row["weights"], row["image_size"]) for row in told["rows"]] == [
@@ -43,7 +43,7 @@ def test_json_of_the_demo(tmp_path, capsys):
 def test_table_and_plot(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     plot = tmp_path / "plot.png"
-    arguments = ["--repeats", "1", "--tokens", "2", "--image", str(picture(tmp_path)), "--plot", str(plot)]
+    arguments = ["--repeats", "1", "--tokens", "2", "--image", str(image(tmp_path)), "--plot", str(plot)]
     assert benchmark.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-3].startswith("| weights | pixels | preprocessing (s) |")
@@ -51,7 +51,7 @@ def test_table_and_plot(tmp_path, capsys):
     assert load_image(plot).size[0] > 100
 
 
-def picture(folder):
+def image(folder):
     file = folder / "photo.jpg"
     file.write_bytes(speed.photo(320, 240))
     return file

@@ -10,7 +10,7 @@ import pytest
 from mlx_fastvlm import load
 from mlx_fastvlm.files import read_safetensors, read_text, write_tensors
 from mlx_fastvlm.files.text import SIZE_LIMIT
-from tests.support.images import PICTURE
+from tests.support.images import IMAGE
 from tests.support.processes import run
 
 
@@ -65,7 +65,7 @@ def test_more_tensors_than_any_model_has(tmp_path, monkeypatch):
 
 def test_a_closed_standard_input(checkpoint, tmp_path):
     """MLX takes descriptor 0, which is then the next file's, for a failure; the library leaves it closed."""
-    PICTURE.save(tmp_path / "image.png")
+    IMAGE.save(tmp_path / "image.png")
     words = [sys.executable, "-m", "mlx_fastvlm.generate", "--model", checkpoint("apple"), "--max-tokens", "2"]
     words += ["--image", tmp_path / "image.png", "--prompt", "Hi"]
     done = run(["sh", "-c", '"$@" <&-', "sh", *words])

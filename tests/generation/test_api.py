@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mlx_fastvlm import generate, stream_generate
-from tests.support.images import PICTURE, PROMPT
+from tests.support.images import IMAGE, PROMPT
 from tests.support.models import wide_model
 
 OTHER = Image.new("RGB", (40, 60), "white")
@@ -33,7 +33,7 @@ def test_greedy_is_the_argmax_of_the_whole_context(small_model, ask):
     model, processor = small_model
     answer = ask()
     ids = processor.encode_chat([{"role": "user", "content": f"<image>\n{PROMPT}"}])
-    pixels = processor.preprocess(PICTURE)
+    pixels = processor.preprocess(IMAGE)
     for i, token in enumerate(answer):
         logits = model(mx.array([ids + answer[:i]]), pixels).logits
         assert mx.argmax(logits[0, -1]).item() == token
@@ -41,8 +41,8 @@ def test_greedy_is_the_argmax_of_the_whole_context(small_model, ask):
 
 def test_streaming_gives_what_generate_does(small_model):
     model, processor = small_model
-    pieces = list(stream_generate(model, processor, PROMPT, PICTURE, max_tokens=40))
-    assert "".join(piece.text for piece in pieces) == generate(model, processor, PROMPT, PICTURE, max_tokens=40)
+    pieces = list(stream_generate(model, processor, PROMPT, IMAGE, max_tokens=40))
+    assert "".join(piece.text for piece in pieces) == generate(model, processor, PROMPT, IMAGE, max_tokens=40)
     assert [piece.finish_reason for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
     assert pieces[-1].finish_reason in ("stop", "length")
 
@@ -50,7 +50,7 @@ def test_streaming_gives_what_generate_does(small_model):
 def test_statistics(small_model):
     model, processor = small_model
     processor = dataclasses.replace(processor, eos_token_ids=frozenset())
-    pieces = list(stream_generate(model, processor, PROMPT, PICTURE, max_tokens=5))
+    pieces = list(stream_generate(model, processor, PROMPT, IMAGE, max_tokens=5))
     last = pieces[-1]
     ids = processor.encode_chat([{"role": "user", "content": f"<image>\n{PROMPT}"}])
     assert [piece.generation_tokens for piece in pieces] == [1, 2, 3, 4, 5]
@@ -64,13 +64,13 @@ def test_every_end_of_sequence_id_ends_the_answer(small_model, ask):
     answer = ask()
     end = next(i for i in range(2, 12) if answer[i] not in answer[:i])
     processor = dataclasses.replace(processor, eos_token_ids=frozenset({999, answer[end]}))
-    pieces = list(stream_generate(model, processor, PROMPT, PICTURE, max_tokens=12))
+    pieces = list(stream_generate(model, processor, PROMPT, IMAGE, max_tokens=12))
     assert [piece.token for piece in pieces] == answer[: end + 1]
     assert pieces[-1].finish_reason == "stop"
     assert "".join(piece.text for piece in pieces) == processor.decode(answer[:end]).rstrip("\ufffd")
 
 
-def test_system_picture_and_prompt_matter(first_logits):
+def test_system_image_and_prompt_matter(first_logits):
     plain = first_logits()
     assert same(first_logits(), plain)
     assert not same(first_logits(system="Be brief."), plain)
@@ -82,49 +82,49 @@ def test_system_picture_and_prompt_matter(first_logits):
 def test_image_size_sets_the_token_count(small_model):
     model, processor = small_model
     tokens = [
-        next(stream_generate(model, processor, PROMPT, PICTURE, image_size=size, max_tokens=1)).prompt_tokens
+        next(stream_generate(model, processor, PROMPT, IMAGE, image_size=size, max_tokens=1)).prompt_tokens
         for size in (64, 128, 192)
     ]
     assert tokens[1] - tokens[0] == 3
     assert tokens[2] - tokens[0] == 8
 
 
-def test_several_pictures_at_their_places(first_logits, small_model):
-    before = first_logits("a", [PICTURE, OTHER])
-    assert same(before, first_logits("<image>\n<image>\na", [PICTURE, OTHER]))
-    assert not same(before, first_logits("<image>\n<image>\na", [OTHER, PICTURE]))
-    assert not same(before, first_logits("<image>\na<image>\n", [PICTURE, OTHER]))
+def test_several_images_at_their_places(first_logits, small_model):
+    before = first_logits("a", [IMAGE, OTHER])
+    assert same(before, first_logits("<image>\n<image>\na", [IMAGE, OTHER]))
+    assert not same(before, first_logits("<image>\n<image>\na", [OTHER, IMAGE]))
+    assert not same(before, first_logits("<image>\na<image>\n", [IMAGE, OTHER]))
     model, processor = small_model
     ids = mx.array([processor.encode("<image>a<image>b")])
-    pixels = processor.preprocess([PICTURE, OTHER])
+    pixels = processor.preprocess([IMAGE, OTHER])
     one_by_one = mx.concatenate([model.get_image_features(pixels[i : i + 1]) for i in range(2)])
     embedded = model.embed(ids, one_by_one)
     places = np.flatnonzero(np.array(ids[0]) == processor.image_token_id)
     assert np.array_equal(np.array(embedded[0])[places], np.array(one_by_one).reshape(len(places), -1))
 
 
-def as_data(picture):
+def as_data(image):
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def test_messages_that_bring_their_pictures(first_logits):
-    expected = first_logits("<image>\na<image>\nb", [PICTURE, OTHER])
+def test_messages_that_bring_their_images(first_logits):
+    expected = first_logits("<image>\na<image>\nb", [IMAGE, OTHER])
     uri = f"data:image/png;base64,{as_data(OTHER)}"
-    ours = [{"type": "image", "image": PICTURE}, {"type": "image", "base64": as_data(PICTURE)}]
+    ours = [{"type": "image", "image": IMAGE}, {"type": "image", "base64": as_data(IMAGE)}]
     theirs = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "image", "url": uri}]
     for own in ours:
         for other in theirs:
             # The template without parts puts a newline between parts, so these texts have none.
             parts = [own, {"type": "text", "text": "a"}, other, {"type": "text", "text": "b"}]
             messages = [{"role": "user", "content": parts}]
-            reference = first_logits("<image>\na\n<image>\nb", [PICTURE, OTHER])
+            reference = first_logits("<image>\na\n<image>\nb", [IMAGE, OTHER])
             assert same(first_logits(messages, None), reference)
-            # Marks without a picture take theirs from the list beside.
+            # Marks without an image take theirs from the list beside.
             mixed = [{"role": "user", "content": [own, parts[1], {"type": "image"}, parts[3]]}]
             assert same(first_logits(mixed, [OTHER]), reference)
-    assert not same(expected, first_logits("<image>\na<image>\nb", [OTHER, PICTURE]))
+    assert not same(expected, first_logits("<image>\na<image>\nb", [OTHER, IMAGE]))
     with pytest.raises(ValueError, match="image_url"):
         first_logits([{"role": "user", "content": [{"type": "image_url"}]}], None)
 
@@ -138,18 +138,18 @@ def test_frames_of_an_animation(ask, first_logits):
     assert same(first_logits(image=[animation, OTHER], frames=2), first_logits(image=[frames[0], frames[3], OTHER]))
     prompt = "a <image> b <image> c"
     three = "a <image>\n<image>\n<image> b <image> c"
-    pictures = [frames[0], frames[2], frames[3], OTHER]
-    assert same(first_logits(prompt, [animation, OTHER], frames=3), first_logits(three, pictures))
+    images = [frames[0], frames[2], frames[3], OTHER]
+    assert same(first_logits(prompt, [animation, OTHER], frames=3), first_logits(three, images))
     assert ask(image=OTHER, frames=5) == ask(image=OTHER)
 
 
 @settings(max_examples=20, deadline=None)
 @given(
-    parts=st.lists(st.text("ab ", max_size=9) | st.sampled_from([PICTURE, OTHER]), min_size=1, max_size=7),
+    parts=st.lists(st.text("ab ", max_size=9) | st.sampled_from([IMAGE, OTHER]), min_size=1, max_size=7),
     step=st.integers(1, 60),
 )
 def test_chunked_prefill_equals_one_pass(parts, step):
-    """Any number of pictures, at any places, in pieces that cut through them."""
+    """Any number of images, at any places, in pieces that cut through them."""
     model, processor = wide_model()
     prompt = "".join(part if isinstance(part, str) else "<image>" for part in parts)
     images = [part for part in parts if not isinstance(part, str)]
@@ -165,13 +165,13 @@ def test_chunked_prefill_equals_one_pass(parts, step):
 
 
 @settings(max_examples=20, deadline=None)
-@given(parts=st.lists(st.text("ab ", max_size=9) | st.sampled_from([PICTURE, OTHER]), max_size=7))
+@given(parts=st.lists(st.text("ab ", max_size=9) | st.sampled_from([IMAGE, OTHER]), max_size=7))
 def test_features_stand_at_exactly_their_places(parts):
     model, processor = wide_model()
     prompt = "".join(part if isinstance(part, str) else "<image>" for part in parts)
-    pictures = [part for part in parts if not isinstance(part, str)]
+    images = [part for part in parts if not isinstance(part, str)]
     ids = mx.array([processor.encode(f"x{prompt}", image_size=64)])
-    features = [model.get_image_features(processor.preprocess(picture, 64)) for picture in pictures]
+    features = [model.get_image_features(processor.preprocess(image, 64)) for image in images]
     embedded = model.embed(ids, mx.concatenate(features) if features else None)[0]
     expected = [model.get_input_embeddings()(mx.array(processor.encode("x")))]
     rest = iter(features)
@@ -225,7 +225,7 @@ def test_bad_options_are_refused_before_anything_runs(small_model, monkeypatch, 
     model, processor = small_model
     monkeypatch.setattr(type(model), "get_image_features", lambda *_: pytest.fail("the model ran"))
     with pytest.raises(ValueError, match=f"{option}.*got {re.escape(repr(value))}"):
-        stream_generate(model, processor, PROMPT, PICTURE, **{option: value})
+        stream_generate(model, processor, PROMPT, IMAGE, **{option: value})
 
 
 def test_an_unknown_option_is_refused(small_model):
@@ -233,9 +233,9 @@ def test_an_unknown_option_is_refused(small_model):
         stream_generate(*small_model, PROMPT, tempreature=1)
 
 
-def test_pictures_and_marks_must_match(small_model):
+def test_images_and_marks_must_match(small_model):
     model, processor = small_model
-    for prompt, images in (("<image> or <image>", PICTURE), ("<image>", None), ("a <image>", [PICTURE, OTHER])):
+    for prompt, images in (("<image> or <image>", IMAGE), ("<image>", None), ("a <image>", [IMAGE, OTHER])):
         with pytest.raises(ValueError, match="one mark for each image"):
             stream_generate(model, processor, prompt, images)
     with pytest.raises(ValueError, match="no messages"):

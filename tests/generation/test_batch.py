@@ -11,8 +11,8 @@ from mlx_fastvlm import PromptCache, VisionCache, batch_generate, generate
 from tests.support import small
 from tests.support.models import wide_model
 
-PICTURES = [Image.fromarray(small.odd_picture(70, 50)), Image.new("RGB", (40, 60), "white"), Image.new("RGB", (9, 9))]
-ROW = st.tuples(st.text("abc <>é", min_size=1, max_size=40), st.lists(st.sampled_from(PICTURES), max_size=3))
+IMAGES = [Image.fromarray(small.odd_image(70, 50)), Image.new("RGB", (40, 60), "white"), Image.new("RGB", (9, 9))]
+ROW = st.tuples(st.text("abc <>é", min_size=1, max_size=40), st.lists(st.sampled_from(IMAGES), max_size=3))
 
 
 @settings(max_examples=12, deadline=None)
@@ -23,7 +23,7 @@ ROW = st.tuples(st.text("abc <>é", min_size=1, max_size=40), st.lists(st.sample
     step=st.sampled_from([7, 2048]),
 )
 def test_batch_equals_single(rows, ends, batch_size, step):
-    """Any lengths, any pictures, rows that end at different times or not at all."""
+    """Any lengths, any images, rows that end at different times or not at all."""
     model, processor = wide_model()
     processor = dataclasses.replace(processor, eos_token_ids=frozenset(ends))
     prompts, images = zip(*rows)
@@ -38,7 +38,7 @@ def wide():
 
 
 def test_sampling_in_a_batch_is_sampling_alone(wide):
-    prompts, images = ["a", "What is this?", "b"], [None, PICTURES[0], PICTURES[1:]]
+    prompts, images = ["a", "What is this?", "b"], [None, IMAGES[0], IMAGES[1:]]
     for options in (
         {"temperature": 1.5, "seed": 3},
         {"repetition_penalty": 2.0, "repetition_context_size": 50},
@@ -83,30 +83,30 @@ def test_rows_that_are_done_leave(wide, rows):
     assert min(rows) < 3
 
 
-def test_messages_and_pictures_in_them(wide):
-    messages = [{"role": "user", "content": [{"type": "image", "image": PICTURES[0]}, {"type": "text", "text": "a"}]}]
+def test_messages_and_images_in_them(wide):
+    messages = [{"role": "user", "content": [{"type": "image", "image": IMAGES[0]}, {"type": "text", "text": "a"}]}]
     assert batch_generate(*wide, [messages, "b"], max_tokens=8) == [
-        generate(*wide, "a", PICTURES[0], max_tokens=8),
+        generate(*wide, "a", IMAGES[0], max_tokens=8),
         generate(*wide, "b", max_tokens=8),
     ]
 
 
-def test_a_picture_in_many_rows_is_encoded_once(wide, monkeypatch):
+def test_an_image_in_many_rows_is_encoded_once(wide, monkeypatch):
     model, processor = wide
     calls = []
     encode = type(model).get_image_features
     monkeypatch.setattr(type(model), "get_image_features", lambda self, x: calls.append(len(x)) or encode(self, x))
-    batch_generate(model, processor, ["a", "b"], [PICTURES[0]] * 2, max_tokens=1)
+    batch_generate(model, processor, ["a", "b"], [IMAGES[0]] * 2, max_tokens=1)
     assert calls == [1]
     cache = VisionCache()
     for _ in range(2):
-        batch_generate(model, processor, ["a", "b"], [PICTURES[0]] * 2, max_tokens=1, vision_cache=cache)
+        batch_generate(model, processor, ["a", "b"], [IMAGES[0]] * 2, max_tokens=1, vision_cache=cache)
         assert calls == [1, 1]
 
 
 def test_the_options_of_the_kv_cache_in_a_batch(wide):
     """Also progress, which is told of each prompt; with a prompt cache the rows take turns."""
-    prompts, images = ["a", "What is this?", "b"], [None, PICTURES[0], PICTURES[1:]]
+    prompts, images = ["a", "What is this?", "b"], [None, IMAGES[0], IMAGES[1:]]
     for options in ({"max_kv_size": 130}, {"kv_bits": 8}, {"max_kv_size": 130, "kv_bits": 4}, {"progress": print}):
         batch = batch_generate(*wide, prompts, images, max_tokens=40, **options)
         assert batch == [generate(*wide, p, i, max_tokens=40, **options) for p, i in zip(prompts, images)]

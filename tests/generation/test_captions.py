@@ -1,4 +1,4 @@
-"""A folder of pictures: a line for each, and nothing asked twice."""
+"""A folder of images: a line for each, and nothing asked twice."""
 
 import json
 
@@ -10,7 +10,7 @@ from mlx_fastvlm.generation.captions import caption_folder
 from tests.support import small
 from tests.support.models import wide_model
 
-PICTURES = [Image.fromarray(small.odd_picture(70, 50)), Image.new("RGB", (40, 60), "white"), Image.new("RGB", (9, 9))]
+IMAGES = [Image.fromarray(small.odd_image(70, 50)), Image.new("RGB", (40, 60), "white"), Image.new("RGB", (9, 9))]
 
 
 @pytest.fixture
@@ -20,12 +20,12 @@ def wide():
 
 @pytest.fixture
 def folder(tmp_path):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
-    for i, picture in enumerate(PICTURES):
-        picture.save(folder / f"{i}.png")
-    (folder / "broken.jpg").write_bytes(b"no picture")
-    (folder / "notes.txt").write_text("no picture either")
+    for i, image in enumerate(IMAGES):
+        image.save(folder / f"{i}.png")
+    (folder / "broken.jpg").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("no image either")
     (folder / ".hidden.png").write_bytes(b"")
     (folder / "more.png").mkdir()
     return folder
@@ -35,7 +35,7 @@ def lines(file):
     return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
 
 
-def test_a_folder_of_pictures(wide, folder, tmp_path):
+def test_a_folder_of_images(wide, folder, tmp_path):
     model, processor = wide
     output = tmp_path / "captions.jsonl"
     options = {"max_tokens": 8, "image_size": 64}
@@ -43,10 +43,10 @@ def test_a_folder_of_pictures(wide, folder, tmp_path):
     expected = [
         {
             "file": f"{i}.png",
-            "text": generate(model, processor, "What?", picture, **options),
+            "text": generate(model, processor, "What?", image, **options),
             "finish_reason": "length",
         }
-        for i, picture in enumerate(PICTURES)
+        for i, image in enumerate(IMAGES)
     ]
     *captions, broken = lines(output)
     assert captions == expected

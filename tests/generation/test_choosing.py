@@ -12,7 +12,7 @@ import pytest
 from mlx_fastvlm import GenerationOptions, generate, stream_generate
 from mlx_fastvlm.errors import UsageError
 from mlx_fastvlm.generation.sampling import Sampler, choose, tokens_of
-from tests.support.images import PICTURE, PROMPT
+from tests.support.images import IMAGE, PROMPT
 from tests.support.models import wide_model
 
 VOCABULARY = 500
@@ -113,7 +113,7 @@ def test_a_failing_processor_takes_only_its_own_row():
 
 def test_the_likeliest_tokens(untied_model):
     *_, last = responses = list(
-        stream_generate(*untied_model, PROMPT, PICTURE, max_tokens=4, top_logprobs=5, min_tokens=4)
+        stream_generate(*untied_model, PROMPT, IMAGE, max_tokens=4, top_logprobs=5, min_tokens=4)
     )
     for response in responses:
         assert len(response.top_logprobs) == 5

@@ -4,13 +4,13 @@ import mlx.core as mx
 import pytest
 
 from mlx_fastvlm import batch_generate, generate, load, stream_generate
-from tests.support.images import PICTURE
+from tests.support.images import IMAGE
 
 
 def answers(model, processor, **options):
     """The ways to an answer."""
-    yield lambda: generate(model, processor, "Hi", PICTURE, **options)
-    yield lambda: batch_generate(model, processor, ["Hi", "You"], [PICTURE, None], **options)
+    yield lambda: generate(model, processor, "Hi", IMAGE, **options)
+    yield lambda: batch_generate(model, processor, ["Hi", "You"], [IMAGE, None], **options)
 
 
 @pytest.mark.parametrize("value", [mx.nan, mx.inf])
@@ -46,7 +46,7 @@ def test_finite_weights_that_are_far_too_large(checkpoint):
     model, processor = load(checkpoint("apple"))
     model.language_model.norm.weight = model.language_model.norm.weight * 0 + 3e38
     with pytest.raises(ValueError, match="far too large"):
-        generate(model, processor, "Hi", PICTURE)
+        generate(model, processor, "Hi", IMAGE)
 
 
 @pytest.mark.parametrize("value", [mx.nan, mx.inf])
@@ -59,8 +59,8 @@ def test_a_fault_in_the_midst_of_an_answer(small_model, value):
         calls.append(tokens)
         return logits + value if len(calls) == 4 else logits
 
-    plain = [response.token for response in stream_generate(model, processor, "Hi", PICTURE, max_tokens=3)]
-    responses = stream_generate(model, processor, "Hi", PICTURE, logits_processors=[spoil])
+    plain = [response.token for response in stream_generate(model, processor, "Hi", IMAGE, max_tokens=3)]
+    responses = stream_generate(model, processor, "Hi", IMAGE, logits_processors=[spoil])
     assert [next(responses).token for _ in range(3)] == plain
     with pytest.raises(ValueError, match="look at the logits processors"):
         next(responses)

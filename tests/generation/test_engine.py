@@ -12,7 +12,7 @@ from mlx_fastvlm.errors import UsageError
 from tests.support import small
 from tests.support.models import wide_model
 
-IMAGES = [Image.fromarray(small.odd_picture(70, 50)), Image.new("RGB", (40, 60), "white"), Image.new("RGB", (9, 9))]
+IMAGES = [Image.fromarray(small.odd_image(70, 50)), Image.new("RGB", (40, 60), "white"), Image.new("RGB", (9, 9))]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from mlx_fastvlm import Engine, PromptCache, generate
 from tests.support import small
 from tests.support.models import wide_model
 
-IMAGES = [Image.fromarray(small.odd_picture(70, 50)), Image.new("RGB", (40, 60), "white")]
+IMAGES = [Image.fromarray(small.odd_image(70, 50)), Image.new("RGB", (40, 60), "white")]
 PACKAGE = str(Path(mlx_fastvlm.__file__).parent)
 
 

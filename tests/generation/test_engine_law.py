@@ -20,7 +20,7 @@ from tests.support import small
 from tests.support.models import wide_model
 
 SCHEDULES = int(os.environ.get("FASTVLM_SCHEDULES", 300))
-IMAGES = [Image.fromarray(small.odd_picture(70, 50)), Image.new("RGB", (40, 60), "white")]
+IMAGES = [Image.fromarray(small.odd_image(70, 50)), Image.new("RGB", (40, 60), "white")]
 PROMPTS = ["a", "What is this?", "Why is that so, and since when is it like that, do you know?"]
 SHOWN = [(), (0,), (1, 0)]
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 
 from mlx_fastvlm import ChatSession, PromptCache, stream_generate
-from tests.support.images import PICTURE
+from tests.support.images import IMAGE
 from tests.support.interrupts import CACHES, PROMPT_CACHES, interrupted_at, last_times
 from tests.support.models import wide_model
 
@@ -25,7 +25,7 @@ def tokens(responses):
 def conversation(wide, policy):
     """A session whose bounded cache has begun to overwrite, and the first question's length."""
     session = ChatSession(*wide, max_tokens=6, **policy)
-    *_, last = session.stream("What is this?", PICTURE)
+    *_, last = session.stream("What is this?", IMAGE)
     return session, last.prompt_tokens
 
 
@@ -75,10 +75,10 @@ def test_the_first_question_of_a_conversation(wide):
     for moment in range(1, 500, 25):
         session = ChatSession(*wide, max_tokens=3, max_kv_size=200)
         with suppress(KeyboardInterrupt), interrupted_at(moment):
-            session.ask("What is this, and what is behind it?", PICTURE)
+            session.ask("What is this, and what is behind it?", IMAGE)
         if session.messages:
             continue
-        *_, last = session.stream("Where?", PICTURE)
+        *_, last = session.stream("Where?", IMAGE)
         assert session.cache.keep == last.prompt_tokens
 
 
@@ -87,7 +87,7 @@ def test_a_prompt_cache_after_any_interrupt(wide, policy):
     """Also where no session looks after it: while it goes back to what two prompts have in common, above all."""
 
     def asked(question, cache):
-        return tokens(stream_generate(*wide, question, PICTURE, max_tokens=2, prompt_cache=cache))
+        return tokens(stream_generate(*wide, question, IMAGE, max_tokens=2, prompt_cache=cache))
 
     plain, cache = asked("Why?", PromptCache(**policy)), PromptCache(**policy)
     asked("What is this?", cache)

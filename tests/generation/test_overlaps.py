@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from mlx_fastvlm import ChatSession, generate, stream_generate
-from tests.support.images import PICTURE, PROMPT
+from tests.support.images import IMAGE, PROMPT
 from tests.support.models import wide_model
 
 
@@ -38,9 +38,9 @@ def overtaken():
 
 
 def test_an_older_stream_that_ends_later_changes_nothing(session):
-    older = session.stream("a", PICTURE)
+    older = session.stream("a", IMAGE)
     next(older)
-    answer = session.ask("b", PICTURE)
+    answer = session.ask("b", IMAGE)
     older.close()
     assert questions(session) == ["b"]
     assert session.messages[-1]["content"] == answer
@@ -48,7 +48,7 @@ def test_an_older_stream_that_ends_later_changes_nothing(session):
 
 
 def test_a_reset_during_a_stream_stays(session):
-    stream = session.stream("a", PICTURE)
+    stream = session.stream("a", IMAGE)
     next(stream)
     session.reset()
     list(stream)  # may go on, since nobody else uses the cache
@@ -77,7 +77,7 @@ def test_the_older_of_two_running_streams_ends_first(session):
 def test_a_question_that_needs_another_cache_ends_the_older_stream(wide):
     """A bounded cache that can't go back is dropped under the answer that was using it."""
     session = ChatSession(*wide, max_tokens=60, max_kv_size=110)
-    session.ask("a", PICTURE)
+    session.ask("a", IMAGE)
     older = session.stream("b")
     for _ in range(40):
         next(older)
@@ -100,7 +100,7 @@ def test_random_schedules(wide, seed):
         act = chance.choice(["begin", "go on", "go on", "leave", "ask", "reset"])
         with overtaken():
             if act == "begin":
-                running.append(session.stream(f"q{turn}", PICTURE if chance.random() < 0.3 else None))
+                running.append(session.stream(f"q{turn}", IMAGE if chance.random() < 0.3 else None))
                 next(running[-1])
             elif act == "ask":
                 session.ask(f"q{turn}")
@@ -143,7 +143,7 @@ def test_threads_that_ask_the_same_session(wide):
 
 
 def test_a_conversation_can_be_copied_and_pickled(wide, session):
-    session.ask("a", PICTURE)
+    session.ask("a", IMAGE)
     session.ask("b")
     for copied in (copy.deepcopy(session.messages), pickle.loads(pickle.dumps(session.messages))):
         assert copied == session.messages
@@ -151,7 +151,7 @@ def test_a_conversation_can_be_copied_and_pickled(wide, session):
         question = [*copied, {"role": "user", "content": "c"}]
         assert generate(*wide, question, session.images, max_tokens=6) == session.ask("c")
         session.reset()
-        session.ask("a", PICTURE)
+        session.ask("a", IMAGE)
         session.ask("b")
 
 
@@ -159,8 +159,8 @@ def test_a_conversation_can_be_copied_and_pickled(wide, session):
 def test_a_stream_that_changes_threads(wide, options):
     """As a pool of threads advances it that serves a web framework."""
     options = {"max_tokens": 9, **options}
-    expected = [response.token for response in stream_generate(*wide, PROMPT, PICTURE, **options)]
-    stream, tokens = stream_generate(*wide, PROMPT, PICTURE, **options), []
+    expected = [response.token for response in stream_generate(*wide, PROMPT, IMAGE, **options)]
+    stream, tokens = stream_generate(*wide, PROMPT, IMAGE, **options), []
     for _ in expected:
         thread = threading.Thread(target=lambda: tokens.append(next(stream).token))
         thread.start()

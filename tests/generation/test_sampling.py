@@ -8,7 +8,7 @@ import pytest
 
 from mlx_fastvlm import stream_generate
 from mlx_fastvlm.errors import UsageError
-from tests.support.images import PICTURE, PROMPT
+from tests.support.images import IMAGE, PROMPT
 
 
 def test_sampling(ask):
@@ -40,7 +40,7 @@ def test_a_seed_depends_on_nothing_else(untied_model, ask):
     hot = {"temperature": 5.0, "seed": 1, "max_tokens": 12}
     expected = ask(**hot)
     ask(temperature=5.0)
-    first, second = (stream_generate(model, processor, PROMPT, PICTURE, **hot) for _ in range(2))
+    first, second = (stream_generate(model, processor, PROMPT, IMAGE, **hot) for _ in range(2))
     pairs = [(a.token, b.token) for a, b in zip(first, second)]
     assert pairs == [(token, token) for token in expected[: len(pairs)]]
     mx.random.seed(7)
@@ -66,11 +66,11 @@ def test_log_probabilities(untied_model, ask):
     model, processor = untied_model
     processor = dataclasses.replace(processor, eos_token_ids=frozenset())
     options = {"max_tokens": 4, "logit_bias": {7: 1.0}, "temperature": 2.0, "seed": 1}
-    pieces = list(stream_generate(model, processor, PROMPT, PICTURE, logprobs=True, **options))
+    pieces = list(stream_generate(model, processor, PROMPT, IMAGE, logprobs=True, **options))
     ids = processor.encode_chat([{"role": "user", "content": f"<image>\n{PROMPT}"}])
     for i, piece in enumerate(pieces):
         context = ids + [before.token for before in pieces[:i]]
-        logits = np.array(model(mx.array([context]), processor.preprocess(PICTURE)).logits[0, -1], np.float64)
+        logits = np.array(model(mx.array([context]), processor.preprocess(IMAGE)).logits[0, -1], np.float64)
         logits[7] += 1
         assert abs(piece.logprob - (logits[piece.token] - np.log(np.exp(logits).sum()))) < 1e-4
     assert [piece.token for piece in pieces] == ask(**options)
@@ -85,7 +85,7 @@ def test_repetition_penalty_and_its_window(ask):
     assert ask(max_tokens=30, repetition_penalty=1e9, repetition_context_size=1) != strong
 
 
-def test_a_pictures_placeholder_is_no_token_to_penalise(untied_model, first_logits):
+def test_a_images_placeholder_is_no_token_to_penalise(untied_model, first_logits):
     """Apple's is -200, which would count from the vocabulary's end."""
     penalised = first_logits(repetition_penalty=2.0, repetition_context_size=1000)
     changed = np.flatnonzero(np.abs(penalised - first_logits()) > 1e-6)

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mlx_fastvlm import ChatSession, PromptCache, stream_generate
-from mlx_fastvlm.processing.messages import AnswerText
-from tests.support.images import PICTURE
+from mlx_fastvlm.processing.marks import AnswerText
+from tests.support.images import IMAGE
 from tests.support.models import wide_model
 
-PICTURES = [PICTURE, Image.new("RGB", (40, 60), "white")]
-TURN = st.tuples(st.text("abc <é", min_size=1, max_size=20), st.lists(st.sampled_from(PICTURES), max_size=2))
+IMAGES = [IMAGE, Image.new("RGB", (40, 60), "white")]
+TURN = st.tuples(st.text("abc <é", min_size=1, max_size=20), st.lists(st.sampled_from(IMAGES), max_size=2))
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_session_equals_the_whole_conversation_at_once(turns, ends, policy, st
 def test_a_follow_up_prefills_only_its_own_tokens(wide):
     model, processor = wide
     session = ChatSession(model, processor, max_tokens=6)
-    first = list(session.stream("What is this?", PICTURES[0]))[-1]
+    first = list(session.stream("What is this?", IMAGES[0]))[-1]
     assert first.cached_tokens == 0
     second = list(session.stream("Why?"))[-1]
     # The answer's last token and the question around it are new.
@@ -62,7 +62,7 @@ def test_a_bounded_session_keeps_its_first_question(wide):
     for bits in (None, 8):
         session = ChatSession(model, processor, max_tokens=20, max_kv_size=len(ids) + 30, kv_bits=bits)
         for question in "abcdefgh":
-            last = list(session.stream(question, PICTURES[0] if question == "a" else None))[-1]
+            last = list(session.stream(question, IMAGES[0] if question == "a" else None))[-1]
         assert session.cache.keep == len(ids)
         assert session.cache.offset > 2 * session.cache.max_kv_size
         assert last.prompt_tokens - last.cached_tokens < 60
@@ -71,7 +71,7 @@ def test_a_bounded_session_keeps_its_first_question(wide):
 def test_an_answer_left_early_is_remembered_so_far(wide):
     for policy in ({}, {"max_kv_size": 110}):
         session = ChatSession(*wide, max_tokens=40, **policy)
-        session.ask("a", PICTURES[0])
+        session.ask("a", IMAGES[0])
         stream = session.stream("b")
         said = [next(stream).token for _ in range(5)]
         stream.close()
@@ -118,17 +118,17 @@ def test_an_answer_that_ends_at_once_is_an_answer(wide):
     assert session.ask("b") == ""
 
 
-def test_ten_questions_encode_a_picture_once(wide, monkeypatch):
+def test_ten_questions_encode_an_image_once(wide, monkeypatch):
     model, processor = wide
     calls = []
     encode = type(model).get_image_features
     monkeypatch.setattr(type(model), "get_image_features", lambda self, x: calls.append(1) or encode(self, x))
     session = ChatSession(model, processor, max_tokens=2)
-    session.ask("What is this?", PICTURES[0])
+    session.ask("What is this?", IMAGES[0])
     for i in range(9):
         session.ask(f"Question {i}?")
     session.reset()
-    session.ask("And again?", PICTURES[0])
+    session.ask("And again?", IMAGES[0])
     assert calls == [1]
 
 

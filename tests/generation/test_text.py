@@ -8,22 +8,22 @@ from hypothesis import strategies as st
 
 from mlx_fastvlm import generate, stream_generate
 from mlx_fastvlm.generation.text import StopStrings
-from tests.support.images import PICTURE, PROMPT
+from tests.support.images import IMAGE, PROMPT
 from tests.support.models import wide_model
 
 
 def test_stop_strings(untied_model):
     model, processor = untied_model
     processor = dataclasses.replace(processor, eos_token_ids=frozenset())
-    whole = generate(model, processor, PROMPT, PICTURE, max_tokens=40)
+    whole = generate(model, processor, PROMPT, IMAGE, max_tokens=40)
     for start in (3, 5):
         stop = whole[start : start + 3]
-        pieces = list(stream_generate(model, processor, PROMPT, PICTURE, max_tokens=40, stop=["never", stop]))
+        pieces = list(stream_generate(model, processor, PROMPT, IMAGE, max_tokens=40, stop=["never", stop]))
         assert "".join(piece.text for piece in pieces) == whole[: whole.index(stop)]
         assert pieces[-1].finish_reason == "stop"
-        assert generate(model, processor, PROMPT, PICTURE, max_tokens=40, stop=stop) == whole[: whole.index(stop)]
+        assert generate(model, processor, PROMPT, IMAGE, max_tokens=40, stop=stop) == whole[: whole.index(stop)]
     # What only begins like a stop string comes out after all.
-    assert generate(model, processor, PROMPT, PICTURE, max_tokens=40, stop=whole[-1] + "!") == whole
+    assert generate(model, processor, PROMPT, IMAGE, max_tokens=40, stop=whole[-1] + "!") == whole
 
 
 @given(

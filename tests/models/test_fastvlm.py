@@ -36,9 +36,9 @@ def test_placeholders_are_found_in_embeddings(checkpoint):
     model, _ = load(checkpoint("transformers"))
     ids = mx.array([[1, *[small.IMAGE_TOKEN] * 6, 2]])
     embeddings = model.get_input_embeddings()(ids)
-    picture = pixels(1)
-    assert mx.array_equal(model(inputs_embeds=embeddings, pixel_values=picture).logits, model(ids, picture).logits)
-    features = model.get_image_features(picture)
+    image = pixels(1)
+    assert mx.array_equal(model(inputs_embeds=embeddings, pixel_values=image).logits, model(ids, image).logits)
+    features = model.get_image_features(image)
     assert model.get_placeholder_mask(None, embeddings, features).tolist() == [[False, *[True] * 6, False]]
 
 
@@ -50,10 +50,10 @@ def test_a_placeholder_without_an_embedding_is_not_searched(small_model):
 
 def test_a_placeholders_id_is_never_looked_up(checkpoint, small_model):
     """-200 has no embedding, 300 has one; what stands there must not matter."""
-    picture = pixels(1)
+    image = pixels(1)
     logits = []
     for model, id in ((small_model[0], -200), (load(checkpoint("transformers"))[0], small.IMAGE_TOKEN)):
-        logits.append(model(mx.array([[1, *[id] * 6, 2]]), picture).logits)
+        logits.append(model(mx.array([[1, *[id] * 6, 2]]), image).logits)
     assert mx.array_equal(*logits)
 
 
@@ -119,12 +119,12 @@ def test_attention_implementation_is_the_decoders(small_model):
         assert mx.allclose(attentions[0].sum(axis=-1), mx.ones((1, 4, 3)))
 
 
-def test_features_and_pictures_exclude_each_other(small_model):
+def test_features_and_images_exclude_each_other(small_model):
     model, _ = small_model
-    picture = pixels(1)
-    features = {"image": model.get_image_features(picture)}
+    image = pixels(1)
+    features = {"image": model.get_image_features(image)}
     with pytest.raises(ValueError, match="both pixel_values and mm_encoder_outputs"):
-        model(mx.array([[-200] * 6]), picture, mm_encoder_outputs=features)
+        model(mx.array([[-200] * 6]), image, mm_encoder_outputs=features)
 
 
 def test_prepared_inputs_are_transformers(small_model):
@@ -137,11 +137,9 @@ def test_prepared_inputs_are_transformers(small_model):
         "later without a cache": {"use_cache": False},
     }
     assert steps.keys() == recorded.keys()
-    pictures = mx.array(small.pixels(3))
+    images = mx.array(small.pixels(3))
     for name, step in steps.items():
-        inputs = model.prepare_inputs_for_generation(
-            ids, attention_mask=mask, pixel_values=pictures, labels=ids, **step
-        )
+        inputs = model.prepare_inputs_for_generation(ids, attention_mask=mask, pixel_values=images, labels=ids, **step)
         assert {key: list(value.shape) for key, value in inputs.items()} == recorded[name]
     embeddings = mx.zeros((*ids.shape, 64))
     first = model.prepare_inputs_for_generation(ids, inputs_embeds=embeddings, is_first_iteration=True)
@@ -156,8 +154,8 @@ def test_float16_weights_run_with_a_bfloat16_tower(checkpoint, small_model):
     half = FastVlmForConditionalGeneration.from_pretrained(checkpoint("apple"), dtype="float16")
     assert half.vision_tower.dtype == half.multi_modal_projector.linear_1.weight.dtype == mx.bfloat16
     assert half.get_input_embeddings().weight.dtype == mx.float16
-    ids, picture = mx.array([[1, *[-200] * 6, 2]]), pixels(1)
-    out = half(ids, picture)
+    ids, image = mx.array([[1, *[-200] * 6, 2]]), pixels(1)
+    out = half(ids, image)
     assert (out.image_hidden_states.dtype, out.logits.dtype) == (mx.bfloat16, mx.float16)
-    exact = small_model[0](ids, picture).logits
+    exact = small_model[0](ids, image).logits
     assert mx.abs(out.logits - exact).max() < 0.1 * exact.std()

@@ -49,7 +49,7 @@ def test_an_unknown_dtype_is_refused(checkpoint):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_quantized_mlx_vlm_checkpoint_runs_with_a_picture(tmp_path, checkpoint, bits):
+def test_a_quantized_mlx_vlm_checkpoint_runs_with_an_image(tmp_path, checkpoint, bits):
     """As mlx-community publishes them: decoder and projector quantized; here the tower's linear layers as well."""
 
     def linear(name, value):

@@ -17,6 +17,6 @@ def test_an_identity_passes_the_features_on(recorded):
     config = FastVlmConfig(small.VISION, text, projector_type="identity")
     model = FastVlmForConditionalGeneration(config)
     assert not model.multi_modal_projector.parameters()
-    picture = mx.random.uniform(shape=(1, 128, 192, 3))
-    features = model.vision_tower(picture).last_hidden_state
-    assert mx.array_equal(model.get_image_features(picture), features.flatten(1, 2))
+    image = mx.random.uniform(shape=(1, 128, 192, 3))
+    features = model.vision_tower(image).last_hidden_state
+    assert mx.array_equal(model.get_image_features(image), features.flatten(1, 2))

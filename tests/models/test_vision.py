@@ -14,12 +14,12 @@ def test_bad_pixel_shapes(small_model, shape):
         small_model[0].vision_tower(mx.zeros(shape))
 
 
-def test_pictures_in_a_batch_do_not_mix(small_model):
+def test_images_in_a_batch_do_not_mix(small_model):
     tower = small_model[0].vision_tower
-    pictures = pixels(3)
-    together = tower(pictures).last_hidden_state
+    images = pixels(3)
+    together = tower(images).last_hidden_state
     for i in range(3):
-        assert mx.allclose(tower(pictures[i : i + 1]).last_hidden_state[0], together[i], atol=1e-4)
+        assert mx.allclose(tower(images[i : i + 1]).last_hidden_state[0], together[i], atol=1e-4)
 
 
 def test_any_sides_that_are_multiples_of_64(small_model):

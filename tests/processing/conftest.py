@@ -17,13 +17,13 @@ REAL_LOOKUP = socket.getaddrinfo
 
 
 @pytest.fixture
-def picture():
-    return Image.fromarray(small.odd_picture(40, 30))
+def image():
+    return Image.fromarray(small.odd_image(40, 30))
 
 
 @pytest.fixture
-def server(picture):
-    """A loopback server: /picture is one, /missing is not, /moved redirects to a file."""
+def server(image):
+    """A loopback server: /image is one, /missing is not, /moved redirects to a file."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -37,10 +37,10 @@ def server(picture):
                 while not self.wfile.closed:
                     self.wfile.write(b"\0")
                     time.sleep(0.02)
-            elif self.path == "/picture":
+            elif self.path == "/image":
                 self.send_response(200)
                 self.end_headers()
-                self.wfile.write(encoded(picture))
+                self.wfile.write(encoded(image))
             else:
                 self.send_error(404)
 

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from mlx_fastvlm import FastVlmConfig, FastVlmProcessor
 from mlx_fastvlm.files.text import SIZE_LIMIT
-from mlx_fastvlm.processing.messages import AnswerText
+from mlx_fastvlm.processing.marks import AnswerText
 from mlx_fastvlm.processing.tokenizer import read_tokenizer
 from tests.support import checkpoints
 

@@ -29,7 +29,7 @@ def test_urls_that_are_too_large_or_too_slow(server, monkeypatch):
     monkeypatch.setattr("mlx_fastvlm.processing.fetch.URL_DEADLINE", 60)
     monkeypatch.setattr("mlx_fastvlm.processing.fetch.URL_LIMIT", 20)
     with pytest.raises(OSError, match="is larger than"):
-        load_image(f"{server}/picture")
+        load_image(f"{server}/image")
 
 
 # In time

@@ -1,4 +1,4 @@
-"""Any source becomes an upright RGB picture, or one clear error."""
+"""Any source becomes an upright RGB image, or one clear error."""
 
 import base64
 import io
@@ -15,12 +15,12 @@ from tests.support.images import encoded
 from tests.support.paths import SHARED
 
 
-def test_every_kind_of_source_gives_the_same_picture(picture, server, tmp_path, monkeypatch):
-    data = encoded(picture)
-    path = tmp_path / "picture.png"
+def test_every_kind_of_source_gives_the_same_image(image, server, tmp_path, monkeypatch):
+    data = encoded(image)
+    path = tmp_path / "image.png"
     path.write_bytes(data)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-    array = np.asarray(picture)
+    array = np.asarray(image)
     sources = {
         "path": path,
         "string": str(path),
@@ -29,29 +29,29 @@ def test_every_kind_of_source_gives_the_same_picture(picture, server, tmp_path, 
         "data URI": "data:image/png;base64," + base64.b64encode(data).decode(),
         "base64": base64.b64encode(data).decode(),
         "base64 in lines": base64.encodebytes(data).decode(),
-        "URL": f"{server}/picture",
+        "URL": f"{server}/image",
         "standard input": "-",
-        "PIL": picture,
+        "PIL": image,
         "numpy": array,
         "floats": array / 255,
         "mlx": mx.array(array),
         "mlx floats": mx.array(array).astype(mx.float32) / 255,
     }
     for name, source in sources.items():
-        image = load_image(source)
-        assert image.mode == "RGB", name
-        assert np.array_equal(np.asarray(image), array), name
+        opened = load_image(source)
+        assert opened.mode == "RGB", name
+        assert np.array_equal(np.asarray(opened), array), name
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(picture, orientation):
+def test_exif_orientation_is_applied(image, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     # How the file's pixels lie when the tag says so.
     undo = {1: None, 2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90",
             7: "TRANSVERSE", 8: "ROTATE_270"}[orientation]  # fmt: skip
-    stored = picture if undo is None else picture.transpose(Image.Transpose[undo])
-    assert np.array_equal(np.asarray(load_image(encoded(stored, exif=exif))), np.asarray(picture))
+    stored = image if undo is None else image.transpose(Image.Transpose[undo])
+    assert np.array_equal(np.asarray(load_image(encoded(stored, exif=exif))), np.asarray(image))
 
 
 def test_transparency_is_laid_over_white():
@@ -70,21 +70,21 @@ def test_sixteen_bits_are_scaled_not_clipped():
     assert np.asarray(load_image(encoded(grey)))[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
-def test_other_modes(picture):
+def test_other_modes(image):
     for mode in ("L", "1", "CMYK", "YCbCr", "HSV"):
-        image = load_image(picture.convert(mode))
-        assert image.mode == "RGB"
-        assert image.size == picture.size
+        opened = load_image(image.convert(mode))
+        assert opened.mode == "RGB"
+        assert opened.size == image.size
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     animation = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert np.asarray(load_image(animation))[0, 0].tolist() == [255, 0, 0]
 
 
 BAD = {
-    "missing": ("no/such/picture.png", FileNotFoundError, "no such image"),
+    "missing": ("no/such/image.png", FileNotFoundError, "no such image"),
     "folder": (".", ValueError, "not a file"),
     "empty": (b"", ValueError, "is empty"),
-    "junk": (b"certainly no picture", ValueError, "not an image"),
+    "junk": (b"certainly no image", ValueError, "not an image"),
     "data URI without data": ("data:image/png;base64", ValueError, "comma"),
     "data URI, bad base64": ("data:image/png;base64,@@@", ValueError, "base64"),
     "number": (7, ValueError, "can't be read from int"),
@@ -103,9 +103,9 @@ def test_bad_sources(case):
         load_image(source)
 
 
-def test_cut_off_files_are_an_error(picture):
+def test_cut_off_files_are_an_error(image):
     for kind in ("PNG", "JPEG", "WEBP"):
-        data = encoded(picture, kind)
+        data = encoded(image, kind)
         with pytest.raises(ValueError, match=r"broken|not an image"):
             load_image(data[: len(data) * 2 // 3])
 
@@ -115,9 +115,9 @@ def test_frames():
     colours = [Image.new("RGB", (4, 4), (level, 0, 0)) for level in range(0, 250, 25)]
     animation = encoded(colours[0], "PNG", save_all=True, append_images=colours[1:])
     for frames, expected in ((1, [0]), (2, [0, 225]), (4, [0, 75, 150, 225]), (99, [*range(0, 250, 25)])):
-        pictures = load_frames(animation, frames)
-        assert [np.asarray(picture)[0, 0, 0] for picture in pictures] == expected
-        assert all(picture.mode == "RGB" for picture in pictures)
+        images = load_frames(animation, frames)
+        assert [np.asarray(image)[0, 0, 0] for image in images] == expected
+        assert all(image.mode == "RGB" for image in images)
     opened = Image.open(io.BytesIO(animation))
     opened.seek(3)
     assert len(load_frames(opened, 2)) == 2
@@ -126,7 +126,7 @@ def test_frames():
 
 
 def test_frames_of_a_cut_off_animation():
-    colours = [Image.fromarray(small.odd_picture(40, 30 + i)).resize((40, 30)) for i in range(4)]
+    colours = [Image.fromarray(small.odd_image(40, 30 + i)).resize((40, 30)) for i in range(4)]
     animation = encoded(colours[0], "GIF", save_all=True, append_images=colours[1:])
     with pytest.raises(ValueError, match=r"broken|not an image"):
         load_frames(animation[: len(animation) // 2], 4)
@@ -156,19 +156,19 @@ def _unknown(*_, **__):
     raise UnidentifiedImageError
 
 
-def test_a_long_text_that_is_no_picture_is_a_path():
-    for text in ("a/b" * 200, base64.b64encode(b"certainly no picture" * 50).decode()):
+def test_a_long_text_that_is_no_image_is_a_path():
+    for text in ("a/b" * 200, base64.b64encode(b"certainly no image" * 50).decode()):
         with pytest.raises(FileNotFoundError, match="no such image"):
             load_image(text)
 
 
-def test_a_bomb_is_refused(picture, monkeypatch):
+def test_a_bomb_is_refused(image, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(ValueError, match="too many pixels"):
-        load_image(encoded(picture))
+        load_image(encoded(image))
 
 
-def test_pictures_found_in_the_wild():
+def test_images_found_in_the_wild():
     folder = SHARED / "images"
     if not folder.is_dir():
         pytest.skip("needs ../shared/images")

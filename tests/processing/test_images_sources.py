@@ -15,7 +15,7 @@ from mlx_fastvlm import load_frames, load_image
 from mlx_fastvlm.processing.images import FORMATS
 from tests.support import images, small
 
-IMAGE = Image.fromarray(small.odd_picture(40, 30))
+IMAGE = Image.fromarray(small.odd_image(40, 30))
 
 
 def encoded(kind="PNG", **options):

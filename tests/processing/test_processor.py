@@ -1,4 +1,4 @@
-"""Pictures to pixel_values, messages to ids."""
+"""Images to pixel_values, messages to ids."""
 
 import mlx.core as mx
 import numpy as np
@@ -7,7 +7,8 @@ from PIL import Image
 
 from mlx_fastvlm import load
 from mlx_fastvlm.processing.messages import user_message
-from mlx_fastvlm.processing.preprocess import ImageSettings, square
+from mlx_fastvlm.processing.prepared import ImageSettings
+from mlx_fastvlm.processing.preprocess import square
 from tests.support import small
 
 QUESTION = [{"role": "user", "content": "Hi"}]
@@ -27,7 +28,7 @@ def test_apples_prompt_is_280_tokens(qwen):
     assert qwen.pad_token_id == 151643
 
 
-def test_openais_picture_parts(processor):
+def test_openais_image_parts(processor):
     text = {"type": "text", "text": "Hi"}
     url = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/never-fetched.png"}}
     messages = [[{"role": "user", "content": [part, text]}] for part in (url, {"type": "image"})]
@@ -35,12 +36,10 @@ def test_openais_picture_parts(processor):
 
 
 def test_images_are_what_pixel_values_are_made_of(processor):
-    picture = Image.fromarray(small.odd_picture(70, 50))
-    pixels = np.stack([image.pixels for image in processor.prepare([picture, picture], 64)])
+    image = Image.fromarray(small.odd_image(70, 50))
+    pixels = np.stack([one.pixels for one in processor.prepare([image, image], 64)])
     assert (pixels.shape, pixels.dtype) == ((2, 64, 64, 3), np.uint8)
-    assert np.array_equal(
-        np.array(processor.to_pixel_values(pixels)), np.array(processor.preprocess([picture] * 2, 64))
-    )
+    assert np.array_equal(np.array(processor.to_pixel_values(pixels)), np.array(processor.preprocess([image] * 2, 64)))
     # An image that is such a square already stays as it is, so a conversation may keep them.
     assert np.array_equal(processor.prepare(pixels[0], 64)[0].pixels, pixels[0])
 
@@ -84,40 +83,40 @@ def test_malformed_messages(processor, messages):
 
 
 def test_inputs_of_a_batch(processor):
-    picture = Image.fromarray(small.odd_picture(50, 40))
-    inputs = processor(text=["<image>long text", "a"], images=picture, image_size=128)
+    image = Image.fromarray(small.odd_image(50, 40))
+    inputs = processor(text=["<image>long text", "a"], images=image, image_size=128)
     ids, mask = np.array(inputs["input_ids"]), np.array(inputs["attention_mask"])
     length = 4 + len("long text")
     assert ids.shape == mask.shape == (2, length)
     assert mask.sum(axis=1).tolist() == [length, 1]
     assert ids[1].tolist() == [processor.pad_token_id] * (length - 1) + processor.encode("a")
     assert inputs["pixel_values"].shape == (1, 128, 128, 3)
-    right = processor(text=["<image>long text", "a"], images=picture, padding_side="right", image_size=128)
+    right = processor(text=["<image>long text", "a"], images=image, padding_side="right", image_size=128)
     assert np.array(right["attention_mask"])[1].tolist() == [1] + [0] * (length - 1)
 
 
 def test_bad_inputs(processor):
-    picture = Image.new("RGB", (8, 8))
+    image = Image.new("RGB", (8, 8))
     with pytest.raises(ValueError, match="1 <image> mark for 0 images"):
         processor(text="<image>")
     with pytest.raises(ValueError, match="0 <image> marks for 1 image"):
-        processor(text="a", images=picture)
+        processor(text="a", images=image)
     with pytest.raises(ValueError, match="padding_side"):
         processor(text="a", padding_side="up")
     for size in (0, -64, 100):
         with pytest.raises(ValueError, match="multiple of 64"):
-            processor.preprocess(picture, size)
+            processor.preprocess(image, size)
 
 
 @pytest.mark.parametrize("kind", ["pad", "crop"])
 @pytest.mark.parametrize("size", small.ODD_SIZES, ids=str)
-def test_pictures_are_bit_exact_with_the_reference(processor, recorded, kind, size):
-    picture = Image.fromarray(small.odd_picture(*size))
+def test_images_are_bit_exact_with_the_reference(processor, recorded, kind, size):
+    image = Image.fromarray(small.odd_image(*size))
     expected = recorded[f"{kind}.{size[0]}x{size[1]}"]
-    values = np.asarray(square(picture, small.SQUARE, ImageSettings(aspect_ratio=kind)))
+    values = np.asarray(square(image, small.SQUARE, ImageSettings(aspect_ratio=kind)))
     assert np.array_equal(values, np.round(expected * 255).astype(np.uint8))
     if kind == "pad":
-        assert np.array_equal(np.array(processor.preprocess(picture, small.SQUARE))[0], expected)
+        assert np.array_equal(np.array(processor.preprocess(image, small.SQUARE))[0], expected)
 
 
 def test_every_byte_becomes_the_references_float():
@@ -125,7 +124,7 @@ def test_every_byte_becomes_the_references_float():
     assert np.array_equal(ours, (np.arange(256) * 0.00392156862745098).astype(np.float32))
 
 
-def test_the_layout_decides_how_pictures_are_squared(checkpoint, small_model):
+def test_the_layout_decides_how_images_are_squared(checkpoint, small_model):
     assert small_model[1].image_settings.aspect_ratio == "pad"
     processor = load(checkpoint("transformers"), lazy=True)[1]
     assert processor.image_settings.aspect_ratio == "crop"

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from mlx_fastvlm.processing.messages import AnswerText
+from mlx_fastvlm.processing.marks import AnswerText
 from mlx_fastvlm.processing.provenance import Author, written_by
 from mlx_fastvlm.processing.template import ChatTemplate
 from tests.support.templates import REAL, plainly

@@ -2,7 +2,7 @@
 
     python -m tests.support.fuzz TARGET [SECONDS] [SEED]
 
-TARGET is pictures, prompts, config, tokenizer or tensors; the seconds are of processor time.
+TARGET is images, prompts, config, tokenizer or tensors; the seconds are of processor time.
 
 Every input is a seed with a few bytes or values changed. What must not happen: another exception than ValueError or
 OSError (a crash), an error of several lines, or an input that takes longer than TOO_LONG (a hang). The input at hand is
@@ -32,7 +32,8 @@ from mlx_fastvlm.config import FastVlmConfig
 from mlx_fastvlm.models.loading import load_model
 from mlx_fastvlm.processing.images import FORMATS, load_frames
 from mlx_fastvlm.processing.messages import read_prompt
-from mlx_fastvlm.processing.preprocess import ImageSettings, square
+from mlx_fastvlm.processing.prepared import ImageSettings
+from mlx_fastvlm.processing.preprocess import square
 from mlx_fastvlm.processing.processor import FastVlmProcessor
 from tests.support import checkpoints, small
 
@@ -106,21 +107,21 @@ def _within(holder, key) -> bool:
         return True
 
 
-class Pictures:
+class Images:
     """Files of every format that is read, and what is made of them."""
 
     def __init__(self, _):
         self.seeds = []
-        picture = Image.fromarray(small.odd_picture(33, 20))
+        image = Image.fromarray(small.odd_image(33, 20))
         exif = Image.Exif()
         exif[0x0112], exif[0x010E] = 6, "a description"
         for kind in FORMATS:
             for mode in ("RGB", "L", "P", "RGBA", "1", "I;16", "CMYK"):
                 buffer = io.BytesIO()
                 with contextlib.suppress(Exception):
-                    frames = {"save_all": True, "append_images": [picture]} if kind in ("GIF", "TIFF", "WEBP") else {}
+                    frames = {"save_all": True, "append_images": [image]} if kind in ("GIF", "TIFF", "WEBP") else {}
                     with_exif = {"exif": exif} if kind in ("PNG", "JPEG", "WEBP", "TIFF", "MPO", "AVIF", "HEIF") else {}
-                    (picture if mode == "I;16" else picture.convert(mode)).save(buffer, kind, **frames, **with_exif)
+                    (image if mode == "I;16" else image.convert(mode)).save(buffer, kind, **frames, **with_exif)
                     self.seeds.append(buffer.getvalue())
         grey = io.BytesIO()
         Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)).save(grey, "PNG")
@@ -130,10 +131,10 @@ class Pictures:
         return damaged(rng.choice(self.seeds), rng)
 
     def feed(self, data):
-        for picture in load_frames(data, 3):
-            assert picture.mode == "RGB"
+        for image in load_frames(data, 3):
+            assert image.mode == "RGB"
             for kind in ("pad", "crop"):
-                assert square(picture, 64, ImageSettings(aspect_ratio=kind)).size == (64, 64)
+                assert square(image, 64, ImageSettings(aspect_ratio=kind)).size == (64, 64)
 
 
 class Prompts:
@@ -155,7 +156,7 @@ class Prompts:
     def __init__(self, folder):
         checkpoints.write_tokenizer(folder)
         self.processor = FastVlmProcessor.from_folder(folder, FastVlmConfig.from_dict(checkpoints.apple_config()))
-        self.picture = Image.fromarray(small.odd_picture(20, 20))
+        self.image = Image.fromarray(small.odd_image(20, 20))
 
     def make(self, rng):
         seed = rng.choice(self.SEEDS)
@@ -179,8 +180,8 @@ class Prompts:
 
     def feed(self, data):
         prompt = json.loads(data)[0]
-        for pictures in ([], [self.picture]):
-            messages, _ = read_prompt(prompt, pictures)
+        for images in ([], [self.image]):
+            messages, _ = read_prompt(prompt, images)
             ids = self.processor.encode_chat(messages)
             plain = self.processor.encode_chat([{**m, "content": "x"} for m in messages])
             assert ids.count(258) == plain.count(258), "a message ended a turn"
@@ -296,7 +297,7 @@ class Tensors:
         load_model(FastVlmForConditionalGeneration, self.folder, self.config)
 
 
-TARGETS = {"pictures": Pictures, "prompts": Prompts, "config": Config, "tokenizer": Tokenizer, "tensors": Tensors}
+TARGETS = {"images": Images, "prompts": Prompts, "config": Config, "tokenizer": Tokenizer, "tensors": Tensors}
 
 
 def fuzz(

@@ -6,7 +6,7 @@ from PIL import Image
 
 from tests.support import small
 
-PICTURE = Image.fromarray(small.odd_picture(70, 50))
+IMAGE = Image.fromarray(small.odd_image(70, 50))
 PROMPT = "What is this?"
 
 

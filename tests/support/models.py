@@ -10,7 +10,7 @@ import numpy as np
 from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, FastVlmProcessor, load
 from mlx_fastvlm.models.forms import specialize
 from tests.support import checkpoints, small
-from tests.support.images import PICTURE
+from tests.support.images import IMAGE
 
 
 @functools.cache
@@ -35,7 +35,7 @@ def wide_model():
 
 
 def logits(folder):
-    """The answer's first logits to a fixed question about a fixed picture, float32."""
+    """The answer's first logits to a fixed question about a fixed image, float32."""
     model, processor = load(folder, dtype="float32")
-    inputs = processor(text="<image>\nWhat is this?", images=PICTURE, image_size=128)
+    inputs = processor(text="<image>\nWhat is this?", images=IMAGE, image_size=128)
     return np.array(model(inputs["input_ids"], inputs["pixel_values"]).logits)

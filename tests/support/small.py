@@ -25,10 +25,10 @@ TEXT = {
     "max_position_embeddings": 512,
 }
 IMAGE_TOKEN = 300
-PICTURE = (128, 192)  # height, width: 2 x 3 tokens
-TOKENS_PER_PICTURE = 6
+SIDES = (128, 192)  # height, width: 2 x 3 tokens
+TOKENS_PER_IMAGE = 6
 
-# Two pictures in the first row, one in the second, and text around them.
+# Two images in the first row, one in the second, and text around them.
 TEXT_IDS = [
     [5, 9, 12, "image", 7, 7, 31, "image", 40, 41, 2],
     [250, "image", 19, 3, 77],
@@ -84,12 +84,12 @@ def tensors(form):
 
 def pixels(count):
     """(count, 3, height, width) in [0, 1], PyTorch's order."""
-    return np.random.RandomState(0).random_sample((count, 3, *PICTURE)).astype(np.float32)
+    return np.random.RandomState(0).random_sample((count, 3, *SIDES)).astype(np.float32)
 
 
 def expand(row):
-    """Ids with each picture's placeholders written out."""
-    return [id for item in row for id in ([IMAGE_TOKEN] * TOKENS_PER_PICTURE if item == "image" else [item])]
+    """Ids with each image's placeholders written out."""
+    return [id for item in row for id in ([IMAGE_TOKEN] * TOKENS_PER_IMAGE if item == "image" else [item])]
 
 
 def batch():
@@ -137,8 +137,8 @@ def projector_tensors(kind):
     return {name: tensor(name, shape) for name, shape in tensors.items()}
 
 
-def odd_picture(width, height):
-    """An RGB picture of smooth waves and noise, (height, width, 3) uint8."""
+def odd_image(width, height):
+    """An RGB image of smooth waves and noise, (height, width, 3) uint8."""
     random = np.random.RandomState(width * 10000 + height)
     y, x = np.mgrid[:height, :width]
     waves = np.stack([np.sin(x / (7 + c)) + np.cos(y / (5 + c)) for c in range(3)], axis=-1)

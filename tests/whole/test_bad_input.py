@@ -19,7 +19,7 @@ from mlx_fastvlm.processing.tokenizer import read_tokenizer
 from tests.support.images import encoded
 
 from .bad_input import checkpoints, conversions, images, network, options
-from .bad_input.cases import PICTURE, Place
+from .bad_input.cases import IMAGE, Place
 from .bad_input.checkpoints import side
 from .bad_input.images import ARRAYS
 from .bad_input.options import CALLS
@@ -67,7 +67,7 @@ def test_one_line_and_nothing_left(name, place, monkeypatch, capfd):
     if case.command is generate_main:
         arguments += ["--max-tokens", "3"] if "--max-tokens" not in arguments else []
         if not {"--image", "--images-dir"} & set(arguments):
-            arguments += ["--image", "data:image/png;base64," + base64.b64encode(encoded(PICTURE)).decode()]
+            arguments += ["--image", "data:image/png;base64," + base64.b64encode(encoded(IMAGE)).decode()]
     try:
         code = case.command(arguments)
     except SystemExit as exit:
@@ -85,7 +85,7 @@ def test_one_line_and_nothing_left(name, place, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_pictures_in_memory(small_model, name):
+def test_images_in_memory(small_model, name):
     source, words = ARRAYS[name]
     with pytest.raises((ValueError, OSError), match=words) as raised:
         generate(*small_model, "Hi", source)

@@ -14,15 +14,15 @@ from tests.support.processes import run
 
 
 @pytest.fixture
-def picture(tmp_path):
-    path = tmp_path / "picture.png"
-    Image.fromarray(small.odd_picture(70, 50)).save(path)
+def image(tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(small.odd_image(70, 50)).save(path)
     return str(path)
 
 
 @pytest.fixture
-def arguments(checkpoint, picture):
-    return ["--model", str(checkpoint("apple")), "--image", picture, "--prompt", "Hi", "--max-tokens", "5"]
+def arguments(checkpoint, image):
+    return ["--model", str(checkpoint("apple")), "--image", image, "--prompt", "Hi", "--max-tokens", "5"]
 
 
 def test_the_answer_goes_to_stdout_and_the_rest_to_stderr(arguments, capfd):
@@ -65,7 +65,7 @@ def test_a_prompt_cache_in_a_file(arguments, tmp_path, capfd):
     assert answers[0]["text"] == answers[1]["text"]
 
 
-def test_a_folder_of_pictures(arguments, picture, tmp_path, capfd):
+def test_a_folder_of_images(arguments, image, tmp_path, capfd):
     output = tmp_path / "captions.jsonl"
     model = arguments[:2]
     command = [*model, "--images-dir", str(tmp_path), "--output", str(output), "--max-tokens", "4", "--batch-size", "2"]
@@ -123,7 +123,7 @@ def test_every_option_reaches_the_generator(arguments, monkeypatch, capfd):
 
 
 FAULTS = {
-    "no such picture": (["--image", "nowhere.png"], "nowhere.png", 1),
+    "no such image": (["--image", "nowhere.png"], "nowhere.png", 1),
     "no such model": (["--model", "nowhere"], "no hub id", 1),
     "bad option": (["--top-p", "2"], "top_p", 2),
     "marks": (["--prompt", "<image> <image>"], "one mark for each image", 1),
@@ -135,7 +135,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_one_line(arguments, capfd, fault):
     flags, words, code = FAULTS[fault]
-    kept = [a for a in arguments if fault != "no such picture" or a not in arguments[2:4]]
+    kept = [a for a in arguments if fault != "no such image" or a not in arguments[2:4]]
     assert main([*kept, *flags]) == code
     out, err = capfd.readouterr()
     assert out == ""
@@ -155,9 +155,9 @@ def test_debug_shows_the_traceback(arguments):
         ["--max-tokens", "many"],
         ["--logit-bias", "42"],
         ["--logit-bias", "a:b"],
-        ["--images-dir", "pictures"],
+        ["--images-dir", "images"],
         ["--output", "captions.jsonl"],
-        ["--images-dir", "pictures", "--output", "captions.jsonl", "--json"],
+        ["--images-dir", "images", "--output", "captions.jsonl", "--json"],
         ["--logprobs"],
     ],
     ids=" ".join,
@@ -213,10 +213,10 @@ def test_a_closed_pipe_is_no_traceback(arguments):
 
 def test_a_greedy_answer_needs_neither_mlx_lm_nor_transformers():
     """Importing them takes longer than the demo's whole answer."""
-    picture = ROOT / "examples" / "images" / "shapes-1.png"
+    image = ROOT / "examples" / "images" / "shapes-1.png"
     code = "import sys; from mlx_fastvlm.generate import main; main(['--image', sys.argv[1]]); "
     code += "sys.exit(any(name in sys.modules for name in ('mlx_lm', 'transformers', 'torch')))"
-    assert run([sys.executable, "-c", code, str(picture)]).returncode == 0
+    assert run([sys.executable, "-c", code, str(image)]).returncode == 0
 
 
 def test_a_terminal_is_shown_no_control_characters(arguments, monkeypatch, capfd):

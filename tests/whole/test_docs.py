@@ -108,7 +108,7 @@ def test_the_architecture_is_drawn_from_the_configuration():
     assert architecture.draw() == text(ROOT / "docs" / "figures" / "architecture.svg")
 
 
-def test_the_front_picture_shows_what_the_terminal_does():
+def test_the_front_image_shows_what_the_terminal_does():
     pytest.importorskip("matplotlib")
     front = load_script("docs/figures/front.py")
     answer = "A big blue star, a big orange square, a big green triangle and a big cyan triangle."

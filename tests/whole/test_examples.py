@@ -36,10 +36,10 @@ def plotting():
     pytest.importorskip("matplotlib")
 
 
-def is_a_picture(file):
+def is_an_image(file):
     """That shows something."""
-    with Image.open(file) as picture:
-        return np.asarray(picture.convert("L")).std() > 5
+    with Image.open(file) as image:
+        return np.asarray(image.convert("L")).std() > 5
 
 
 def test_all_are_tested():
@@ -50,8 +50,8 @@ def test_all_are_tested():
 
 def test_describe(run):
     assert run("describe") == FIRST + "\n"
-    picture = EXAMPLES / "images" / "shapes-8.png"
-    assert run("describe", picture, "--prompt", "What colour is it?") == "Red.\n"
+    image = EXAMPLES / "images" / "shapes-8.png"
+    assert run("describe", image, "--prompt", "What colour is it?") == "Red.\n"
 
 
 def test_stream(run):
@@ -82,7 +82,7 @@ def test_compare_quantization(run, tmp_path, plotting):
     sizes = {row[:20].strip(): float(row[20:29]) for row in rows}
     assert sizes["16 bits"] > sizes["8 bits"] > sizes["4 bits"] > sizes["4 bits, vision too"]
     assert all(row.endswith(" 50.0% right") for row in rows[:3])
-    assert is_a_picture(plot)
+    assert is_an_image(plot)
 
 
 def test_image_encoder(run, tmp_path, plotting):
@@ -91,7 +91,7 @@ def test_image_encoder(run, tmp_path, plotting):
     lines = run("image_encoder", EXAMPLES / "images", *options).splitlines()
     assert "512 channels" in lines[0]
     assert lines[3] == "   1.00  shapes-3.png"  # itself
-    assert is_a_picture(plot)
+    assert is_an_image(plot)
 
 
 def still(number):
@@ -151,7 +151,7 @@ def test_finetune_small(run, tmp_path, plotting):
     said = run("finetune_small", "--steps", "10", "--plot", plot, "--save", saved)
     first, last = (float(loss) for loss in re.findall(r"loss +([\d.]+)", said))
     assert last < first / 2
-    assert is_a_picture(plot)
+    assert is_an_image(plot)
     assert (saved / "model.safetensors").exists()
 
 

@@ -18,15 +18,15 @@ from mlx_fastvlm.cli.repl import Repl
 from mlx_fastvlm.files import atomic_file, atomic_folder
 from mlx_fastvlm.generate import main
 from mlx_fastvlm.models import memory
-from tests.support.images import PICTURE
+from tests.support.images import IMAGE
 from tests.support.paths import ROOT, left
 from tests.support.processes import run, start
 
 
 @pytest.fixture
 def arguments(checkpoint, tmp_path):
-    PICTURE.save(tmp_path / "picture.png")
-    return ["--model", str(checkpoint("apple")), "--image", str(tmp_path / "picture.png"), "--max-tokens", "5"]
+    IMAGE.save(tmp_path / "image.png")
+    return ["--model", str(checkpoint("apple")), "--image", str(tmp_path / "image.png"), "--max-tokens", "5"]
 
 
 # Memory
@@ -82,12 +82,12 @@ def test_many_questions_take_no_more_memory_than_a_few(small_model):
     """benchmarks/long_run.py measures the process over 600; here MLX's arrays, which are exact."""
     session, held = ChatSession(*small_model, max_tokens=4), []
     for i in range(12):
-        picture = PICTURE.resize((60 + i, 50))
-        generate(*small_model, "Hi", picture, max_tokens=4)
+        image = IMAGE.resize((60 + i, 50))
+        generate(*small_model, "Hi", image, max_tokens=4)
         session.reset()
-        session.ask("Hi", picture)
+        session.ask("Hi", image)
         held.append(mx.get_active_memory())
-    features = held[4] - held[3]  # of the session's pictures, which it keeps up to a bound
+    features = held[4] - held[3]  # of the session's images, which it keeps up to a bound
     assert 0 <= features < 10**5
     # A few hundred bytes come and go with what ran before; what eight questions leave would be tens of thousands.
     assert held[-1] - held[3] <= 8 * features + 2**12
@@ -195,8 +195,8 @@ def interrupted(command, after, environment=None):
 # What a stage begins with; it tells the test, and then waits as if the stage were long.
 STAGES = {
     "loading": "cli.flags:load",
-    "reading a picture": "processing.messages:load_frames",
-    "encoding a picture": "generation.reading:PromptReader.encode",
+    "reading an image": "processing.messages:load_frames",
+    "encoding an image": "generation.reading:PromptReader.encode",
     "reading the prompt": "generation.reading:read_piece",
     "answering": "generation.text:TextStream.add",
 }

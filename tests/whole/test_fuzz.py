@@ -1,4 +1,4 @@
-"""A short run of the fuzzer, some 20 seconds, the same inputs every time; and hypothesis on pictures and prompts."""
+"""A short run of the fuzzer, some 20 seconds, the same inputs every time; and hypothesis on images and prompts."""
 
 import json
 import tempfile
@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 from mlx_fastvlm import load_image
 from tests.support import fuzz
 
-INPUTS = {"pictures": 1000, "prompts": 1000, "config": 150, "tokenizer": 300, "tensors": 150}
+INPUTS = {"images": 1000, "prompts": 1000, "config": 150, "tokenizer": 300, "tensors": 150}
 
 
 @pytest.mark.parametrize("target", fuzz.TARGETS)
@@ -56,10 +56,10 @@ def test_prompts_that_hypothesis_makes(prompts, prompt):
         arrays.scalar_dtypes() | st.just("O"), arrays.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=5)
     )
 )
-def test_pictures_that_hypothesis_makes(source):
+def test_images_that_hypothesis_makes(source):
     try:
-        picture, message = load_image(source), ""
+        image, message = load_image(source), ""
     except (ValueError, OSError) as error:
-        picture, message = None, str(error)
+        image, message = None, str(error)
     assert "\n" not in message
-    assert picture is None or (picture.mode == "RGB" and 0 not in picture.size)
+    assert image is None or (image.mode == "RGB" and 0 not in image.size)

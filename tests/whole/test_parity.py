@@ -182,7 +182,7 @@ def test_logits_and_loss_with_left_padding(batch_output, recorded):
     for ours, theirs in zip(real(batch_output.logits), real(recorded["batch.logits"])):
         assert deviations(ours, theirs) < LIMIT
     assert batch_output.loss.item() == pytest.approx(recorded["batch.loss"].item(), rel=1e-5)
-    assert batch_output.image_hidden_states.shape == (3, small.TOKENS_PER_PICTURE, small.TEXT["hidden_size"])
+    assert batch_output.image_hidden_states.shape == (3, small.TOKENS_PER_IMAGE, small.TEXT["hidden_size"])
 
 
 def test_greedy_tokens_over_a_kv_cache(small_model, recorded):

@@ -11,7 +11,7 @@ from tests.support import small
 from tests.support.models import wide_model
 from tests.support.processes import run
 
-PICTURES = [Image.fromarray(small.odd_picture(60 + 5 * i, 50)) for i in range(4)]
+IMAGES = [Image.fromarray(small.odd_image(60 + 5 * i, 50)) for i in range(4)]
 
 
 @pytest.fixture
@@ -41,9 +41,9 @@ def in_threads(*functions):
 
 
 def asking(model, processor, **options):
-    """A function for each picture that gives the answer to a question about it, each to another question."""
+    """A function for each image that gives the answer to a question about it, each to another question."""
     options = {"max_tokens": 12, **options}
-    return [lambda q=q, p=p: generate(model, processor, q, p, **options) for q, p in zip("abcd", PICTURES)]
+    return [lambda q=q, p=p: generate(model, processor, q, p, **options) for q, p in zip("abcd", IMAGES)]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_answers_from_threads_are_the_right_ones(wide, options):
 
 
 def test_batches_from_threads(wide):
-    batch = [lambda n=n: batch_generate(*wide, ["a", "bc", "d"][:n], PICTURES[:n], max_tokens=9) for n in (1, 2, 3)]
+    batch = [lambda n=n: batch_generate(*wide, ["a", "bc", "d"][:n], IMAGES[:n], max_tokens=9) for n in (1, 2, 3)]
     assert in_threads(*batch) == [function() for function in batch]
 
 
@@ -73,8 +73,8 @@ def test_a_shared_vision_cache(wide):
 
 def test_a_conversation_that_changes_threads(wide):
     here, there = (ChatSession(*wide, max_tokens=15) for _ in range(2))
-    for question, picture in (("a", PICTURES[0]), ("b", None), ("c", PICTURES[1])):
-        assert in_threads(lambda q=question, p=picture: there.ask(q, p)) == [here.ask(question, picture)]
+    for question, image in (("a", IMAGES[0]), ("b", None), ("c", IMAGES[1])):
+        assert in_threads(lambda q=question, p=image: there.ask(q, p)) == [here.ask(question, image)]
 
 
 def test_a_shared_prompt_cache_answers_rightly_or_not_at_all(wide):
@@ -87,14 +87,14 @@ def test_a_shared_prompt_cache_answers_rightly_or_not_at_all(wide):
 def test_two_answers_in_turns_on_one_prompt_cache(wide):
     """The later one is right; the earlier one says that it can't go on, instead of saying nonsense."""
     cache = PromptCache()
-    first = stream_generate(*wide, "a", PICTURES[0], prompt_cache=cache, max_tokens=12)
+    first = stream_generate(*wide, "a", IMAGES[0], prompt_cache=cache, max_tokens=12)
     next(first)
-    second = stream_generate(*wide, "b", PICTURES[1], prompt_cache=cache, max_tokens=12)
+    second = stream_generate(*wide, "b", IMAGES[1], prompt_cache=cache, max_tokens=12)
     text = next(second).text
     with pytest.raises(ValueError, match="give answers that run at the same time one each"):
         list(first)
     text += "".join(response.text for response in second)
-    assert text == generate(*wide, "b", PICTURES[1], max_tokens=12)
+    assert text == generate(*wide, "b", IMAGES[1], max_tokens=12)
 
 
 LEFT_BEHIND = """
@@ -111,7 +111,7 @@ print("done")
 
 def test_threads_leave_nothing_that_breaks_the_end_of_the_process(checkpoint, tmp_path):
     """MLX's own threads must be gone before it is (mlx.core.clear_streams), or the process is aborted."""
-    PICTURES[0].save(tmp_path / "picture.png")
-    command = [sys.executable, "-c", LEFT_BEHIND, checkpoint("apple"), tmp_path / "picture.png"]
+    IMAGES[0].save(tmp_path / "image.png")
+    command = [sys.executable, "-c", LEFT_BEHIND, checkpoint("apple"), tmp_path / "image.png"]
     done = run(command)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")

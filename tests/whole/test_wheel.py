@@ -54,8 +54,8 @@ def test_it_works_from_an_empty_folder(wheel, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(site)}
     where = run(sys.executable, "-c", "import mlx_fastvlm; print(mlx_fastvlm.__file__)", env=env, cwd=empty)
     assert Path(where.strip()).parent == site / "mlx_fastvlm"
-    picture = ROOT / "examples" / "images" / "shapes-8.png"
-    command = ["-m", "mlx_fastvlm.generate", "--model", "demo", "--image", picture, "--json"]
+    image = ROOT / "examples" / "images" / "shapes-8.png"
+    command = ["-m", "mlx_fastvlm.generate", "--model", "demo", "--image", image, "--json"]
     assert json.loads(run(sys.executable, *command, env=env, cwd=empty))["text"] == "A small red triangle."
     everything = "import pkgutil, mlx_fastvlm, importlib\n"
     everything += "for module in pkgutil.walk_packages(mlx_fastvlm.__path__, 'mlx_fastvlm.'):\n"

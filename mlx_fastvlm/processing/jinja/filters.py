@@ -14,7 +14,7 @@ from typing import Any
 
 from ..provenance import changed
 from .methods import indented, replace, strip
-from .printing import joined, to_json, to_text
+from .printing import to_json, to_text
 from .values import (
     ITERABLES,
     NUMBERS,
@@ -27,6 +27,7 @@ from .values import (
     equal,
     item,
     iterate,
+    joined,
     key,
     kind,
     length,

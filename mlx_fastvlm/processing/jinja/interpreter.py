@@ -17,7 +17,7 @@ from .filters import apply_filter, holds
 from .functions import FUNCTIONS
 from .loop import Loop
 from .methods import attribute
-from .printing import joined, to_text
+from .printing import to_text
 from .values import (
     Budget,
     Function,
@@ -29,6 +29,7 @@ from .values import (
     equal,
     item,
     iterate,
+    joined,
     key,
     kind,
     number,

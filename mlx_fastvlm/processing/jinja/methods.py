@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..provenance import changed, concatenated, cut
-from .printing import joined
-from .values import Budget, Function, Namespace, Refused, Undefined, iterate, key, kind, unneeded
+from .values import Budget, Function, Namespace, Refused, Undefined, iterate, joined, key, kind, unneeded
 
 _STRIPPED = 100  # characters that strip() is told at most: its time is the product of both lengths
 

@@ -3,20 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import Any
 
 from ..provenance import Piece, Text, changed, concatenated, pieces_of
-from .values import NUMBERS, Budget, Refused, Undefined, kind, number
-
-
-def joined(texts: Iterable[str], budget: Budget) -> str:
-    """Texts as one."""
-    parts = []
-    for text in texts:
-        budget.read(text)
-        parts.append(text)
-    return concatenated(parts)
+from .values import NUMBERS, Budget, Refused, Undefined, joined, kind, number
 
 
 def to_text(value: Any, budget: Budget) -> str:

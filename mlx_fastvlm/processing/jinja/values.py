@@ -6,12 +6,12 @@ memory is taken from a budget first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import GeneratorType
 from typing import Any
 
-from ..provenance import changed, characters_of, cut, pieces_of
+from ..provenance import changed, characters_of, concatenated, cut, pieces_of
 
 MOST = 2**63  # of a number
 _PIECE = 64  # characters that handling one piece of a text counts for
@@ -200,3 +200,12 @@ def part(value: Any, start: int | None, stop: int | None, step: int | None, budg
     if by == 1:
         return cut(value, first, max(first, last))
     return changed(value, lambda text: text[start:stop:step])
+
+
+def joined(texts: Iterable[str], budget: Budget) -> str:
+    """Texts as one."""
+    parts = []
+    for text in texts:
+        budget.read(text)
+        parts.append(text)
+    return concatenated(parts)

@@ -53,11 +53,11 @@ def check(name, source, folder):
         folder / "hf", dtype=torch.float32, output_loading_info=True
     )
     strict = not any(report.values())
-    picture = Image.fromarray(small.odd_picture(90, 60))
+    image = Image.fromarray(small.odd_image(90, 60))
     processor = AutoProcessor.from_pretrained(folder / "hf")
     content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    inputs = processor(images=picture, text=text, return_tensors="pt")
+    inputs = processor(images=image, text=text, return_tensors="pt")
     with torch.no_grad():
         expected = theirs(**inputs).logits[0].numpy()
         said = theirs.generate(**inputs, max_new_tokens=GREEDY, do_sample=False, eos_token_id=None, pad_token_id=0)[

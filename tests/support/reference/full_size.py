@@ -4,7 +4,7 @@
     python -m tests.support.reference.full_size compare FOLDER   # with this package
     python -m tests.support.reference.full_size drift FOLDER     # with this package; slow on a CPU
 
-The first writes a checkpoint in transformers' layout and what transformers computes from it for a 1024 pixel picture
+The first writes a checkpoint in transformers' layout and what transformers computes from it for a 1024 pixel image
 and a prompt; the second loads it here and prints the differences in standard deviations, and fails above 1e-4. The
 third prints how far bfloat16 strays from float32, stage by stage.
 """
@@ -39,7 +39,7 @@ GREEDY = 8
 LIMIT = 1e-4
 
 
-def picture():
+def image():
     """(1, 3, 1024, 1024) in [0, 1]: smooth colours with some noise."""
     y, x = np.mgrid[:1024, :1024] / 1024
     waves = np.stack([np.sin(9 * x + c) * np.cos(7 * y - c) for c in range(3)])
@@ -66,7 +66,7 @@ def record(folder):
     state = {name: value.contiguous() for name, value in model.state_dict().items() if name != "lm_head.weight"}
     save_file(state, folder / "model.safetensors")
 
-    ids, pixels = torch.tensor([IDS]), torch.from_numpy(picture())
+    ids, pixels = torch.tensor([IDS]), torch.from_numpy(image())
     with torch.no_grad():
         start = time.perf_counter()
         stages = recorder.stages(model.model.vision_tower.timm_model, pixels)
@@ -108,7 +108,7 @@ def compare(folder):
         worst = max(worst, error)
         print(f"{name:10} {theirs.shape!s:20} {error:.1e}")
 
-    pixels = mx.array(picture().transpose(0, 2, 3, 1))
+    pixels = mx.array(image().transpose(0, 2, 3, 1))
     start = time.perf_counter()
     out = model.vision_tower(pixels, output_hidden_states=True)
     mx.eval(out.last_hidden_state, out.hidden_states)
@@ -136,7 +136,7 @@ def drift(folder):
     import mlx_fastvlm  # isort: skip  (before mlx, so that OpenBLAS is found)
     import mlx.core as mx
 
-    pixels, ids = mx.array(picture().transpose(0, 2, 3, 1)), mx.array([IDS])
+    pixels, ids = mx.array(image().transpose(0, 2, 3, 1)), mx.array([IDS])
 
     def steps(dtype):
         model = mlx_fastvlm.FastVlmForConditionalGeneration.from_pretrained(folder, dtype=dtype)

@@ -62,7 +62,7 @@ def stages(tower, pixels):
 
 
 def gradients(model):
-    """Gradients of the batch's loss by tensor and of the pictures: samples of each, and the whole ones' deviations.
+    """Gradients of the batch's loss by tensor and of the images: samples of each, and the whole ones' deviations.
 
     BatchNorm runs on its statistics, as it does wherever it is folded.
     """
@@ -169,7 +169,7 @@ def main():
     for i, x in enumerate(out.attentions):
         recorded[f"batch.attention{i}"] = x.numpy()
 
-    # One row alone, no padding: logits and the greedy continuation. Its pictures are the first two.
+    # One row alone, no padding: logits and the greedy continuation. Its images are the first two.
     row = ids[:1]
     recorded["row.logits"] = model(input_ids=row, pixel_values=pixels[:2]).logits.numpy()
     generated = model.generate(
@@ -206,7 +206,7 @@ def main():
     recorded["resized.size"] = np.array([*resized.shape, model.lm_head.weight.shape[0]])
     recorded["resized.rows"] = resized[small.TEXT["vocab_size"] :].numpy()
 
-    # Pictures: transformers' crop, and LLaVA's padding in front of the same resize.
+    # Images: transformers' crop, and LLaVA's padding in front of the same resize.
     clip = CLIPImageProcessorPil(
         size={"shortest_edge": small.SQUARE},
         crop_size={"height": small.SQUARE, "width": small.SQUARE},
@@ -214,12 +214,12 @@ def main():
         image_std=[1.0] * 3,
     )
     for width, height in small.ODD_SIZES:
-        picture = Image.fromarray(small.odd_picture(width, height))
-        side = max(picture.size)
+        image = Image.fromarray(small.odd_image(width, height))
+        side = max(image.size)
         padded = Image.new("RGB", (side, side), (0, 0, 0))
-        padded.paste(picture, ((side - width) // 2, (side - height) // 2))
-        for kind, image in (("crop", picture), ("pad", padded)):
-            values = clip(images=image, return_tensors="np")["pixel_values"][0]
+        padded.paste(image, ((side - width) // 2, (side - height) // 2))
+        for kind, prepared in (("crop", image), ("pad", padded)):
+            values = clip(images=prepared, return_tensors="np")["pixel_values"][0]
             recorded[f"{kind}.{width}x{height}"] = values.transpose(1, 2, 0)
 
     recorded["versions"] = np.array(

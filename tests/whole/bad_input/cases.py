@@ -10,7 +10,7 @@ from PIL import Image
 from mlx_fastvlm.generate import main as generate_main
 from tests.support import small
 
-PICTURE = Image.fromarray(small.odd_picture(40, 30))
+IMAGE = Image.fromarray(small.odd_image(40, 30))
 
 
 class Place:

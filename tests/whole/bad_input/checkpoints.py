@@ -187,10 +187,8 @@ CASES = {
     ),
     "checkpoint: special token a number": model("malformed", side("tokenizer_config.json", eos_token=7)),
     "checkpoint: added tokens a text": model("broken", side("tokenizer_config.json", added_tokens_decoder="all")),
-    "checkpoint: picture size a text": model("asks for images of", side("preprocessor_config.json", crop_size="big")),
-    "checkpoint: pictures of gigapixels": model(
-        "asks for images of", side("preprocessor_config.json", crop_size=2**20)
-    ),
+    "checkpoint: image size a text": model("asks for images of", side("preprocessor_config.json", crop_size="big")),
+    "checkpoint: images of gigapixels": model("asks for images of", side("preprocessor_config.json", crop_size=2**20)),
     "checkpoint: two colours": model("must be three numbers", side("preprocessor_config.json", image_mean=[0.5, 0.5])),
     "checkpoint: colours divided by 0": model(
         "the second not 0", side("preprocessor_config.json", image_std=[0, 1, 1])

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.support.images import encoded
 
-from .cases import PICTURE, Case
+from .cases import IMAGE, Case
 
 
 def png_that_says(width, height):
@@ -23,40 +23,40 @@ def png_that_says(width, height):
     )
 
 
-def picture(words, source, **how):
+def image(words, source, **how):
     return Case(words, lambda place: ["--image", source(place)], **how)
 
 
 CASES = {
-    "picture: missing": picture("no such image", lambda p: "no.png"),
-    "picture: a name longer than names can be": picture("no such image", lambda p: "a" * 5000),
-    "picture: a user that is none": picture("no such image", lambda p: "~nobody-here/a.png"),
-    "picture: empty": picture("is empty", lambda p: p.file("a.png")),
-    "picture: cut off": picture("broken", lambda p: p.file("a.png", encoded(PICTURE)[:600])),
-    "picture: a cut-off JPEG": picture("broken", lambda p: p.file("a.jpg", encoded(PICTURE, "JPEG")[:500])),
-    "picture: junk": picture("not an image", lambda p: p.file("a.png", b"no picture" * 99)),
-    "picture: a folder": picture("is not a file", lambda p: str(p.folder)),
-    "picture: a FIFO": picture("is not a file", lambda p: p.fifo()),
-    "picture: a device": picture("is not a file", lambda p: "/dev/zero"),
-    "picture: a bomb": picture("too many pixels", lambda p: p.file("a.png", png_that_says(30_000, 30_000))),
-    "picture: without width": picture("not an image", lambda p: p.file("a.png", png_that_says(0, 20))),
-    "picture: less than it promises": picture("broken", lambda p: p.file("a.png", png_that_says(900, 900))),
-    "picture: 1 x 5000": picture("too narrow", lambda p: p.file("a.png", encoded(Image.new("RGB", (1, 5000))))),
-    "picture: so narrow that it is not decoded": picture(
+    "image: missing": image("no such image", lambda p: "no.png"),
+    "image: a name longer than names can be": image("no such image", lambda p: "a" * 5000),
+    "image: a user that is none": image("no such image", lambda p: "~nobody-here/a.png"),
+    "image: empty": image("is empty", lambda p: p.file("a.png")),
+    "image: cut off": image("broken", lambda p: p.file("a.png", encoded(IMAGE)[:600])),
+    "image: a cut-off JPEG": image("broken", lambda p: p.file("a.jpg", encoded(IMAGE, "JPEG")[:500])),
+    "image: junk": image("not an image", lambda p: p.file("a.png", b"no image" * 99)),
+    "image: a folder": image("is not a file", lambda p: str(p.folder)),
+    "image: a FIFO": image("is not a file", lambda p: p.fifo()),
+    "image: a device": image("is not a file", lambda p: "/dev/zero"),
+    "image: a bomb": image("too many pixels", lambda p: p.file("a.png", png_that_says(30_000, 30_000))),
+    "image: without width": image("not an image", lambda p: p.file("a.png", png_that_says(0, 20))),
+    "image: less than it promises": image("broken", lambda p: p.file("a.png", png_that_says(900, 900))),
+    "image: 1 x 5000": image("too narrow", lambda p: p.file("a.png", encoded(Image.new("RGB", (1, 5000))))),
+    "image: so narrow that it is not decoded": image(
         "too narrow", lambda p: p.file("a.png", png_that_says(8_000_000, 20))
     ),
-    "picture: PostScript": picture("not an image", lambda p: p.file("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%EOF")),
-    "picture: nothing on standard input": picture("is empty", lambda p: "-"),
-    "picture: junk on standard input": picture("not an image", lambda p: "-", stdin=b"junk"),
-    "picture: data URI without data": picture("comma", lambda p: "data:image/png;base64"),
-    "picture: data URI with bad base64": picture("not valid base64", lambda p: "data:image/png;base64,@@@"),
-    "picture: data URI of junk": picture("not an image", lambda p: "data:text/plain,hello"),
-    "picture: a file URL": picture("no such image", lambda p: "file:///etc/passwd"),
-    "picture: more than marks": Case("one mark for each", lambda p: ["--prompt", "<image> <image>"]),
-    "picture: a folder of none": Case(
+    "image: PostScript": image("not an image", lambda p: p.file("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%EOF")),
+    "image: nothing on standard input": image("is empty", lambda p: "-"),
+    "image: junk on standard input": image("not an image", lambda p: "-", stdin=b"junk"),
+    "image: data URI without data": image("comma", lambda p: "data:image/png;base64"),
+    "image: data URI with bad base64": image("not valid base64", lambda p: "data:image/png;base64,@@@"),
+    "image: data URI of junk": image("not an image", lambda p: "data:text/plain,hello"),
+    "image: a file URL": image("no such image", lambda p: "file:///etc/passwd"),
+    "image: more than marks": Case("one mark for each", lambda p: ["--prompt", "<image> <image>"]),
+    "image: a folder of none": Case(
         "no folder", lambda p: ["--images-dir", str(p.folder / "none"), "--output", "captions.jsonl"]
     ),
-    "picture: captions into a file of something else": Case(
+    "image: captions into a file of something else": Case(
         "other things than captions",
         lambda p: ["--images-dir", str(p.folder), "--output", p.file("mine.txt", "precious")],
     ),
@@ -78,7 +78,7 @@ ARRAYS = {
     "objects": (np.full((4, 4), None), "not object"),
     "truth values": (np.zeros((4, 4), bool), "not bool"),
     "1 x 5000": (np.zeros((5000, 1, 3), np.uint8), "too narrow"),
-    "a picture without width": (Image.new("RGB", (0, 9)), "no pixels"),
+    "an image without width": (Image.new("RGB", (0, 9)), "no pixels"),
     "a number": (3, "can't be read from int"),
     "a dict": ({"url": "a.png"}, "can't be read from dict"),
     "a name with a zero byte": ("a\0b.png", "no such image"),

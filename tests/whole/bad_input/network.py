@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from tests.support.images import encoded
 
-from .cases import PICTURE, Case
+from .cases import IMAGE, Case
 
 
 def url(words, path):
@@ -15,7 +15,7 @@ def url(words, path):
 
 
 CASES = {
-    "network: refused": Case("could not be fetched", lambda p: ["--image", "http://127.0.0.1:9/picture.png"]),
+    "network: refused": Case("could not be fetched", lambda p: ["--image", "http://127.0.0.1:9/image.png"]),
     "network: 404": url("answered 404", "/missing"),
     "network: silence": url("timed out", "/silent"),
     "network: a header a second": url("took more than", "/slow-header"),
@@ -26,7 +26,7 @@ CASES = {
     "network: a redirect to a private address": url("an address inside this network", "/to-this-machine"),
     "network: redirects without an end": url("answered 302", "/round"),
     "network: a web page": url("is no image but text/html", "/page"),
-    "network: junk that says it is a picture": url("not an image", "/junk"),
+    "network: junk that says it is an image": url("not an image", "/junk"),
     "network: not HTTP": url("could not be fetched", "/not-http"),
     "network: an impossible address": Case("could not be fetched", lambda p: ["--image", "http://[::bad/x.png"]),
     "network: a name with a line break": Case("could not be fetched", lambda p: ["--image", "http://a\nb/x.png"]),
@@ -71,13 +71,13 @@ class BadServer(http.server.BaseHTTPRequestHandler):
         self.answer(bytes(3000))
 
     def cut(self):
-        self.answer(encoded(PICTURE)[:700])
+        self.answer(encoded(IMAGE)[:700])
 
     def to_a_file(self):
         self.redirect("file:///etc/passwd")
 
     def to_this_machine(self):  # we are called localhost here
-        self.redirect(f"http://127.0.0.1:{self.server.server_port}/picture")
+        self.redirect(f"http://127.0.0.1:{self.server.server_port}/image")
 
     def round(self):
         self.redirect("/round")
@@ -91,8 +91,8 @@ class BadServer(http.server.BaseHTTPRequestHandler):
     def not_http(self):
         self.wfile.write(b"SSH-2.0-OpenSSH\r\n")
 
-    def picture(self):
-        self.answer(encoded(PICTURE))
+    def image(self):
+        self.answer(encoded(IMAGE))
 
     def handle(self):
         try:

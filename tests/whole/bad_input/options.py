@@ -7,7 +7,7 @@ from mlx_fastvlm import convert, generate
 from mlx_fastvlm.chat import main as chat
 from tests.support.images import encoded
 
-from .cases import PICTURE, Case, option
+from .cases import IMAGE, Case, option
 
 
 def prompt(words, text, **how):
@@ -49,8 +49,8 @@ CASES = {
     "option: like none": option("--help lists all", "--zzz"),
     "option: an answer on the command line": option("there is no What", "What", "is", "this?"),
     "option: logprobs without json": option("--logprobs needs --json", "--logprobs"),
-    "option: images-dir alone": option("go together", "--images-dir", "pictures"),
-    "option: a folder and a picture": option("goes without", "--images-dir", "a", "--output", "b", "--image", "c"),
+    "option: images-dir alone": option("go together", "--images-dir", "images"),
+    "option: a folder and an image": option("goes without", "--images-dir", "a", "--output", "b", "--image", "c"),
     "option: batch_size 0": Case(
         "batch_size must be at least 1",
         lambda p: ["--images-dir", str(p.folder), "--output", "captions.jsonl", "--batch-size", "0"],
@@ -59,7 +59,7 @@ CASES = {
     "option: kv_bits for a folder": Case(
         "kv_group_size must divide",
         lambda p: [
-            *("--images-dir", str(Path(p.file("a.png", encoded(PICTURE))).parent)),
+            *("--images-dir", str(Path(p.file("a.png", encoded(IMAGE))).parent)),
             *("--output", "captions.jsonl", "--kv-bits", "8"),
         ],
         code=2,
