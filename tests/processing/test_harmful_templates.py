@@ -59,6 +59,9 @@ GREEDY = {
     "loops in loops": (
         "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", "too many steps",
     ),
+    "a long expression in a loop": (
+        "{% for i in range(99999) %}{% if [" + "1," * 50_000 + "] %}{% endif %}{% endfor %}", "too many steps",
+    ),
     "a long range": ("{% for a in range(10 ** 9) %}{% endfor %}", "uses pow"),
     "a longer range": ("{% for a in range(1000000000) %}{% endfor %}", "too many steps"),
     "filters in a loop": (

@@ -48,6 +48,49 @@ def test_real_templates_give_jinja2s_text(name, chat):
         assert not any(word in written for word in ("What", "東", "Hi"))
 
 
+CORNERS = [
+    "{% set x = 1 %}{% for i in [1, 2] %}{{ x }}{% set x = 2 %}{{ x }}{% endfor %}{{ x }}",
+    "{% for i in [1] %}{% endfor %}{{ loop is defined }}{{ i is defined }}",
+    "{% if true %}{% set x = 1 %}{% endif %}{{ x }}",
+    "{% with x = 1 %}{% set y = x %}{% endwith %}{{ x is defined }}{{ y is defined }}",
+    "{% set y %}{% set x = 1 %}{{ x }}{% endset %}{{ y }}{{ x is defined }}",
+    "{% macro f(a, b=a) %}{{ a }}{{ b }}{{ c }}{% endmacro %}{{ f(1) }}{% set c = 3 %}{{ f(1, 2) }}{{ f(b=4, a=1) }}",
+    "{% for i in [3, 1, 2] | map('string') %}{{ loop.last }}{{ loop.length }}{{ loop.revindex }}{% endfor %}",
+    "{% for i in [3, 1, 2] | select %}{{ loop.nextitem }}{{ loop.previtem }}{{ loop.length }}{% endfor %}",
+    "{% for i in [1, 2, 3, 4] if i is even %}{{ loop.index }}{{ loop.last }}{% else %}none{% endfor %}",
+    "{% for i in [] %}{% else %}none{% endfor %}{% for i in 'ab' %}{{ i }}{% endfor %}",
+    "{% for k, v in {'b': 1, 'a': 2} | dictsort %}{{ k }}{{ v }}{% endfor %}",
+    "{% set g = [1, 2] | map('string') %}{{ g | list }}{{ g | list }}{{ true if g }}",
+    "{{ messages | selectattr('role', 'in', ['tool']) | first is defined }}{{ [] | first }}{{ [1] | last }}",
+    "{{ {'items': 1}['items'] }}{{ {'a': 1}.items() | list }}{{ {'a': 1}.a }}{{ {'a': 1}.b is defined }}",
+    "{{ 'abc'[0] }}{{ 'abc'[-1] }}{{ 'abc'[5] is defined }}{{ 'abc'['x'] is defined }}{{ [1, 2][1:] }}",
+    "{{ 7 / 2 }}{{ 7 // 2 }}{{ -7 % 3 }}{{ 7.0 }}{{ 1 == 1.0 }}{{ true + 1 }}{{ 3 | float }}{{ '4.7' | int }}",
+    "{{ 2.5 | round }}{{ 2.567 | round(2) }}{{ 2.1 | round(0, 'ceil') }}{{ 'x' | int(5) }}{{ -3 | abs }}",
+    "{{ 1 < 2 < 3 }}{{ 1 in [1] }}{{ 'a' not in 'b' }}{{ none is none }}{{ [1, [2]] == [1, [2]] }}{{ (1,) == [1] }}",
+    "{{ ['b', 'A'] | sort }}{{ ['b', 'A'] | sort(case_sensitive=true, reverse=true) }}{{ [1, 1] | unique | list }}",
+    "{{ [{'a': {'b': 2}}, {'a': {'b': 1}}] | map(attribute='a.b') | sum }}{{ [3, 1] | max }}{{ ['b', 'A'] | min }}",
+    "{{ ['a', none, 1] | join('-') }}{{ [{'x': 1}] | join(attribute='x') }}{{ {'a': [1, 'b\"c']} | tojson }}",
+    "{{ {'b': [], 'a': {}} | tojson(indent=2, sort_keys=true) }}{{ [1, 'é'] | tojson(ensure_ascii=true) }}",
+    "{{ [1, [2, {'a': (3,)}], 'it\\'s', none, true] }}{{ x }}{{ x | default('d') }}{{ '' | default('e', true) }}",
+    "{{ 'a,b,c'.split(',', 1) }}{{ ' a  b '.split() }}{{ 'a b c'.rsplit(' ', 1) }}{{ 'a=b'.partition('=') }}",
+    "{{ 'a\nb\r\nc'.splitlines() }}{{ 'a\n'.splitlines(true) }}{{ 'xxaxx'.strip('x') }}{{ 'aXb'.swapcase() }}",
+    "{{ 'a\n\nb' | indent(2) }}{{ 'a\nb' | indent(1, true, true) }}{{ 'it is-so (ok)' | title }}{{ 'ab' | reverse }}",
+    "{{ 'x' ~ 1 ~ none }}{{ 'a' if false }}{{ not x }}{{ x ~ 'y' }}{{ 'q' | safe }}{{ [1, 2] | reverse | list }}",
+    "{{ 'aaa'.replace('a', '', 2) }}{{ 'a' | replace('a', 'b') }}{{ 'abc'.find('c') }}{{ 'a'.endswith(('b', 'a')) }}",
+    "{%- for i in range(2, 8, 3) -%} {{ i }} {%- endfor %}{{ range(3) | list }}{{ dict(a=1) }}{{ 3 in range(3) }}",
+    "{% raw %}{{ x }}{% endraw %}{# a comment #}  \n  {% if true %}  \n a{% endif %}\n",
+    "{% for i in range(9) %}{% if i == 2 %}{% continue %}{% elif i == 4 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+    "{% set ns = namespace(a=1) %}{% for i in [1, 2] %}{% set ns.a = ns.a + i %}{% endfor %}{{ ns.a }}{{ ns.b }}",
+]
+
+
+@pytest.mark.parametrize("source", CORNERS)
+def test_corners_of_the_language(source):
+    messages = [{"role": "user", "content": "Hi"}]
+    pieces = ChatTemplate(source).render(messages, True)
+    assert "".join(piece.text for piece in pieces) == plainly(source, messages)
+
+
 def test_which_templates_want_parts():
     assert {name for name, source in REAL.items() if ChatTemplate(source, TOKENS).wants_parts} == {
         "images first, then texts",
