@@ -2,7 +2,7 @@
 
     python benchmarks/ablation.py                # random weights of the 0.5B model, float32, 1024 pixels
 
-Each row replaces one function of ops.py by what MLX offers itself. The rows run in turns; the table gives medians.
+Each row replaces one function of cpu_ops.py by what MLX offers itself. The rows run in turns; the table gives medians.
 """
 
 import argparse
@@ -16,18 +16,18 @@ import mlx.nn as nn
 from mlx_fastvlm.cache.policy import make_cache
 from mlx_fastvlm.evaluation.speed import timed
 from mlx_fastvlm.generation.decoding import prefill
-from mlx_fastvlm.models import language, ops, vision
+from mlx_fastvlm.models import cpu_ops
 from mlx_fastvlm.models.released import random_model
 
 PREFILL = 276
 
 
-def plain_convolution(x, weight, bias=None, stride=1, then=lambda y, rows: y):
+def plain_convolution(x, weight, bias=None, stride=1, then=lambda y: y):
     y = mx.conv2d(x, weight, stride, weight.shape[1] // 2, groups=x.shape[-1])
-    return then(y if bias is None else y + bias, slice(None))
+    return then(y if bias is None else y + bias)
 
 
-def shift_and_add(x, weight, bias=None, stride=1, then=lambda y, rows: y):
+def shift_and_add(x, weight, bias=None, stride=1, then=lambda y: y):
     """A product and a sum for each place of the kernel, over whole arrays."""
     size, (_, height, width, channels) = weight.shape[1], x.shape
     padded = mx.pad(x, [(0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)])
@@ -37,14 +37,14 @@ def shift_and_add(x, weight, bias=None, stride=1, then=lambda y, rows: y):
         for j in range(size):
             part = padded[:, i : i + height : stride, j : j + width : stride] * weight[:, i, j, 0]
             y = part if y is None else y + part
-    return then(y if bias is None else y + bias, slice(None))
+    return then(y if bias is None else y + bias)
 
 
-def whole(x, weight, bias=None, stride=1, then=lambda y, rows: y):
+def whole(x, weight, bias=None, stride=1, then=lambda y: y):
     """The banded products, but of the whole image at once."""
-    before, ops.PIECE = ops.PIECE, 2**40
+    before, cpu_ops.PIECE = cpu_ops.PIECE, 2**40
     y = DEPTHWISE(x, weight, bias, stride, then)
-    ops.PIECE = before
+    cpu_ops.PIECE = before
     return y
 
 
@@ -52,12 +52,13 @@ def plain_attention(q, k, v, scale, mask=None):
     return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
 
 
-DEPTHWISE = ops.depthwise_conv2d
+DEPTHWISE = cpu_ops.depthwise_conv2d
 TOWER = {
     "all of them": {},
     "depthwise: one band": {"depthwise_conv2d": whole},
     "depthwise: shift and add": {"depthwise_conv2d": shift_and_add},
     "depthwise: mx.conv2d": {"depthwise_conv2d": plain_convolution},
+    "GELU and exp: not compiled": {"may_compile": lambda: False},
     "GELU: nn.gelu": {"gelu": nn.gelu},
     "attention: MLX's": {"attention": plain_attention},
 }
@@ -68,16 +69,16 @@ DECODER = {
 }
 
 
-def measure(rows, module, run, repeats):
+def measure(rows, run, repeats):
     times = {name: [] for name in rows}
     for repeat in range(repeats + 1):
         for name, replaced in rows.items():
-            originals = {function: getattr(module, function) for function in replaced}
+            originals = {function: getattr(cpu_ops, function) for function in replaced}
             for function, plain in replaced.items():
-                setattr(module, function, plain)
+                setattr(cpu_ops, function, plain)
             seconds, _ = timed(run)
             for function, original in originals.items():
-                setattr(module, function, original)
+                setattr(cpu_ops, function, original)
             print(name, round(seconds, 2), file=sys.stderr)
             if repeat:
                 times[name].append(seconds)
@@ -96,9 +97,9 @@ def main():
     pixels, embeddings = mx.random.uniform(shape=(1, 1024, 1024, 3)), mx.random.normal((1, PREFILL, 896))
     mx.eval(model.parameters(), pixels, embeddings)
     print("Tower\n")
-    measure(TOWER, vision, lambda: model.vision_tower(pixels).last_hidden_state, repeats)
+    measure(TOWER, lambda: model.vision_tower(pixels).last_hidden_state, repeats)
     print(f"\nPrefill of {PREFILL} tokens\n")
-    measure(DECODER, language, lambda: prefill(model, embeddings, make_cache(model), 2048), repeats)
+    measure(DECODER, lambda: prefill(model, embeddings, make_cache(model), 2048), repeats)
 
 
 if __name__ == "__main__":
