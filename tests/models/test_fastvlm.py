@@ -1,6 +1,8 @@
 """The model's own promises beyond parity."""
 
 import json
+import shutil
+import threading
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -159,3 +161,35 @@ def test_float16_weights_run_with_a_bfloat16_tower(checkpoint, small_model):
     assert (out.image_hidden_states.dtype, out.logits.dtype) == (mx.bfloat16, mx.float16)
     exact = small_model[0](ids, image).logits
     assert mx.abs(out.logits - exact).max() < 0.1 * exact.std()
+
+
+def in_a_thread(function):
+    """What it returns there; or the error."""
+    results = []
+
+    def run():
+        try:
+            results.append(function())
+        except Exception as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(60)
+    return results[0]
+
+
+def test_weights_are_read_when_the_model_is(checkpoint, tmp_path):
+    """So the file may change then, and another thread may use the model."""
+    folder = shutil.copytree(checkpoint("apple"), tmp_path / "copy")
+    expected = FastVlmForConditionalGeneration.from_pretrained(folder)(mx.array([[1, 2, 3]])).logits
+    mx.eval(expected)
+    model = in_a_thread(lambda: FastVlmForConditionalGeneration.from_pretrained(folder))
+    lazy = in_a_thread(lambda: FastVlmForConditionalGeneration.from_pretrained(folder, lazy=True))
+    weights = folder / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.seek(weights.stat().st_size // 2)
+        file.write(bytes(weights.stat().st_size // 2))
+    assert mx.array_equal(model(mx.array([[1, 2, 3]])).logits, expected)
+    with pytest.raises(RuntimeError, match="Stream"):
+        mx.eval(lazy(mx.array([[1, 2, 3]])).logits)
