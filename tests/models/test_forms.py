@@ -208,6 +208,24 @@ def test_whatever_takes_a_layers_place_is_only_called(model, device, within, mon
     assert close(logits(specialize(model, device)), turned)
 
 
+class Twice(nn.Linear):
+    """A linear layer that does more than multiply."""
+
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+@pytest.mark.parametrize("within", ["fc1", "fc2", "qkv", "down_proj"])
+def test_a_subclass_is_no_linear_layer_to_look_into(model, device, within):
+    expected = logits(model)
+    for name, layer in model.named_modules():
+        if name.endswith(f".{within}"):
+            layer.__class__ = Twice
+    doubled = logits(model)
+    assert not close(doubled, expected)
+    assert close(logits(specialize(model, device)), doubled)
+
+
 @pytest.mark.parametrize("bits", [None, 8])
 @pytest.mark.parametrize("device", [None, *DEVICES], ids=["plain", "cpu", "gpu"])
 @pytest.mark.parametrize(

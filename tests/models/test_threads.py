@@ -3,16 +3,17 @@
 import os
 import subprocess
 import sys
+import threading
 
+import mlx.core as mx
 import pytest
 
+from mlx_fastvlm import convert, load
 from tests.support.images import PICTURE
 
 BEGIN = """
-import sys, tempfile, threading
-import mlx_fastvlm
-import mlx.core as mx
-from mlx_fastvlm import FastVlmForConditionalGeneration, convert, load, stream_generate
+import sys, threading
+from mlx_fastvlm import FastVlmForConditionalGeneration, load, stream_generate
 
 folder, image = sys.argv[1:]
 
@@ -26,16 +27,6 @@ CASES = {
     "load": "in_threads(lambda: load(folder), 8)",
     "from_pretrained": "in_threads(lambda: FastVlmForConditionalGeneration.from_pretrained(folder), 4)",
     "lazily": "in_threads(lambda: load(folder, lazy=True), 4)",
-    "image features": """
-model, _ = load(folder)
-pixels = mx.random.uniform(shape=(1, 128, 128, 3))
-mx.eval(pixels)
-in_threads(lambda: mx.eval(model.get_image_features(pixels)), 4)
-""",
-    "logits": """
-model, _ = load(folder)
-in_threads(lambda: mx.eval(model(mx.array([[1, 2, 3]])).logits), 4)
-""",
     "a stream that another thread ends": """
 stream = stream_generate(*load(folder), "Hi", image, max_tokens=9)
 next(stream)
@@ -44,15 +35,6 @@ in_threads(lambda: list(stream), 1)
     "a stream that many advance": """
 stream = stream_generate(*load(folder), "Hi", image, max_tokens=9)
 for _ in range(12): in_threads(lambda: next(stream, None), 1)
-""",
-    "convert": """
-place = tempfile.mkdtemp()
-in_threads(lambda: convert(folder, place + "/converted"), 1)
-""",
-    "save": """
-model, processor = load(folder)
-place = tempfile.mkdtemp()
-in_threads(lambda: model.save_pretrained(place + "/saved", processor=processor), 1)
 """,
 }
 
@@ -65,3 +47,29 @@ def test_threads_leave_nothing_that_breaks_the_end_of_the_process(case, checkpoi
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+COMPUTE = {
+    "the tower": lambda model, _: model.vision_tower(mx.zeros((1, 64, 64, 3))),
+    "image features": lambda model, _: model.get_image_features(mx.zeros((1, 64, 64, 3))),
+    "the decoder": lambda model, _: model.language_model(mx.zeros((1, 2, 64))),
+    "logits": lambda model, _: model(mx.array([[1, 2, 3]])),
+    "load": lambda _, folder: load(folder / "saved", lazy=True),
+    "convert": lambda _, folder: convert(folder / "saved", folder / "converted"),
+    "save": lambda model, folder: model.save_pretrained(folder / "again"),
+}
+
+
+@pytest.mark.parametrize("compute", COMPUTE.values(), ids=COMPUTE)
+def test_streams_end_with_their_thread(compute, small_model, tmp_path, monkeypatch):
+    """Once, and in it, long before the process ends."""
+    model, processor = small_model
+    model.save_pretrained(tmp_path / "saved", processor=processor)
+    ended = []
+    clear = mx.clear_streams
+    monkeypatch.setattr(mx, "clear_streams", lambda: ended.append(threading.get_ident()) or clear())
+    thread = threading.Thread(target=compute, args=(model, tmp_path))
+    thread.start()
+    ident = thread.ident
+    thread.join(300)
+    assert ended == [ident]
