@@ -58,7 +58,6 @@ TOWER = {
     "depthwise: one band": {"depthwise_conv2d": whole},
     "depthwise: shift and add": {"depthwise_conv2d": shift_and_add},
     "depthwise: mx.conv2d": {"depthwise_conv2d": plain_convolution},
-    "GELU and exp: not compiled": {"may_compile": lambda: False},
     "GELU: nn.gelu": {"gelu": nn.gelu},
     "attention: MLX's": {"attention": plain_attention},
 }

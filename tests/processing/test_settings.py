@@ -6,6 +6,7 @@ import json
 import warnings
 
 import numpy as np
+import PIL
 import pytest
 
 from mlx_fastvlm import FastVlmConfig, load
@@ -17,7 +18,7 @@ from mlx_fastvlm.processing.settings import DEFAULTS, HARMLESS, REFUSED, read_im
 from tests.support import checkpoints
 from tests.support.reference import image_settings as reference
 
-RECORDED = json.loads(reference.FILE.read_text())["values"]
+RECORDED = json.loads(reference.FILE.read_text())
 CONFIGS = {
     "crop": FastVlmConfig.from_dict(checkpoints.config("transformers")),
     "pad": FastVlmConfig.from_dict(checkpoints.config("apple")),
@@ -35,12 +36,14 @@ def read(tmp_path, described, kind="crop", whole=None):
 def test_every_setting_gives_transformers_values(tmp_path, processor, case, kind):
     settings = read(tmp_path, reference.settings(case), kind)
     processor = dataclasses.replace(processor, image_settings=settings)
+    one_level = (settings.rescale_factor or 1) / min(abs(np.array(settings.std)))
     for size in reference.SIZES:
         values = np.array(processor.preprocess(reference.image(*size)))[0]
-        expected = RECORDED[f"{kind} {case} {size[0]}x{size[1]}"]
+        expected = RECORDED["values"][f"{kind} {case} {size[0]}x{size[1]}"]
         assert list(values.shape) == expected["shape"]
-        assert values.reshape(-1)[:: values.size // 7].tolist() == expected["some"]
-        assert hashlib.sha256(values.tobytes()).hexdigest() == expected["sha256"]
+        assert np.abs(values.reshape(-1)[:: values.size // 7] - expected["some"]).max() <= 1.001 * one_level
+        if PIL.__version__ == RECORDED["pillow"]:
+            assert hashlib.sha256(values.tobytes()).hexdigest() == expected["sha256"]
 
 
 def test_what_is_written_is_what_was_read(tmp_path, processor):

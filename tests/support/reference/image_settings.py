@@ -6,7 +6,7 @@
 "crop" is that alone; "pad" adds bars of the mean before, as Apple's predict.py does (LLaVA's expand2square).
 
 Writes image_settings.json: for each case and each image the SHA-256 of the values (float32, height x width x 3), and
-some of them.
+some of them. Pillow's version is there too: versions 12 and 13 round some pixels to neighbouring levels.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, __version__
 
 FILE = Path(__file__).with_suffix(".json")
 SIZES = ((150, 100), (90, 200), (40, 30), (128, 128))  # width, height
@@ -89,7 +89,8 @@ def main():
             for kind, given in (("crop", image(*size)), ("pad", padded(image(*size), processor.image_mean))):
                 (values,) = processor(given)["pixel_values"]
                 recorded[f"{kind} {case} {size[0]}x{size[1]}"] = described(np.moveaxis(np.asarray(values), 0, -1))
-    FILE.write_text(json.dumps({"transformers": transformers.__version__, "values": recorded}, indent=1) + "\n")
+    versions = {"transformers": transformers.__version__, "pillow": __version__}
+    FILE.write_text(json.dumps({**versions, "values": recorded}, indent=1) + "\n")
     print(f"{len(recorded)} recorded in {FILE.name}")
 
 
