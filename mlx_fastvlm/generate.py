@@ -17,11 +17,12 @@ from .cli import flags
 from .cli.parser import Parser, run
 from .cli.terminal import shown, statistics
 from .errors import UsageError
-from .generation.api import stream_answer
+from .generation.api import stream_answers
 from .generation.captions import write_captions
 
 if TYPE_CHECKING:
     from .generation.answer import GenerationResponse
+    from .generation.api import Responses
     from .generation.options import GenerationOptions
     from .models.fastvlm import FastVlmForConditionalGeneration
     from .processing.processor import FastVlmProcessor
@@ -45,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
         help="the question, or - for standard input; <image> in it places an image",
     )
     asking.add_argument("--system", metavar="TEXT", help="a system prompt instead of the template's own")
+    asking.add_argument("--n", type=int, default=1, metavar="N", help="so many answers; the question is read once (1)")
     flags.add_image_flags(parser)
     flags.add_model_flags(parser)
     flags.add_sampling_flags(parser)
@@ -59,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     folder.add_argument("--output", metavar="FILE", help="a JSON line for each image goes here")
     folder.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (16)")
     printing = parser.add_argument_group("output")
-    printing.add_argument("--json", action="store_true", help="print one JSON object with the text and the statistics")
+    printing.add_argument("--json", action="store_true", help="print each answer as a JSON object, with the statistics")
     printing.add_argument("--logprobs", action="store_true", help="with --json, each token's log-probability")
     printing.add_argument(
         "--top-logprobs", type=int, default=0, metavar="N", help="with --json, the N likeliest tokens each time (0)"
@@ -74,6 +76,10 @@ def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error("--images-dir and --output go together: a folder of images, and the file for the answers")
     if arguments.images_dir and (arguments.image or arguments.json or arguments.cache_file):
         parser.error("--images-dir goes without --image, --json and --prompt-cache")
+    if arguments.n < 1:
+        parser.error(f"--n must be at least 1, got {arguments.n}")
+    if arguments.n > 1 and (arguments.images_dir or arguments.cache_file):
+        parser.error("--n goes without --images-dir and --prompt-cache")
     for flag, given in (("--logprobs", arguments.logprobs), ("--top-logprobs", arguments.top_logprobs)):
         if given and not arguments.json:
             parser.error(f"{flag} needs --json")
@@ -92,25 +98,31 @@ def _run(arguments: argparse.Namespace):
     if file:
         cache = _open_cache(file, model, options.cache_policy)
         options = replace(options, prompt_cache=cache, max_kv_size=None, kv_bits=None)
-    text, tokens, last = "", [], None
-    try:
-        for last in stream_answer(model, processor, prompt, arguments.image, options):
-            text += last.text
-            tokens.append(_token(last))
-            if not arguments.json:
-                print(shown(last.text), end="", flush=True)
-    finally:  # also after Ctrl-C
-        if last and not arguments.json:
-            print(flush=True)
-            print(statistics(last), file=sys.stderr)
+    for responses in stream_answers(model, processor, prompt, arguments.image, options, arguments.n):
+        _print(responses, as_json=arguments.json, tokens=bool(options.logprobs or options.top_logprobs))
     if file and not Path(file).exists():
         save_prompt_cache(file, cache)
-    if arguments.json:
+
+
+def _print(responses: Responses, as_json: bool, tokens: bool):
+    """An answer as it comes, and its statistics; or as a JSON object when it is whole."""
+    text, each, last = "", [], None
+    try:
+        for last in responses:
+            text += last.text
+            each.append(_token(last))
+            if not as_json:
+                print(shown(last.text), end="", flush=True)
+    finally:  # also after Ctrl-C
+        if last and not as_json:
+            print(flush=True)
+            print(statistics(last), file=sys.stderr)
+    if as_json:
         assert last is not None  # max_tokens is at least 1
         answer = {key: value for key, value in asdict(last).items() if key not in ("token", "logprob", "top_logprobs")}
         answer["text"] = text
-        if options.logprobs or options.top_logprobs:
-            answer["tokens"] = tokens
+        if tokens:
+            answer["tokens"] = each
         print(json.dumps(answer, ensure_ascii=False))
 
 

@@ -64,9 +64,22 @@ def stream_answer(
     options: GenerationOptions,
 ) -> Responses:
     """:func:`stream_generate` for whoever holds the options already: sessions and commands."""
+    return stream_answers(model, processor, prompt, image, options, n=1)[0]
+
+
+def stream_answers(
+    model: FastVlmForConditionalGeneration,
+    processor: FastVlmProcessor,
+    prompt: Prompt,
+    image: ImageSource | list[ImageSource] | None,
+    options: GenerationOptions,
+    n: int,
+) -> list[Responses]:
+    """``n`` answers, see :meth:`Engine.submit_n`: whichever is read, all come along."""
     start = time.perf_counter()
-    engine = Engine(model, processor, max_rows=1, prefill_step_size=options.prefill_step_size)
-    return _responses(engine.enqueue(engine.request(prompt, image, options), options, start))
+    engine = Engine(model, processor, max_rows=max(1, n), prefill_step_size=options.prefill_step_size)
+    request = engine.request(prompt, image, options)
+    return [_responses(answer) for answer in engine.enqueue_n(n, request, options, start)]
 
 
 def _responses(answer: Answer) -> Responses:

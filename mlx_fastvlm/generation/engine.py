@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -29,6 +30,7 @@ from .options import GenerationOptions, Options, lists_options
 from .reading import PromptReader
 from .request import Request, make_request
 from .row import Row
+from .shared import SharedPrompt
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing since Python 3.11
@@ -95,6 +97,23 @@ class Engine:
         start = time.perf_counter()
         return self.enqueue(self.request(prompt, image, given), given, start)
 
+    @lists_options
+    def submit_n(
+        self,
+        n: int,
+        prompt: Prompt,
+        image: ImageSource | list[ImageSource] | None = None,
+        **options: Unpack[Options],
+    ) -> list[Answer]:
+        """Ask for ``n`` answers to one prompt, which is read once; arguments and errors as for :meth:`submit`.
+
+        The i-th, from 0, is what :meth:`submit` gives for the seed ``seed + i``; without a seed, each has one of its
+        own.
+        """
+        given = GenerationOptions(**options)
+        start = time.perf_counter()
+        return self.enqueue_n(n, self.request(prompt, image, given), given, start)
+
     def request(
         self, prompt: Prompt, image: ImageSource | list[ImageSource] | None, options: GenerationOptions
     ) -> Request:
@@ -108,9 +127,26 @@ class Engine:
 
     def enqueue(self, request: Request, options: GenerationOptions, start: float | None = None) -> Answer:
         """Ask for the answer to what :meth:`request` gave, with the same options."""
+        return self._enqueue(request, options, start)
+
+    def enqueue_n(
+        self, n: int, request: Request, options: GenerationOptions, start: float | None = None
+    ) -> list[Answer]:
+        """The same for ``n`` answers, as :meth:`submit_n` gives them."""
+        require_whole("n", n)
+        require(n >= 1, "n must be at least 1", n)
+        require(options.prompt_cache is None or n == 1, "a prompt_cache holds one answer, so n must be 1", n)
+        shared = SharedPrompt() if n > 1 else None
+        seeds = [None] * n if options.seed is None else [options.seed + i for i in range(n)]
+        each = [replace(options, seed=seed) for seed in seeds]  # checks them, before any is asked
+        return [self._enqueue(request, own, start, shared) for own in each]
+
+    def _enqueue(
+        self, request: Request, options: GenerationOptions, start: float | None, shared: SharedPrompt | None = None
+    ) -> Answer:
         answer = Answer(self, len(request.ids))
         start = time.perf_counter() if start is None else start
-        self._waiting.append(Row(self._processor, request, options, self._cache(options), answer, start))
+        self._waiting.append(Row(self._processor, request, options, self._cache(options), answer, start, shared))
         return answer
 
     @staticmethod
@@ -173,8 +209,7 @@ class Engine:
     def _begin_again(self):
         """After a step that did not come to its end: what was delivered stands, all else is computed again."""
         self._crowds.clear()
-        if self._waiting and self._waiting[0] in self._rows:
-            self._waiting.popleft()
+        self._waiting = deque(row for row in self._waiting if row not in self._rows)
         for row in list(self._rows):
             if row.answer.ended or row.answer.finish_reason is not None:
                 self._end(row)
@@ -202,9 +237,11 @@ class Engine:
             self._try(row, self._reader.begin)
 
     def _next(self) -> Row | None:
-        """The first waiting row whose prompt cache no running one uses: those take turns."""
-        taken = {id(row.cache) for row in self._rows}
-        return next((row for row in self._waiting if id(row.cache) not in taken), None)
+        """The first waiting row whose prompt cache no running one uses, and whose prompt none is reading."""
+        caches = {id(row.cache) for row in self._rows}
+        prompts = {id(row.shared) for row in self._rows if row.shared is not None}
+        free = (row for row in self._waiting if id(row.cache) not in caches and id(row.shared) not in prompts)
+        return next(free, None)
 
     def _fits(self, row: Row) -> bool:
         """Whether there is memory for a further row; a single one is tried in any case."""

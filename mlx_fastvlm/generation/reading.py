@@ -56,9 +56,11 @@ class PromptReader:
     def begin(self, row: Row):
         """Take up a row's prompt, and what is known of it already."""
         prefixes = self._prefixes_for(row)
-        found = prefixes.find(self._model, row.tokens) if prefixes is not None else None
-        if found is not None:
-            row.cache = PromptCache.from_policy(row.cache.policy, found)
+        if row.shared is not None and row.shared.contents is not None:
+            row.cache, row.shared = row.shared.cache(row.cache.policy), None
+        elif prefixes is not None:
+            found = prefixes.find(self._model, row.tokens)
+            row.cache = row.cache if found is None else PromptCache.from_policy(row.cache.policy, found)
         row.begin(self._model)
         self._look_up(row)
 
@@ -70,8 +72,11 @@ class PromptReader:
     def _prefixes_for(self, row: Row) -> PrefixCache | None:
         return self._prefix_cache if row.shares and PrefixCache.serves(row.cache.policy) else None
 
-    def _remember(self, row: Row, caches: list[KVCache]):
-        """Let other prompts that begin like this row's go on from its keys and values."""
+    def _remember(self, row: Row, caches: list[Any]):
+        """Let other rows with this prompt, or one that begins like it, go on from its keys and values."""
+        if row.shared is not None and not row.said:
+            row.shared.was_read(self._model, row.tokens, caches)
+        row.shared = None
         prefixes = self._prefixes_for(row)
         if prefixes is not None and not row.said:
             prefixes.put(self._model, row.tokens, caches)

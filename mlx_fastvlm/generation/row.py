@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..processing.processor import FastVlmProcessor
     from .options import GenerationOptions
     from .request import Request
+    from .shared import SharedPrompt
 
 
 class Row:
@@ -27,6 +28,7 @@ class Row:
     Args:
         cache: the caller's prompt cache, or one of the row's own.
         start: when the request was made, in ``time.perf_counter`` seconds.
+        shared: the prompt, where other rows have the same, until this one has read it or begun with what was read.
 
     Attributes:
         tokens: of prompt and answer, as the prompt cache compares them; it knows the row by this list.
@@ -46,7 +48,9 @@ class Row:
         cache: PromptCache,
         answer: Answer,
         start: float,
+        shared: SharedPrompt | None = None,
     ):
+        self.shared = shared
         self.request, self.options, self.cache, self.answer = request, options, cache, answer
         self.tokens = request.tokens
         self.pick: Pick | Exception | None = None

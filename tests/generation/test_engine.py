@@ -183,6 +183,55 @@ def test_nothing_of_an_ended_answer_stays(wide):
     assert mx.get_active_memory() - held < 10**4
 
 
+@pytest.mark.parametrize("options", [{}, {"max_kv_size": 400}, {"kv_bits": 8}, {"prefill_step_size": 7}])
+def test_several_answers_read_their_prompt_once(wide, decoder_calls, monkeypatch, options):
+    seen = []
+    encode = type(wide[0]).get_image_features
+    monkeypatch.setattr(type(wide[0]), "get_image_features", lambda self, x: seen.append(x.shape) or encode(self, x))
+    options = {"temperature": 1.5, "seed": 7, "max_tokens": 6, **options}
+    engine = Engine(*wide)
+    answers = engine.submit_n(3, "What is this?", IMAGES[0], **options)
+    texts = [text(answer) for answer in answers]
+    assert len(seen) == 1
+    assert sum(length for _, length in decoder_calls if length > 1) == answers[0].usage.prompt_tokens
+    alone = [text(Engine(*wide).submit("What is this?", IMAGES[0], **options | {"seed": 7 + i})) for i in range(3)]
+    assert texts == alone
+    assert len(set(texts)) == 3
+    assert [answer.usage.cached_tokens for answer in answers] == [0] + [answers[0].usage.prompt_tokens - 1] * 2
+
+
+def test_several_answers_without_a_seed_differ(wide):
+    answers = Engine(*wide).submit_n(4, "a", temperature=1.5, max_tokens=8)
+    assert len({text(answer) for answer in answers}) == 4
+
+
+def test_another_reads_the_prompt_where_the_first_gives_up(wide, decoder_calls):
+    engine = Engine(*wide, prefill_step_size=5)
+    first, *others = engine.submit_n(3, "What is this?", max_tokens=4)
+    engine.step()
+    first.close()
+    expected = generate(*wide, "What is this?", max_tokens=4)
+    decoder_calls.clear()
+    assert [text(answer) for answer in others] == [expected] * 2
+    assert sum(length for _, length in decoder_calls if length > 1) == others[0].usage.prompt_tokens
+
+
+@pytest.mark.parametrize(
+    ("n", "options", "message"),
+    [
+        (0, {}, "n must be at least 1"),
+        (1.5, {}, "n must be a whole number"),
+        (2, {"prompt_cache": PromptCache()}, "a prompt_cache holds one answer"),
+        (2, {"seed": 2**63 - 1}, "seed must lie between"),
+    ],
+)
+def test_impossible_numbers_of_answers(wide, n, options, message):
+    engine = Engine(*wide)
+    with pytest.raises(UsageError, match=message):
+        engine.submit_n(n, "a", **options)
+    assert engine.step() is False
+
+
 def test_an_engine_of_no_rows_is_refused(wide):
     for name in ("max_rows", "prefill_step_size"):
         with pytest.raises(UsageError, match=name):

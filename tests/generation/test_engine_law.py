@@ -57,6 +57,7 @@ JOB = st.fixed_dictionaries(
         "shown": st.sampled_from(SHOWN),
         "options": st.integers(0, len(OPTIONS) - 1),
         "max_tokens": st.sampled_from([1, 2, 5, 12]),
+        "n": st.sampled_from([1, 1, 1, 2, 4]),
         "arrives": st.integers(0, 12),
         "given_up_after": st.none() | st.integers(0, 6),
     }
@@ -90,37 +91,50 @@ def arguments(job):
 
 
 @functools.cache
-def alone(*job):
+def alone(index, *job):
+    """The answer of this index among a job's."""
     asked, options = arguments(dict(job))
+    if "seed" in options:
+        options["seed"] += index
     return list(stream_generate(*rambling(), *asked, **options))
 
 
+def submit(engine, job):
+    """The answers to a job."""
+    asked, options = arguments(job)
+    if job["n"] == 1 or "prompt_cache" in options:
+        return [engine.submit(*asked, **options)]
+    return engine.submit_n(job["n"], *asked, **options)
+
+
 def together(schedule, **engine):
-    """Each job's responses, in one engine."""
+    """Each job with its answers' responses, in one engine; the first answer is the one that may be given up."""
     engine = Engine(*rambling(), **engine)
     answers, responses = {}, {}
+    waiting = list(enumerate(schedule))
     for moment in range(1000):
-        for number, job in enumerate(schedule):
-            if job["arrives"] == moment:
-                asked, options = arguments(job)
-                answers[number], responses[number] = engine.submit(*asked, **options), []
+        for number, job in [each for each in waiting if each[1]["arrives"] == moment]:
+            waiting.remove((number, job))
+            for index, answer in enumerate(submit(engine, job)):
+                answers[number, index], responses[number, index] = answer, []
         busy = engine.step()
-        for number, answer in answers.items():
-            responses[number] += answer.ready()
+        for (number, index), answer in answers.items():
+            responses[number, index] += answer.ready()
             limit = schedule[number]["given_up_after"]
-            if limit is not None and len(responses[number]) >= limit:
+            if index == 0 and limit is not None and len(responses[number, index]) >= limit:
                 answer.close()
-        if not busy and len(answers) == len(schedule):
+        if not busy and not waiting:
             break
     assert all(answer.error is None and answer.ended for answer in answers.values())
-    return [responses[number] for number in range(len(schedule))]
+    return responses
 
 
 def check(schedule, **engine):
-    for job, responses in zip(schedule, together(schedule, **engine)):
-        key = {name: value for name, value in job.items() if name not in ("arrives", "given_up_after")}
-        expected = alone(*key.items())
-        if job["given_up_after"] is not None:
+    for (number, index), responses in together(schedule, **engine).items():
+        job = schedule[number]
+        key = {name: value for name, value in job.items() if name not in ("arrives", "given_up_after", "n")}
+        expected = alone(index, *key.items())
+        if index == 0 and job["given_up_after"] is not None:
             assert len(responses) >= min(job["given_up_after"], len(expected))
             expected = expected[: len(responses)]
         assert len(responses) == len(expected), job

@@ -45,6 +45,20 @@ def test_json_is_one_object(arguments, capfd):
     assert err == ""
 
 
+def test_several_answers_are_a_line_each(arguments, capfd):
+    options = ["--temperature", "2", "--seed", "5", "--max-tokens", "6"]
+    assert main([*arguments, *options, "--json", "--n", "3"]) == 0
+    several = [json.loads(line)["text"] for line in capfd.readouterr().out.splitlines()]
+    assert main([*arguments, *options, "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["text"] == several[0]
+    assert len(several) == 3
+    for flags in (["--n", "0"], ["--n", "2", "--prompt-cache", "x"]):
+        with pytest.raises(SystemExit) as end:
+            main([*arguments, *flags])
+        assert end.value.code == 2
+        assert "--n " in capfd.readouterr().err
+
+
 def test_log_probabilities_in_json(arguments, capfd):
     assert main([*arguments, "--json", "--logprobs"]) == 0
     answer = json.loads(capfd.readouterr().out)
@@ -86,11 +100,11 @@ def test_a_folder_of_images(arguments, image, tmp_path, capfd):
 def test_every_option_reaches_the_generator(arguments, monkeypatch, capfd):
     seen = {}
 
-    def stream_answer(model, processor, prompt, image, options):
-        seen.update(prompt=prompt, image=image, **vars(options))
+    def stream_answers(model, processor, prompt, image, options, n):
+        seen.update(prompt=prompt, image=image, n=n, **vars(options))
         raise ValueError("seen")
 
-    monkeypatch.setattr(sys.modules["mlx_fastvlm.generate"], "stream_answer", stream_answer)
+    monkeypatch.setattr(sys.modules["mlx_fastvlm.generate"], "stream_answers", stream_answers)
     options = {
         "system": "s",
         "image_size": 64,
@@ -108,6 +122,7 @@ def test_every_option_reaches_the_generator(arguments, monkeypatch, capfd):
         "frames": 2,
         "vision_batch_size": 3,
         "max_tokens": 7,
+        "n": 2,
     }
     flags = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     flags += ["--stop", "x", "--stop", "yz", "--logit-bias", "42:-1.5", "--logit-bias", "7:2", "--json", "--logprobs"]
