@@ -311,7 +311,7 @@ class FastVlmForConditionalGeneration(FastVlmModel):
     ) -> dict[str, Any]:
         """The arguments of one step of a generation loop, ``model(**inputs)`` (transformers' ``GenerationMixin``).
 
-        Pictures go in with the first step only: after it they are in the cache. Without a cache they go in always.
+        Images go in with the first step only: after it they are in the cache. Without a cache they go in always.
 
         Args:
             input_ids: (batch, length), the prompt and all that has been generated.
