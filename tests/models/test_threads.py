@@ -9,7 +9,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_fastvlm import convert, load
-from tests.support.images import PICTURE
+from tests.support.images import IMAGE
 
 BEGIN = """
 import sys, threading
@@ -41,7 +41,7 @@ for _ in range(12): in_threads(lambda: next(stream, None), 1)
 
 @pytest.mark.parametrize("case", CASES)
 def test_threads_leave_nothing_that_breaks_the_end_of_the_process(case, checkpoint, tmp_path):
-    PICTURE.save(tmp_path / "image.png")
+    IMAGE.save(tmp_path / "image.png")
     code = BEGIN + CASES[case] + "\nprint('done')"
     command = [sys.executable, "-c", code, checkpoint("apple"), tmp_path / "image.png"]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
