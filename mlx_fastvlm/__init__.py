@@ -31,6 +31,9 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from .generation.api import generate as generate
     from .generation.api import stream_generate as stream_generate
     from .generation.batch import batch_generate as batch_generate
+    from .generation.decision import Decision as Decision
+    from .generation.decision import batch_decide as batch_decide
+    from .generation.decision import decide as decide
     from .generation.engine import Engine as Engine
     from .generation.options import GenerationOptions as GenerationOptions
     from .generation.session import ChatSession as ChatSession
@@ -61,6 +64,9 @@ _HOME = {
     "GenerationOptions": "generation.options",
     "batch_generate": "generation.batch",
     "GenerationResponse": "generation.answer",
+    "Decision": "generation.decision",
+    "decide": "generation.decision",
+    "batch_decide": "generation.decision",
     "Engine": "generation.engine",
     "Answer": "generation.answer",
     "PrefixCache": "cache.prefix",

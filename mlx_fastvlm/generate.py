@@ -19,10 +19,12 @@ from .cli.terminal import shown, statistics
 from .errors import UsageError
 from .generation.api import stream_answers
 from .generation.captions import write_captions
+from .generation.decision import decide, decision_options
 
 if TYPE_CHECKING:
     from .generation.answer import GenerationResponse
     from .generation.api import Responses
+    from .generation.decision import DecisionOptions
     from .generation.options import GenerationOptions
     from .models.fastvlm import FastVlmForConditionalGeneration
     from .processing.processor import FastVlmProcessor
@@ -47,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
     )
     asking.add_argument("--system", metavar="TEXT", help="a system prompt instead of the template's own")
     asking.add_argument("--n", type=int, default=1, metavar="N", help="so many answers; the question is read once (1)")
+    asking.add_argument(
+        "--choices", type=_choices, metavar="A,B", help="choose among these answers; how likely each is goes to stderr"
+    )
     flags.add_image_flags(parser)
     flags.add_model_flags(parser)
     flags.add_sampling_flags(parser)
@@ -80,6 +85,8 @@ def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error(f"--n must be at least 1, got {arguments.n}")
     if arguments.n > 1 and (arguments.images_dir or arguments.cache_file):
         parser.error("--n goes without --images-dir and --prompt-cache")
+    if arguments.choices and (arguments.images_dir or arguments.cache_file or arguments.n > 1):
+        parser.error("--choices goes without --images-dir, --prompt-cache and --n")
     for flag, given in (("--logprobs", arguments.logprobs), ("--top-logprobs", arguments.top_logprobs)):
         if given and not arguments.json:
             parser.error(f"{flag} needs --json")
@@ -90,6 +97,8 @@ def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
 def _run(arguments: argparse.Namespace):
     """Run the command; raises what the library raises."""
     options = flags.options(arguments)  # what is wrong with them is told before the model loads
+    if arguments.choices:
+        return _decide(arguments, decision_options(options))
     prompt = _read_prompt(arguments.prompt)
     model, processor = flags.load_chosen_model(arguments)
     if arguments.images_dir:
@@ -102,6 +111,22 @@ def _run(arguments: argparse.Namespace):
         _print(responses, as_json=arguments.json, tokens=bool(options.logprobs or options.top_logprobs))
     if file and not Path(file).exists():
         save_prompt_cache(file, cache)
+
+
+def _decide(arguments: argparse.Namespace, options: DecisionOptions):
+    prompt = _read_prompt(arguments.prompt)
+    model, processor = flags.load_chosen_model(arguments)
+    found = decide(model, processor, prompt, arguments.image, choices=arguments.choices, **options)
+    if arguments.json:
+        print(json.dumps(asdict(found), ensure_ascii=False))
+    else:
+        print(shown(found.choice))
+        for choice, probability in found.probabilities.items():
+            print(f"{probability:8.2%}  {shown(choice)}", file=sys.stderr)
+
+
+def _choices(text: str) -> list[str]:
+    return [choice.strip() for choice in text.split(",")]
 
 
 def _print(responses: Responses, as_json: bool, tokens: bool):

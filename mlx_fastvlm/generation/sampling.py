@@ -224,7 +224,7 @@ def _choose(samplers: list[Sampler], logits: mx.array) -> Choice:
     choice = Choice(tokens, logits.max(axis=-1))
     if not options.logprobs and not options.top_logprobs:  # greedy needs no normalisation, and none is computed
         return choice
-    normalised = _normalise(logits)
+    normalised = normalise(logits)
     choice.logprobs = mx.take_along_axis(normalised, tokens[:, None], axis=-1)[:, 0]
     if options.top_logprobs:
         count = min(options.top_logprobs, logits.shape[-1])
@@ -238,7 +238,7 @@ def _sample(samplers: list[Sampler], logits: mx.array) -> mx.array:
     options = samplers[0].options
     scores = logits.astype(mx.float32)
     if options.top_p < 1 or options.min_p > 0:
-        scores = _normalise(logits)
+        scores = normalise(logits)
     if options.top_p < 1:
         scores = keep_top_p(scores, options.top_p)
     if options.min_p > 0:
@@ -260,7 +260,7 @@ def _noise(keys: mx.array, size: int) -> mx.array:
     return mx.vmap(draw)(keys)  # type: ignore[return-value]  # its stub promises an object
 
 
-def _normalise(logits: mx.array) -> mx.array:
+def normalise(logits: mx.array) -> mx.array:
     """Logits -> log-probabilities, float32."""
     logits = logits.astype(mx.float32)
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)

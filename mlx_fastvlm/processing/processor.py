@@ -164,6 +164,10 @@ class FastVlmProcessor:
         """
         return self._ids(self._render(messages, add_generation_prompt), image_size)
 
+    def encode_answer(self, text: str) -> list[int]:
+        """The token ids of a text that an answer begins with; nothing in it is a special token or a mark."""
+        return self._ids([Piece(text, Author.MODEL)], None)
+
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Token ids -> text. Image placeholders are left out."""
         ids = [id for id in ids if id != self.image_token_id]

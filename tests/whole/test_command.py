@@ -45,6 +45,24 @@ def test_json_is_one_object(arguments, capfd):
     assert err == ""
 
 
+def test_a_choice(arguments, capfd):
+    at = arguments.index("--max-tokens")
+    arguments = arguments[:at] + arguments[at + 2 :]
+    assert main([*arguments, "--choices", "A, B"]) == 0
+    out, err = capfd.readouterr()
+    assert out.strip() in ("A", "B")
+    assert [line.split()[1] for line in err.splitlines()] == ["A", "B"]
+    assert main([*arguments, "--choices", "A,B", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["choice"] == out.strip()
+    assert sum(found["probabilities"].values()) == pytest.approx(1)
+    assert main([*arguments, "--choices", "A,B", "--temp", "1"]) == 2
+    assert "leave out temperature" in capfd.readouterr().err
+    assert main([*arguments, "--choices", "A"]) == 2
+    with pytest.raises(SystemExit):
+        main([*arguments, "--choices", "A,B", "--n", "2"])
+
+
 def test_several_answers_are_a_line_each(arguments, capfd):
     options = ["--temperature", "2", "--seed", "5", "--max-tokens", "6"]
     assert main([*arguments, *options, "--json", "--n", "3"]) == 0
