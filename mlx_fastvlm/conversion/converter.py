@@ -17,11 +17,12 @@ from ..checkpoints.weights import Weights, read_weights
 from ..config import FastVlmConfig
 from ..files import atomic_folder, check_target, write_json, write_tensors
 from ..hub import upload
+from ..keywords import lists_fields
 from ..models.pretrained import load
 from ..models.threads import end_streams_with_thread
 from ..processing.processor import FastVlmProcessor
 from .card import model_card
-from .options import ConversionOptions, shows_options
+from .options import ConversionOptions
 from .report import Report, readable_size
 from .source import LICENSE_PATTERNS, TOKENIZER_FILES, Source
 from .verification import LIMIT, Agreement, compare, golden, predictions
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from .options import ConversionKeywords
 
 
-@shows_options
+@lists_fields(ConversionOptions)
 def convert(hf_path: str | Path, mlx_path: str | Path, **options: Unpack[ConversionKeywords]) -> Report:
     """Convert a checkpoint of any layout.
 

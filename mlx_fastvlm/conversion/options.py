@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, TypedDict
 
 from ..checkpoints import quantization
 from ..checkpoints.weights import choose_dtype
@@ -118,18 +117,3 @@ class ConversionKeywords(TypedDict, total=False):
     force: bool
     command: str | None
     progress: Progress
-
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def shows_options(function: Function) -> Function:
-    """Let ``help`` and completion show the options instead of ``**options``."""
-    own = inspect.signature(function)
-    plain = [p for p in own.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    options = [
-        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
-        for field in fields(ConversionOptions)
-    ]
-    function.__signature__ = own.replace(parameters=[*plain, *options])  # type: ignore[attr-defined]
-    return function

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import mlx.core as mx
 
@@ -15,6 +14,7 @@ from ..cache.policy import CachePolicy
 from ..cache.prompt import PromptCache
 from ..cache.vision import VisionCache
 from ..errors import require, require_whole
+from ..keywords import lists_fields
 
 if TYPE_CHECKING:
     from ..models.fastvlm import FastVlmForConditionalGeneration
@@ -248,19 +248,4 @@ def _require_number(name: str, value: Any):
     require(_in_float32(value), f"{name} must be a number that float32 can hold", value)
 
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def lists_options(function: Function) -> Function:
-    """Have ``help()`` and completion list the options of a function that takes them as ``**options``."""
-    signature = inspect.signature(function)
-    *own, _ = signature.parameters.values()
-    given = {parameter.name for parameter in own}
-    options = [
-        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
-        for field in fields(GenerationOptions)
-        if field.name not in given
-    ]
-    described: Any = function
-    described.__signature__ = signature.replace(parameters=[*own, *options])
-    return function
+lists_options = lists_fields(GenerationOptions)
