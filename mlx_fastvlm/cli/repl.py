@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import atomic_file, write_json
-from ..processing.images import load_frames
 from .terminal import printable, shown, statistics
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ class Repl:
     def _image(self, source: str):
         if not source:
             raise ValueError("/image needs an image: a path or a URL.")
-        self._images += load_frames(source, self._session.frames)  # at once, so that a wrong path is told at once
+        self._images += self._session.prepare(source)  # at once, so that a wrong path is told at once
         print(f"{source} goes with the next question.", file=sys.stderr)
 
     def _reset(self, _: str):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import PIL.Image
 
-from ..processing.images import FORMATS, iter_frames
+from ..processing.images import FORMATS
 from .batch import check_batch_size, in_order
 from .engine import Engine
 from .options import GenerationOptions, Options, lists_options
@@ -95,9 +95,7 @@ def _ask(
     engine: Engine, processor: FastVlmProcessor, file: Path, prompt: Prompt, options: GenerationOptions
 ) -> Answer | Exception:
     try:
-        # One frame at a time: what is kept of each is small, however large the file is.
-        frames = iter_frames(file, options.frames)
-        images = [processor.prepare(frame, options.image_size)[0] for frame in frames]
+        images = processor.prepare_frames(file, options.frames, options.image_size)
     except (ValueError, OSError) as error:
         return NoImage(str(error))
     return engine.enqueue(engine.request(prompt, [*images], options), options)

@@ -77,7 +77,8 @@ def make_request(
 ) -> Request:
     """Read a prompt and open its images; errors as for :func:`mlx_fastvlm.processing.messages.read_prompt`."""
     size = processor.check_image_size(options.image_size)
-    messages, sources = read_prompt(prompt, image, options.system, options.frames)
+    messages, images = read_prompt(
+        prompt, image, lambda source: processor.prepare_frames(source, options.frames, size), options.system
+    )
     ids = processor.encode_chat(messages, image_size=size)
-    images = processor.prepare(sources, size)
     return Request(ids, images, processor.num_image_tokens(size), processor.image_token_id)

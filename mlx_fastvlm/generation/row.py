@@ -117,7 +117,11 @@ class Row:
         """Make the decoder's input of the ids and the images' features, (images, tokens, hidden size) or None."""
         if self._prefill_start is None:
             self._prefill_start = time.perf_counter()
-        self.embeddings = model.embed(mx.array([self.ids[self.read :]]), features)
+        said = min(len(self.said), len(self.ids) - self.read)  # where an image's token is one that the model chose
+        prompt, answer = self.ids[self.read : len(self.ids) - said], self.ids[len(self.ids) - said :]
+        parts = [model.embed(mx.array([prompt]), features)] if prompt else []
+        parts += [model.get_input_embeddings()(mx.array([answer]))] if answer else []
+        self.embeddings = mx.concatenate(parts, axis=1)
 
     def next_piece(self, count: int) -> mx.array:
         """The input that comes next, (1, count, hidden size)."""

@@ -100,6 +100,10 @@ class ChatSession:
         with self._lock:
             self._answering, self._conversation = None, Conversation(messages, [])
 
+    def prepare(self, source: ImageSource) -> list[Image]:
+        """An image for a question, opened now: one, or ``frames`` of an animation. Errors as for ``load_image``."""
+        return self._processor.prepare_frames(source, self.frames, self._options.image_size)
+
     def ask(self, text: str, image: ImageSource | list[ImageSource] | None = None) -> str:
         """The whole answer to the next question; arguments as for :meth:`stream`."""
         return "".join(response.text for response in self.stream(text, image))
@@ -116,9 +120,8 @@ class ChatSession:
             ValueError, OSError: for a bad image, before anything runs; the conversation is then as it was.
         """
         before = self._conversation
-        question, new = read_prompt(text, image, frames=self.frames)
-        images = before.images + self._processor.prepare(new, self._options.image_size)
-        asked = Conversation(before.messages + question, images)
+        question, new = read_prompt(text, image, self.prepare)
+        asked = Conversation(before.messages + question, before.images + new)
         try:
             responses = self._begin(asked)
         except StaleCache:  # after an answer cut short, in a bounded cache: read the conversation again

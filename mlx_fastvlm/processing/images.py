@@ -133,8 +133,13 @@ def _frames(image: Image.Image, name: str, frames: int) -> Iterator[Image.Image]
             yield _to_rgb(image)
             return
         for _ in _seek_frames(image, name, count, frames):
-            rgb = _to_rgb(image)
-            yield image.copy() if rgb is image else rgb  # the image itself becomes the next frame
+            yield _apart(image)  # with no name here, or the frame would still be there when the next one is decoded
+
+
+def _apart(image: Image.Image) -> Image.Image:
+    """The frame at hand in RGB; the image itself becomes the next one."""
+    rgb = _to_rgb(image)
+    return image.copy() if rgb is image else rgb
 
 
 def _count_frames(image: Image.Image, name: str) -> int:

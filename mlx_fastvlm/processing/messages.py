@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-import PIL.Image
-
-from .images import ImageSource, load_frames
 from .marks import IMAGE_MARK, AnswerText
-from .prepared import Image
+
+if TYPE_CHECKING:
+    from .images import ImageSource
+    from .prepared import Image
 
 Messages = list[dict[str, Any]]
 Prompt = str | Messages
@@ -17,10 +18,10 @@ _NO_SOURCE = object()  # of a mark: its image comes from the list beside the pro
 
 def read_prompt(
     prompt: Prompt,
-    image: ImageSource | list[ImageSource] | None = None,
+    image: ImageSource | list[ImageSource] | None,
+    load: Callable[[ImageSource], list[Image]],
     system: str | None = None,
-    frames: int = 1,
-) -> tuple[Messages, list[PIL.Image.Image | Image]]:
+) -> tuple[Messages, list[Image]]:
     """Bring a prompt and its images into one form.
 
     Args:
@@ -28,8 +29,8 @@ def read_prompt(
             ``{"type": "image"}`` is a mark; with a source in it (``"image"``, ``"url"``, ``"path"`` or ``"base64"``),
             or as ``{"type": "image_url", "image_url": {"url": ...}}``, it brings its own image.
         image: the images of the marks, in order. Where there is no mark for them, they go before the first question.
+        load: makes the images of a source: one, or several frames of an animation.
         system: a system prompt for messages without one.
-        frames: how many frames of an animation become images.
 
     Raises:
         ValueError, OSError: for malformed messages, marks and images that do not match, or a bad image.
@@ -39,14 +40,10 @@ def read_prompt(
     sources = [source for message in messages for source in _sources(message["content"])]
     check_marks(sum(source is _NO_SOURCE for source in sources), len(beside))
     rest = iter(beside)
-    loaded = [_load(next(rest) if source is _NO_SOURCE else source, frames) for source in sources]
+    loaded = [load(next(rest) if source is _NO_SOURCE else source) for source in sources]
     counts = iter([len(images) for images in loaded])
     messages = [{**message, "content": _spread(message["content"], counts)} for message in messages]
     return messages, [image for images in loaded for image in images]
-
-
-def _load(source: ImageSource, frames: int) -> list[PIL.Image.Image | Image]:
-    return [source] if isinstance(source, Image) else [*load_frames(source, frames)]
 
 
 def _with_marks(prompt: Prompt, images: int, system: str | None) -> Messages:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from ..config import FastVlmConfig, check_keys
 from ..errors import UsageError
 from ..files import read_optional_json
 from .encoding import PromptEncoder
+from .images import iter_frames
 from .marks import IMAGE_MARK, AnswerText
 from .messages import Messages, check_marks, content_parts, is_image
 from .prepared import Image, ImageSettings
@@ -108,8 +110,19 @@ class FastVlmProcessor:
             images: one source or a list of them (see :func:`mlx_fastvlm.load_image`).
             image_size: side in pixels instead of the checkpoint's, a multiple of 64: fewer pixels, fewer tokens.
         """
-        settings = replace(self.image_settings, size=self.check_image_size(image_size))
+        settings = self._settings(image_size)
         return [make_image(image, settings) for image in _as_list(images)]
+
+    def prepare_frames(self, source: ImageSource, frames: int = 1, image_size: int | None = None) -> list[Image]:
+        """So many frames of an animation as :meth:`prepare` makes images, evenly spaced; a still image gives itself.
+
+        One is held at its full size at a time, so that a file takes memory for its largest frame and not for all.
+        """
+        if isinstance(source, Image):
+            return self.prepare(source, image_size)
+        settings = self._settings(image_size)
+        # No loop, whose variable would hold a frame while the next one is decoded.
+        return [*map(partial(make_image, settings=settings), iter_frames(source, frames))]
 
     def to_pixel_values(self, pixels: np.ndarray) -> mx.array:
         """(images, size, size, 3), uint8 -> the same shape, float32, in [0, 1]."""
@@ -123,6 +136,9 @@ class FastVlmProcessor:
         if settings.mean != (0.0, 0.0, 0.0) or settings.std != (1.0, 1.0, 1.0):
             values = (values - mx.array(settings.mean)) / mx.array(settings.std)
         return values
+
+    def _settings(self, image_size: int | None) -> ImageSettings:
+        return replace(self.image_settings, size=self.check_image_size(image_size))
 
     def check_image_size(self, image_size: int | None) -> int:
         """``image_size``, or the checkpoint's own for None; ``ValueError`` where the tower can't take it."""
@@ -256,7 +272,10 @@ class FastVlmProcessor:
         placeholders = [self.image_token_id] * self.num_image_tokens(image_size)
         ids: list[int] = []
         for id in self._encoder.encode(pieces):
-            ids += placeholders if id is None else [id]
+            if id is None:
+                ids += placeholders
+            elif id != self.image_token_id:  # which stands for images alone: a model that says it shows none
+                ids.append(id)
         return ids
 
     def _check_length(self, texts: Iterable[str]):

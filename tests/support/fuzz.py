@@ -30,7 +30,7 @@ from PIL import Image
 from mlx_fastvlm import FastVlmForConditionalGeneration
 from mlx_fastvlm.config import FastVlmConfig
 from mlx_fastvlm.models.loading import load_model
-from mlx_fastvlm.processing.images import FORMATS, load_frames
+from mlx_fastvlm.processing.images import FORMATS, load_frames, load_image
 from mlx_fastvlm.processing.messages import read_prompt
 from mlx_fastvlm.processing.prepared import ImageSettings
 from mlx_fastvlm.processing.preprocess import square
@@ -181,7 +181,7 @@ class Prompts:
     def feed(self, data):
         prompt = json.loads(data)[0]
         for images in ([], [self.image]):
-            messages, _ = read_prompt(prompt, images)
+            messages, _ = read_prompt(prompt, images, lambda source: [load_image(source)])
             ids = self.processor.encode_chat(messages)
             plain = self.processor.encode_chat([{**m, "content": "x"} for m in messages])
             assert ids.count(258) == plain.count(258), "a message ended a turn"

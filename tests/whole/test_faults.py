@@ -195,7 +195,7 @@ def interrupted(command, after, environment=None):
 # What a stage begins with; it tells the test, and then waits as if the stage were long.
 STAGES = {
     "loading": "cli.flags:load",
-    "reading an image": "processing.messages:load_frames",
+    "reading an image": "processing.processor:iter_frames",
     "encoding an image": "generation.reading:PromptReader.encode",
     "reading the prompt": "generation.reading:read_piece",
     "answering": "generation.text:TextStream.add",
