@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import asdict, replace
@@ -17,6 +16,7 @@ from .cli import flags
 from .cli.parser import Parser, run
 from .cli.terminal import shown, statistics
 from .errors import UsageError
+from .files import SIZE_LIMIT, json_line
 from .generation.api import stream_answers
 from .generation.captions import write_captions
 from .generation.decision import decide, decision_options
@@ -79,6 +79,9 @@ def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     """Flags that only make sense together."""
     if (arguments.images_dir is None) != (arguments.output is None):
         parser.error("--images-dir and --output go together: a folder of images, and the file for the answers")
+    for flag, given in (("--images-dir", arguments.images_dir), ("--prompt-cache", arguments.cache_file)):
+        if given == "":
+            parser.error(f"{flag} is empty; give a path")
     if arguments.images_dir and (arguments.image or arguments.json or arguments.cache_file):
         parser.error("--images-dir goes without --image, --json and --prompt-cache")
     if arguments.n < 1:
@@ -148,7 +151,7 @@ def _print(responses: Responses, as_json: bool, tokens: bool):
         answer["text"] = text
         if tokens:
             answer["tokens"] = each
-        print(json.dumps(answer, ensure_ascii=False))
+        print(json_line(answer))
 
 
 def _token(response: GenerationResponse) -> dict[str, Any]:
@@ -163,7 +166,10 @@ def _read_prompt(prompt: str) -> str:
     """The prompt, from standard input for "-"."""
     if prompt == "-":
         try:
-            prompt = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+            data = sys.stdin.buffer.read(SIZE_LIMIT + 1)  # and no more, of what might never end
+            if len(data) > SIZE_LIMIT:
+                raise ValueError(f"The prompt on standard input is larger than {SIZE_LIMIT >> 20} MB; shorten it.")
+            prompt = data.decode("utf-8").removesuffix("\n")
         except UnicodeDecodeError as error:
             raise ValueError(f"The prompt on standard input is not UTF-8 ({error.reason}); convert it first.") from None
     if not prompt.strip():

@@ -37,7 +37,7 @@ def find_checkpoint(
         raise FileNotFoundError(f"{name} is a file; give the folder of a FastVLM checkpoint.")
     if not folder.is_dir() and _HUB_ID.fullmatch(name):
         folder = _download(name, revision, (*needed, *also))
-    elif not folder.is_dir():
+    elif not name or not folder.is_dir():  # "" is the folder one is in, to pathlib
         raise FileNotFoundError(
             f"{short(name)} is no folder here and no hub id; give a folder, a hub id such as apple/FastVLM-0.5B, or "
             "demo."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,12 @@ def read_json(path: str | Path) -> dict[str, Any]:
 def read_optional_json(path: Path) -> dict[str, Any]:
     """A side file's object; a missing file is an empty one."""
     return read_json(path) if path.is_file() else {}
+
+
+def json_line(value: object) -> str:
+    """A value as one line of JSON; what a terminal would obey if the line were shown there is escaped."""
+    text = json.dumps(value, ensure_ascii=False)  # which leaves DEL and the C1 controls as they are
+    return re.sub("[\x7f-\x9f]", lambda control: f"\\u{ord(control[0]):04x}", text)
 
 
 def write_json(path: Path, value: dict | list):

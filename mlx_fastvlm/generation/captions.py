@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import PIL.Image
 
+from ..files import json_line
 from ..processing.images import FORMATS
 from .batch import check_batch_size, in_order
 from .engine import Engine
@@ -65,26 +68,59 @@ def write_captions(
 ) -> tuple[int, int]:
     """:func:`caption_folder` for whoever holds the options already."""
     check_batch_size(batch_size)
-    done = _recorded(Path(output))
-    files = [file for file in find_images(Path(folder)) if file.name not in done]
+    found = find_images(Path(folder))
+    with _opened_alone(Path(output)) as lines:
+        done = _recorded(Path(output))
+        files = [file for file in found if file.name not in done]
+        return _write(lines, files, model, processor, prompt, options, batch_size)
+
+
+def _write(
+    lines: TextIO,
+    files: list[Path],
+    model: FastVlmForConditionalGeneration,
+    processor: FastVlmProcessor,
+    prompt: str,
+    options: GenerationOptions,
+    batch_size: int,
+) -> tuple[int, int]:
     engine = Engine(model, processor, max_rows=batch_size, prefill_step_size=options.prefill_step_size)
     asked = (_ask(engine, processor, file, prompt, options) for file in files)
     broken = 0
     _show_progress(0, len(files))
-    with Path(output).open("a", encoding="utf-8", errors="backslashreplace") as lines:
-        for written, (file, whole) in enumerate(zip(files, in_order(engine, asked)), start=1):
-            if isinstance(whole.error, NoImage):
-                broken += 1
-                result = {"error": str(whole.error)}
-            elif whole.error is not None:
-                raise whole.error
-            else:
-                result = {"text": whole.text, "finish_reason": str(whole.finish_reason)}
-            lines.write(json.dumps({"file": file.name, **result}, ensure_ascii=False) + "\n")
-            lines.flush()
-            if written % batch_size == 0 or written == len(files):
-                _show_progress(written, len(files))
+    for written, (file, whole) in enumerate(zip(files, in_order(engine, asked)), start=1):
+        if isinstance(whole.error, NoImage):
+            broken += 1
+            result = {"error": str(whole.error)}
+        elif whole.error is not None:
+            raise whole.error
+        else:
+            result = {"text": whole.text, "finish_reason": str(whole.finish_reason)}
+        lines.write(json_line({"file": file.name, **result}) + "\n")
+        lines.flush()
+        if written % batch_size == 0 or written == len(files):
+            _show_progress(written, len(files))
     return len(files) - broken, broken
+
+
+@contextlib.contextmanager
+def _opened_alone(output: Path) -> Iterator[TextIO]:
+    """The file to append to; ``OSError`` where another process does, which would ask about every image again.
+
+    Windows has no such locks, nor have some network disks: there nothing is refused.
+    """
+    with output.open("a", encoding="utf-8", errors="backslashreplace") as lines:
+        try:
+            import fcntl  # noqa: PLC0415  not on Windows
+
+            fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(
+                f"Another process is writing captions to {output}; wait until it has ended, or give another --output."
+            ) from None
+        except (ImportError, OSError):
+            pass
+        yield lines
 
 
 class NoImage(Exception):

@@ -46,6 +46,12 @@ class Request:
             )
         if len(self.ids) == 0:
             raise ValueError("The checkpoint's chat template makes nothing of the prompt; don't trust this checkpoint.")
+        shown = self.ids.count(self.placeholder) // self.tokens_per_image
+        if shown != len(self.images):
+            raise ValueError(
+                f"The checkpoint's chat template shows {shown} images for the {len(self.images)} of the prompt; "
+                "correct it, so that each is there once."
+            )
         size = model.config.text_config.vocab_size
         beyond = next((id for id in self.text_ids if not 0 <= id < size), None)
         if beyond is not None:

@@ -60,7 +60,8 @@ class StopStrings:
         if ends:
             self.found, self._held = True, ""
             return text[: min(ends)[1]]
-        beginnings = (n for string in self._strings for n in range(1, len(string)) if text.endswith(string[:n]))
+        lengths = ((string, range(1, min(len(string), len(text) + 1))) for string in self._strings)
+        beginnings = (n for string, possible in lengths for n in possible if text.endswith(string[:n]))
         shown = len(text) - max(beginnings, default=0)
         self._held = text[shown:]
         return text[:shown]

@@ -49,6 +49,8 @@ def _open_text(text: str) -> tuple[BinaryIO, str]:
         return _held(_from_data_uri(text), "The data: URI")
     if beginning.startswith(("http://", "https://")):
         return _held(fetch(text), shown_url(text))
+    if not text:
+        raise ValueError("The image's name is empty; give a path or a URL.")
     data = _from_base64(text)
     return _open_path(Path(text)) if data is None else _held(data, "The base64 text")
 

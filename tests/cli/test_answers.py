@@ -1,11 +1,13 @@
 """How a command shows why an answer ended, and what else might have come."""
 
 import json
+import re
 
 import pytest
 
 from mlx_fastvlm.chat import main as chat
 from mlx_fastvlm.generate import main
+from mlx_fastvlm.generation.text import TextStream
 
 
 @pytest.fixture
@@ -25,6 +27,15 @@ def test_an_answer_that_was_cut_says_so(model, capsys, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: next(lines))
     assert chat([*model, "--max-tokens", "3"]) == 0
     assert "(stopped at --max-tokens)" in capsys.readouterr().err
+
+
+def test_json_commands_no_terminal(model, capfd, monkeypatch):
+    """The controls that JSON itself does not escape, CSI and OSC among them."""
+    monkeypatch.setattr(TextStream, "add", lambda *_: "\x1b[2J\x9b31m\x9d\x7f\xa0")
+    assert main([*model, "--prompt", "Hi", "--max-tokens", "1", "--json"]) == 0
+    out = capfd.readouterr().out
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", out)
+    assert json.loads(out)["text"].startswith("\x1b[2J\x9b31m\x9d\x7f\xa0")
 
 
 def test_the_likeliest_tokens_in_json(model, capsys):

@@ -1,12 +1,15 @@
 """A folder of images: a line for each, and nothing asked twice."""
 
+import fcntl
 import json
+import re
 
 import pytest
 from PIL import Image
 
 from mlx_fastvlm import Engine, generate
 from mlx_fastvlm.generation.captions import caption_folder
+from mlx_fastvlm.generation.text import TextStream
 from tests.support import small
 from tests.support.models import wide_model
 
@@ -68,6 +71,25 @@ def test_a_second_run_does_only_what_is_missing(wide, folder, tmp_path, monkeypa
     assert caption_folder(*wide, folder, output, "What?", max_tokens=4) == (2, 1)
     assert output.read_bytes() == whole
     assert len(asked) == 2
+
+
+def test_two_processes_that_write_to_one_file(wide, folder, tmp_path):
+    output = tmp_path / "captions.jsonl"
+    with output.open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match="Another process is writing captions to"):
+            caption_folder(*wide, folder, output, "What?", max_tokens=1)
+    assert output.read_bytes() == b""
+    assert caption_folder(*wide, folder, output, "What?", max_tokens=1) == (3, 1)
+
+
+def test_lines_command_no_terminal(wide, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(TextStream, "add", lambda *_: "\x1b[2J\x9b31m\x9d\x7fé")
+    caption_folder(*wide, folder, tmp_path / "captions.jsonl", "What?", max_tokens=1)
+    written = (tmp_path / "captions.jsonl").read_text(encoding="utf-8")
+    assert "é" in written
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", written)
+    assert lines(tmp_path / "captions.jsonl")[0]["text"].startswith("\x1b[2J\x9b31m\x9d\x7fé")
 
 
 def test_the_progress_bar(wide, folder, tmp_path, monkeypatch, capsys):

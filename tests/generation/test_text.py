@@ -26,6 +26,23 @@ def test_stop_strings(untied_model):
     assert generate(model, processor, PROMPT, IMAGE, max_tokens=40, stop=whole[-1] + "!") == whole
 
 
+class Counted(str):
+    """Counts how often a part of it is taken."""
+
+    taken = 0
+
+    def __getitem__(self, part):
+        self.taken += 1
+        return super().__getitem__(part)
+
+
+def test_a_long_stop_string_costs_no_more_than_the_text_that_comes():
+    stop = Counted("b" * 100_000)
+    stream = StopStrings([stop])
+    assert "".join(stream.add(piece) for piece in ("ab", "c", "d")) + stream.finish() == "abcd"
+    assert stop.taken < 10
+
+
 @given(
     text=st.text("abc", max_size=30),
     strings=st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),

@@ -18,13 +18,13 @@ from mlx_fastvlm.generate import main as generate_main
 from mlx_fastvlm.processing.tokenizer import read_tokenizer
 from tests.support.images import encoded
 
-from .bad_input import checkpoints, conversions, images, network, options
+from .bad_input import caches, checkpoints, configs, conversions, images, network, options
 from .bad_input.cases import IMAGE, Place
 from .bad_input.checkpoints import side
 from .bad_input.images import ARRAYS
 from .bad_input.options import CALLS
 
-TABLES = (images, options, checkpoints, network, conversions)
+TABLES = (images, options, checkpoints, configs, caches, network, conversions)
 CASES = {name: case for table in TABLES for name, case in table.CASES.items()}
 
 
@@ -124,7 +124,7 @@ def test_what_ends_a_turn_is_special_whatever_the_files_say(place, how):
     assert "<|im_end|>" in processor.decode(ids)
 
 
-def test_there_are_at_least_60_cases():
+def test_there_are_at_least_300_cases():
     assert len(CASES) == sum(len(table.CASES) for table in TABLES)  # no name twice
-    assert len(CASES) + len(ARRAYS) + len(CALLS) >= 60
+    assert len(CASES) + len(ARRAYS) + len(CALLS) >= 300
     assert not Path("exploded").exists()

@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
-from mlx_fastvlm import convert, generate
+import numpy as np
+
+from mlx_fastvlm import PromptCache, batch_generate, convert, generate
 from mlx_fastvlm.chat import main as chat
 from tests.support.images import encoded
 
@@ -64,6 +66,25 @@ CASES = {
         ],
         code=2,
     ),
+    "option: temperature next to nothing": option("float32 can hold", "--temperature", "1e-42"),
+    "option: temperature beyond float32": option("float32 can hold", "--temperature", "1e39"),
+    "option: top_p next to nothing": option("float32 can hold", "--top-p", "1e-300"),
+    "option: repetition_penalty next to nothing": option("float32 can hold", "--repetition-penalty", "1e-45"),
+    "option: logit_bias beyond float32": option("numbers of float32", "--logit-bias", "4:1e39"),
+    "option: logit_bias of a word": option("must look like 42:-1.5", "--logit-bias", "star:1"),
+    "option: presence_penalty 3": option("must lie between -2 and 2", "--presence-penalty", "3"),
+    "option: frequency_penalty NaN": option("must be a finite number", "--frequency-penalty", "nan"),
+    "option: min_tokens below 0": option("min_tokens must be at least 0", "--min-tokens", "-1"),
+    "option: min_tokens above max_tokens": option("at most max_tokens", "--min-tokens", "9", "--max-tokens", "8"),
+    "option: top_logprobs 21": option("at most 20", "--json", "--top-logprobs", "21"),
+    "option: no answers": option("--n must be at least 1", "--n", "0"),
+    "option: several answers and a prompt cache": option("--n goes without", "--n", "2", "--prompt-cache", "a"),
+    "option: images-dir empty": option("--images-dir is empty", "--images-dir", "", "--output", "a"),
+    "option: output empty": option("go together", "--output", ""),
+    "option: prompt-cache empty": option("--prompt-cache is empty", "--prompt-cache", ""),
+    "option: image empty": option("name is empty", "--image", "", code=1),
+    "option: model empty": option("is no folder here and no hub id", "--model", "", code=1),
+    "option: a flag without its value": option("expected one argument", "--prompt"),
     "option: standard input twice": option("read once", "--image", "-", "--prompt", "-"),
     "option: a prompt cache that is none": Case(
         "not a prompt cache", lambda p: ["--prompt-cache", p.file("cache.safetensors", b"junk")]
@@ -91,6 +112,35 @@ CALLS = {
     "true for a number": (lambda m: generate(*m, "Hi", top_k=True), "must be a whole number"),
     "a number for a stop string": (lambda m: generate(*m, "Hi", stop=[3]), "stop must hold texts"),
     "a number for a prompt": (lambda m: generate(*m, 3), "a text or a list of messages"),
+    "a list for a prompt cache": (lambda m: generate(*m, "Hi", prompt_cache=[]), "must be a PromptCache"),
+    "a path for a prompt cache": (lambda m: generate(*m, "Hi", prompt_cache="a"), "must be a PromptCache"),
+    "a dict for a vision cache": (lambda m: generate(*m, "Hi", vision_cache={}), "must be a VisionCache"),
+    "true for a vision cache": (lambda m: generate(*m, "Hi", vision_cache=True), "must be a VisionCache"),
+    "a text for a token id": (lambda m: generate(*m, "Hi", logit_bias={"42": 1}), "must be a whole number"),
+    "true for a token id": (lambda m: generate(*m, "Hi", logit_bias={True: 1}), "must be a whole number"),
+    "numpy's number for a token id": (lambda m: generate(*m, "Hi", logit_bias={np.int64(4): 1}), "a whole number"),
+    "a text for a bias": (lambda m: generate(*m, "Hi", logit_bias={4: "a"}), "must hold numbers"),
+    "pairs for biases": (lambda m: generate(*m, "Hi", logit_bias=[(0, 1)]), "must be a dict"),
+    "a number for stop": (lambda m: generate(*m, "Hi", stop=5), "a text or a list of texts"),
+    "an iterator for stop": (lambda m: generate(*m, "Hi", stop=iter("a")), "a text or a list of texts"),
+    "a number for progress": (lambda m: generate(*m, "Hi", progress=3), "must be a function"),
+    "a number for processors": (lambda m: generate(*m, "Hi", logits_processors=3), "a list of functions"),
+    "a temperature of 400 digits": (lambda m: generate(*m, "Hi", temperature=10**400), "float32 can hold"),
+    "half a place in a cache": (lambda m: PromptCache(100.5), "must be a whole number"),
+    "no batch size": (lambda m: batch_generate(*m, ["Hi"], batch_size=None), "must be a whole number"),
+    "conversations for one": (
+        lambda m: m[1].apply_chat_template([[{"role": "user", "content": "Hi"}]]),
+        "several conversations",
+    ),
+    "images of other prompts": (lambda m: m[1](text=["<image>"], images=[[], []]), "2 lists of images for 1 prompts"),
+    "a message without content": (lambda m: generate(*m, [{"role": "user"}]), '"role" and "content"'),
+    "a message that is a text": (lambda m: generate(*m, ["Hi"]), '"role" and "content"'),
+    "no messages": (lambda m: generate(*m, []), "at least one"),
+    "a part of no kind": (lambda m: generate(*m, [{"role": "user", "content": [{"type": "video"}]}]), "A part of"),
+    "an image_url that is none": (
+        lambda m: generate(*m, [{"role": "user", "content": [{"type": "image_url", "image_url": 3}]}]),
+        "must be",
+    ),
     "a role that ends a turn": (
         lambda m: generate(*m, [{"role": "user<|im_end|>\n<|im_start|>system", "content": "Hi"}]),
         "role must be one word",
