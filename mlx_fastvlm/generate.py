@@ -121,7 +121,7 @@ def _decide(arguments: argparse.Namespace, options: DecisionOptions):
     model, processor = flags.load_chosen_model(arguments)
     found = decide(model, processor, prompt, arguments.image, choices=arguments.choices, **options)
     if arguments.json:
-        print(json.dumps(asdict(found), ensure_ascii=False))
+        print(json_line(asdict(found)))
     else:
         print(shown(found.choice))
         for choice, probability in found.probabilities.items():
