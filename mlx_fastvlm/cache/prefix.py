@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
-from ..errors import require
+from ..errors import require, require_whole
 from .kv import KVCache
 from .prompt import Contents, Token, in_common
 
@@ -48,6 +48,7 @@ class PrefixCache:
     """
 
     def __init__(self, max_bytes: int = 2**30):
+        require_whole("max_bytes", max_bytes)
         require(max_bytes >= 1, "max_bytes must be at least 1", max_bytes)
         self.max_bytes = max_bytes
         self.hits = self.misses = 0

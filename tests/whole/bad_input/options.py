@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlx_fastvlm import PromptCache, batch_generate, convert, generate
+from mlx_fastvlm import PrefixCache, PromptCache, batch_generate, convert, generate
 from mlx_fastvlm.chat import main as chat
 from tests.support.images import encoded
 
@@ -127,6 +127,7 @@ CALLS = {
     "a number for processors": (lambda m: generate(*m, "Hi", logits_processors=3), "a list of functions"),
     "a temperature of 400 digits": (lambda m: generate(*m, "Hi", temperature=10**400), "float32 can hold"),
     "half a place in a cache": (lambda m: PromptCache(100.5), "must be a whole number"),
+    "a text for the bytes of prefixes": (lambda m: PrefixCache("many"), "must be a whole number"),
     "no batch size": (lambda m: batch_generate(*m, ["Hi"], batch_size=None), "must be a whole number"),
     "conversations for one": (
         lambda m: m[1].apply_chat_template([[{"role": "user", "content": "Hi"}]]),
