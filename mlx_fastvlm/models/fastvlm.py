@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ..hub import find_checkpoint
 from .language import ATTENTIONS, Qwen2Model
 from .loading import load_model
 from .outputs import FastVlmCausalLMOutputWithPast, FastVlmModelOutputWithPast
+from .placeholders import check_count, fill, signed
 from .projector import FastVlmMultiModalProjector
 from .threads import end_streams_with_thread
 from .vision import FastViTHD
@@ -59,11 +61,14 @@ class FastVlmModel(nn.Module):
             The embedding.
 
         Raises:
-            ValueError: for a number below 1, or a quantized embedding, whose rows can't be drawn.
+            ValueError: for a number below 1, a multiple of what is no whole number, or a quantized embedding, whose
+                rows can't be drawn.
         """
         old = self.config.text_config.vocab_size
         rows = old if new_num_tokens is None else new_num_tokens
         if pad_to_multiple_of is not None:
+            if not isinstance(pad_to_multiple_of, int) or pad_to_multiple_of < 1:
+                raise ValueError(f"pad_to_multiple_of must be a whole number from 1, got {pad_to_multiple_of!r}.")
             rows = math.ceil(rows / pad_to_multiple_of) * pad_to_multiple_of
         if rows < 1:
             raise ValueError(f"new_num_tokens must be at least 1, got {rows}.")
@@ -113,7 +118,8 @@ class FastVlmModel(nn.Module):
         """Encode and project images.
 
         Args:
-            pixel_values: (images, height, width, 3), RGB in [0, 1]; sides multiples of 64.
+            pixel_values: (images, height, width, 3), float, as a processor makes them: RGB in [0, 1], as long as it has
+                no mean and deviation of its own; sides multiples of 64.
             vision_feature_layer: only -1, the last, which is the default.
             vision_feature_select_strategy: only "full", which is the default.
 
@@ -122,7 +128,7 @@ class FastVlmModel(nn.Module):
             returns an output whose ``pooler_output`` this is.)
 
         Raises:
-            ValueError: for another layer or strategy, or images of a wrong shape.
+            ValueError: for another layer or strategy, or images of a wrong shape or of integers.
         """
         if vision_feature_layer not in (None, -1):
             raise ValueError(f"vision_feature_layer {vision_feature_layer} is not supported; FastVLM uses -1.")
@@ -139,8 +145,11 @@ class FastVlmModel(nn.Module):
     ) -> mx.array:
         """Where image features go.
 
+        Inside ``mx.compile`` and ``mx.vmap`` the placeholders can't be counted; see :meth:`embed`.
+
         Args:
-            input_ids: (batch, length), or None to find the placeholders by their embedding in ``inputs_embeds``.
+            input_ids: (batch, length), integer, or None to find the placeholders by their embedding in
+                ``inputs_embeds``.
             inputs_embeds: (batch, length, text hidden size).
             image_features: (images, tokens, text hidden size).
 
@@ -150,20 +159,20 @@ class FastVlmModel(nn.Module):
         Raises:
             ValueError: where the placeholders are not exactly as many as the features.
         """
-        if input_ids is not None:
-            mask = input_ids == self.config.image_token_id
-        else:
-            if not 0 <= self.config.image_token_id < self.config.text_config.vocab_size:
-                raise ValueError(
-                    f"This checkpoint's image placeholder {self.config.image_token_id} has no embedding to look for; "
-                    "pass input_ids."
-                )
-            placeholder = self.get_input_embeddings()(mx.array(self.config.image_token_id))
-            mask = (inputs_embeds == placeholder).all(axis=-1)
-        tokens, features = mask.sum().item(), image_features.shape[0] * image_features.shape[1]
-        if tokens != features:
-            raise ValueError(f"Image features and image tokens do not match, tokens: {tokens}, features: {features}.")
+        mask = self._placeholders(input_ids, inputs_embeds)
+        check_count(mask, image_features)
         return mask
+
+    def _placeholders(self, input_ids: mx.array | None, inputs_embeds: mx.array | None) -> mx.array:
+        if input_ids is not None:
+            return signed(input_ids) == self.config.image_token_id
+        if not 0 <= self.config.image_token_id < self.config.text_config.vocab_size:
+            raise ValueError(
+                f"This checkpoint's image placeholder {self.config.image_token_id} has no embedding to look for; "
+                "pass input_ids."
+            )
+        placeholder = self.get_input_embeddings()(mx.array(self.config.image_token_id))
+        return (inputs_embeds == placeholder).all(axis=-1)
 
     def embed(
         self,
@@ -173,9 +182,12 @@ class FastVlmModel(nn.Module):
     ) -> mx.array:
         """Text embeddings with the image features written over the placeholders, in reading order.
 
+        Inside ``mx.compile`` and ``mx.vmap``, where arrays have no values yet, nothing can be raised: placeholders that
+        are not as many as the features make everything NaN there.
+
         Args:
-            input_ids: (batch, length). Placeholders are never looked up: their id may lie outside the vocabulary, or
-                be another token's in it.
+            input_ids: (batch, length), integer. Placeholders are never looked up: their id may lie outside the
+                vocabulary, or be another token's in it.
             image_features: (images, tokens, text hidden size), or None.
             inputs_embeds: (batch, length, text hidden size), instead of ``input_ids``.
 
@@ -184,14 +196,12 @@ class FastVlmModel(nn.Module):
         """
         if inputs_embeds is None:
             assert input_ids is not None  # one of the two is given
-            placeholders = input_ids == self.config.image_token_id
-            inputs_embeds = self.get_input_embeddings()(mx.where(placeholders, 0, input_ids))
+            placeholders = self._placeholders(input_ids, None)
+            inputs_embeds = self.get_input_embeddings()(mx.where(placeholders, 0, signed(input_ids)))
         if image_features is None:
             return inputs_embeds
-        mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)
-        nth = mx.cumsum(mask.flatten().astype(mx.int32)) - 1  # which feature a placeholder takes
-        taken = image_features.flatten(0, 1)[mx.maximum(nth, 0)].reshape(inputs_embeds.shape)
-        return mx.where(mask[..., None], taken.astype(inputs_embeds.dtype), inputs_embeds)
+        mask = self._placeholders(input_ids, inputs_embeds)
+        return fill(inputs_embeds, mask, image_features, check_count(mask, image_features))
 
     def __call__(  # noqa: PLR0913  transformers' signature
         self,
@@ -203,14 +213,14 @@ class FastVlmModel(nn.Module):
         inputs_embeds: mx.array | None = None,
         vision_feature_layer: int | None = None,
         vision_feature_select_strategy: str | None = None,
-        output_hidden_states: bool = False,
+        output_hidden_states: bool | int | Sequence[int] = False,
         output_attentions: bool = False,
         mm_encoder_outputs: dict[str, mx.array] | None = None,
     ) -> FastVlmModelOutputWithPast:
         """Run the model; arguments as in transformers, except that pixels are channels last.
 
         Args:
-            input_ids: (batch, length), with one placeholder ``config.image_token_id`` for each image token.
+            input_ids: (batch, length), integer, with one placeholder ``config.image_token_id`` for each image token.
             pixel_values: (images, height, width, 3) in [0, 1], the images of the whole batch in reading order.
             attention_mask: (batch, cached + length), 0 for padding.
             position_ids: (batch, length).
@@ -218,7 +228,8 @@ class FastVlmModel(nn.Module):
                 nothing is cached; transformers' ``use_cache=True`` would make one.
             inputs_embeds: (batch, length, text hidden size), instead of ``input_ids``.
             vision_feature_layer, vision_feature_select_strategy: see :meth:`get_image_features`.
-            output_hidden_states, output_attentions: fill the fields of these names in the result.
+            output_hidden_states, output_attentions: fill the fields of these names in the result; the former may be
+                those that are wanted, by index (see :class:`Qwen2Model`).
             mm_encoder_outputs: ``{"image": features}``, what :meth:`get_image_features` returned, instead of
                 ``pixel_values``.
 
@@ -357,7 +368,7 @@ class FastVlmForConditionalGeneration(FastVlmModel):
         logits_to_keep: int | mx.array = 0,
         vision_feature_layer: int | None = None,
         vision_feature_select_strategy: str | None = None,
-        output_hidden_states: bool = False,
+        output_hidden_states: bool | int | Sequence[int] = False,
         output_attentions: bool = False,
         mm_encoder_outputs: dict[str, mx.array] | None = None,
     ) -> FastVlmCausalLMOutputWithPast:
@@ -412,7 +423,7 @@ def causal_lm_loss(logits: mx.array, labels: mx.array) -> mx.array:
     """
     if logits.shape[:2] != labels.shape:
         raise ValueError(f"labels must have the logits' shape {logits.shape[:2]}, got {tuple(labels.shape)}.")
-    targets = labels[:, 1:]
+    targets = signed(labels)[:, 1:]
     counted = targets != -100
     losses = nn.losses.cross_entropy(logits[:, :-1].astype(mx.float32), mx.where(counted, targets, 0))
     return (losses * counted).sum() / counted.sum()

@@ -6,6 +6,7 @@ mlx-lm's own caches and this package's are interchangeable.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -156,12 +157,13 @@ class LanguageOutput:
     Attributes:
         last_hidden_state: (batch, length, hidden size), after the final norm.
         hidden_states: the embeddings, then every layer's output, the last one after the final norm (as transformers
-            orders them); each (batch, length, hidden size). None unless asked for.
+            orders them); each (batch, length, hidden size), or None where only others were asked for. None unless asked
+            for.
         attentions: every layer's attention weights, (batch, heads, length, keys). None unless asked for.
     """
 
     last_hidden_state: mx.array
-    hidden_states: tuple[mx.array, ...] | None = None
+    hidden_states: tuple[mx.array | None, ...] | None = None
     attentions: tuple[mx.array, ...] | None = None
 
 
@@ -191,7 +193,7 @@ class Qwen2Model(nn.Module):
         attention_mask: mx.array | None = None,
         position_ids: mx.array | None = None,
         cache: list[Any] | None = None,
-        output_hidden_states: bool = False,
+        output_hidden_states: bool | int | Sequence[int] = False,
         output_attentions: bool = False,
     ) -> LanguageOutput:
         """Run the decoder.
@@ -202,7 +204,9 @@ class Qwen2Model(nn.Module):
                 padding.
             position_ids: (batch, length); by default they count on from the cache.
             cache: one cache for each layer, filled in place.
-            output_hidden_states, output_attentions: fill the fields of these names in the result.
+            output_hidden_states, output_attentions: fill the fields of these names in the result. Indices instead of
+                True keep these hidden states only, and None in the others' places (as transformers: negative ones count
+                from the end, those beyond it mean nothing, and the number 0 is False).
 
         Raises:
             ValueError: where ``attention_mask`` has another shape, or meets a cache whose keys move.
@@ -216,7 +220,7 @@ class Qwen2Model(nn.Module):
             hidden_states, attentions = self._states(inputs_embeds, mask, caches, position_ids, eager, checkpoint)
             return LanguageOutput(
                 hidden_states[-1],
-                tuple(hidden_states) if output_hidden_states else None,
+                _selected(hidden_states, output_hidden_states) if output_hidden_states else None,
                 tuple(attentions) if output_attentions else None,
             )
         x = inputs_embeds
@@ -269,3 +273,12 @@ class Qwen2Model(nn.Module):
         # A padding query has nothing to see; letting it see itself keeps its row finite, and nobody reads that row.
         own = mx.arange(offset, keys)[:, None] == mx.arange(keys)
         return (causal & attention_mask[:, None, None, :].astype(mx.bool_)) | own
+
+
+def _selected(states: list[mx.array], wanted: bool | int | Sequence[int]) -> tuple[mx.array | None, ...]:
+    """All of the states for True, else those at these indices and None for the others."""
+    if isinstance(wanted, bool):
+        return tuple(states)
+    indices = [wanted] if isinstance(wanted, int) else wanted
+    kept = {range(len(states))[i] for i in indices if -len(states) <= i < len(states)}
+    return tuple(state if i in kept else None for i, state in enumerate(states))

@@ -15,14 +15,15 @@ class FastVlmModelOutputWithPast:
     Attributes:
         last_hidden_state: (batch, length, text hidden size).
         past_key_values: the caches that were given, filled.
-        hidden_states: the embeddings and every layer's output, each (batch, length, text hidden size), if asked for.
+        hidden_states: the embeddings and every layer's output, each (batch, length, text hidden size), if asked for;
+            None in the places of those that were not.
         attentions: every layer's weights, (batch, heads, length, keys), if asked for.
         image_hidden_states: (images, tokens, text hidden size), the projected features; None without images.
     """
 
     last_hidden_state: mx.array
     past_key_values: list[Any] | None = None
-    hidden_states: tuple[mx.array, ...] | None = None
+    hidden_states: tuple[mx.array | None, ...] | None = None
     attentions: tuple[mx.array, ...] | None = None
     image_hidden_states: mx.array | None = None
 
@@ -40,6 +41,6 @@ class FastVlmCausalLMOutputWithPast:
     loss: mx.array | None
     logits: mx.array
     past_key_values: list[Any] | None = None
-    hidden_states: tuple[mx.array, ...] | None = None
+    hidden_states: tuple[mx.array | None, ...] | None = None
     attentions: tuple[mx.array, ...] | None = None
     image_hidden_states: mx.array | None = None

@@ -280,8 +280,14 @@ class FastViTHD(nn.Module):
             output_hidden_states: also return each stage's feature map.
 
         Raises:
-            ValueError: for any other shape.
+            ValueError: for any other shape, and for integers, which are levels of 0 to 255: only a processor knows how
+                to scale and normalize those.
         """
+        if not mx.issubdtype(pixel_values.dtype, mx.floating):
+            raise ValueError(
+                f"pixel_values must be floats as a processor makes them, got {pixel_values.dtype}; make them with "
+                "processor(images=...), or of levels from 0 to 255 with processor.to_pixel_values(levels)."
+            )
         if pixel_values.ndim != 4 or pixel_values.shape[-1] != 3:
             raise ValueError(
                 f"pixel_values must have shape (images, height, width, 3), got {tuple(pixel_values.shape)}."

@@ -10,6 +10,7 @@ import pytest
 
 from mlx_fastvlm import FastVlmForConditionalGeneration, load
 from tests.support import small
+from tests.support.images import IMAGE
 from tests.support.paths import REFERENCE
 
 
@@ -67,6 +68,33 @@ def test_logits_to_keep(small_model):
     assert mx.allclose(model(ids, logits_to_keep=mx.array([0, 3])).logits, whole[:, mx.array([0, 3])], atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "kept"),
+    [([0, -1], {0, 3}), ([1], {1}), ([7], set()), ([-9, 2], {2}), (2, {2}), ((0,), {0}), (True, {0, 1, 2, 3})],
+)
+def test_some_of_the_hidden_states(small_model, wanted, kept):
+    """As transformers 5.23 answers these, None in the places of the others."""
+    model, _ = small_model
+    ids = mx.array([[1, 2, 3]])
+    everything = model(ids, output_hidden_states=True).hidden_states
+    states = model(ids, output_hidden_states=wanted).hidden_states
+    assert {i for i, state in enumerate(states) if state is not None} == kept
+    assert all(mx.array_equal(states[i], everything[i]) for i in kept)
+    assert len(states) == 4
+    assert model(ids, output_hidden_states=0).hidden_states is None
+    assert model(ids, output_hidden_states=[]).hidden_states is None
+
+
+def test_levels_are_not_taken_for_pixel_values(demo):
+    model, processor = demo
+    levels = mx.stack([mx.array(image.pixels) for image in processor.prepare(IMAGE, 128)])
+    with pytest.raises(ValueError, match=r"got mlx.core.uint8; make them with processor"):
+        model.get_image_features(levels)
+    with pytest.raises(ValueError, match="floats"):
+        model.vision_tower(levels.astype(mx.int32))
+    assert model.get_image_features(processor.to_pixel_values(levels)).shape[:2] == (1, 4)
+
+
 def test_unsupported_arguments_are_refused(small_model):
     model, _ = small_model
     with pytest.raises(ValueError, match="vision_feature_layer -2"):
@@ -103,6 +131,9 @@ def test_resizing_the_vocabulary(checkpoint):
     assert model(mx.array([[383]])).logits.shape == (1, 1, 384)
     with pytest.raises(ValueError, match="at least 1"):
         model.resize_token_embeddings(0)
+    for multiple in (1.3, 0):
+        with pytest.raises(ValueError, match=f"pad_to_multiple_of must be a whole number from 1, got {multiple}"):
+            model.resize_token_embeddings(99, pad_to_multiple_of=multiple)
     nn.quantize(model, class_predicate=lambda path, _: path.endswith("embed_tokens"))
     with pytest.raises(ValueError, match="quantized"):
         model.resize_token_embeddings(512)
