@@ -11,6 +11,7 @@ import mlx.core as mx
 
 from ..errors import require, require_whole
 from .kv import KVCache
+from .parameters import Parameters, parameters_of
 from .prompt import Contents, Token, in_common
 
 if TYPE_CHECKING:
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
 class _Prompt:
     """What the decoder made of a prompt: for each layer keys and values, (1, heads, tokens, head_dim).
 
-    It holds the model, whose ``id`` would be another's some day.
+    It holds the model, whose ``id`` would be another's some day, and says which of its parameters were the model's then.
     """
 
     model: Any
+    parameters: Parameters
     arrays: list[tuple[mx.array, mx.array]]
 
     @property
@@ -38,7 +40,8 @@ class PrefixCache:
 
     A system prompt, an image with what stands before it, the turns of a conversation: what a new prompt has in common
     with an earlier one, images by their pixels and as a whole, is not computed again. Prompts of unbounded caches in
-    full precision are kept and served; others are read as always.
+    full precision are kept and served; others are read as always. What a model's weights made that have changed since is
+    forgotten.
 
     Args:
         max_bytes: bound on the memory; the longest unused go first. A token takes 24.6 kB with FastVLM-0.5B in float32.
@@ -66,13 +69,18 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._prompts)
 
-    def _of(self, model: FastVlmModel) -> list[tuple[Token, ...]]:
-        return [tokens for owner, tokens in self._prompts if owner == id(model)]
+    def _of(self, model: FastVlmModel, parameters: Parameters) -> list[tuple[Token, ...]]:
+        """A model's prompts; those that its parameters of today did not make are forgotten."""
+        known = [key for key in self._prompts if key[0] == id(model)]
+        for key in [key for key in known if self._prompts[key].parameters is not parameters]:
+            del self._prompts[key]
+        return [key[1] for key in known if key in self._prompts]
 
     def find(self, model: FastVlmModel, tokens: list[Token]) -> Contents | None:
         """The longest beginning that is known of a prompt, as a prompt cache holds it; None if there is none."""
+        parameters = parameters_of(model)
         with self._lock:
-            best = max(self._of(model), key=lambda known: in_common(known, tokens), default=())
+            best = max(self._of(model, parameters), key=lambda known: in_common(known, tokens), default=())
             count = in_common(best, tokens)
             if count == 0:
                 self.misses += 1
@@ -80,20 +88,24 @@ class PrefixCache:
             self.hits += 1
             self._prompts.move_to_end((id(model), best))
             caches = [_beginning(keys, values, count) for keys, values in self._prompts[id(model), best].arrays]
-            return Contents(list(best[:count]), 0, model, caches)
+            return Contents(list(best[:count]), 0, model, caches, parameters)
 
-    def put(self, model: FastVlmModel, tokens: list[Token], caches: list[KVCache]):
-        """Keep what caches hold that have read exactly these tokens. A prompt that another begins with is not kept."""
+    def put(self, model: FastVlmModel, tokens: list[Token], caches: list[KVCache], parameters: Parameters):
+        """Keep what caches hold that have read exactly these tokens. A prompt that another begins with is not kept.
+
+        Args:
+            parameters: the model's, as they were when the prompt was begun.
+        """
         new = tuple(tokens)
         with self._lock:
-            common = {known: in_common(known, new) for known in self._of(model)}
+            common = {known: in_common(known, new) for known in self._of(model, parameters)}
             if len(new) in common.values():
                 return
             for known in [known for known, count in common.items() if count == len(known)]:
                 del self._prompts[id(model), known]
             arrays = [(_copy(cache, cache.keys), _copy(cache, cache.values)) for cache in caches]
             mx.async_eval(arrays)  # whatever thread needs them next
-            self._prompts[id(model), new] = _Prompt(model, arrays)
+            self._prompts[id(model), new] = _Prompt(model, parameters, arrays)
             while self.nbytes > self.max_bytes:
                 self._prompts.popitem(last=False)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from .parameters import Parameters, parameters_of
 from .policy import CachePolicy
 
 if TYPE_CHECKING:
@@ -31,12 +32,14 @@ class Contents:
         keep: how many of them a bounded cache protects.
         model: whose keys and values they are.
         caches: one for each decoder layer; none where there is nothing, or while an answer is writing to them.
+        parameters: the model's, as they were when the latest answer began.
     """
 
     tokens: list[Token] = field(default_factory=list)
     keep: int = 0
     model: Any = None
     caches: list[Any] = field(default_factory=list)
+    parameters: Parameters | None = None
 
     @property
     def offset(self) -> int:
@@ -45,13 +48,19 @@ class Contents:
     def without_caches(self) -> Contents:
         return replace(self, model=None, caches=[])
 
+    @property
+    def current(self) -> bool:
+        """Whether the model would compute the same keys and values today."""
+        return parameters_of(self.model) is self.parameters
+
 
 class PromptCache:
     """Keeps the KV cache from one call to the next.
 
     The prompt of a call is always the whole conversation. What it has in common with the tokens of the calls before,
     images by their pixels, is not computed again, and what differs is dropped. So a wrong prompt costs time and never
-    gives a wrong answer. Neither does an interrupt in the midst of a step: what it was writing to is computed again.
+    gives a wrong answer. Neither do other weights: after a step of training, or an adapter, all is computed again. Nor
+    does an interrupt in the midst of a step: what it was writing to is computed again.
 
     One answer uses it at a time: a later one takes it over, and the earlier can't go on. Other threads may save it,
     reset it and ask for its size meanwhile; they wait until the step that is being computed is on its way.
@@ -114,6 +123,11 @@ class PromptCache:
             return contents.caches
 
     @property
+    def parameters(self) -> Parameters | None:
+        """The model's, as they were when the latest answer began."""
+        return self._contents.parameters
+
+    @property
     def offset(self) -> int:
         """How many tokens it has seen; a bounded one may hold fewer."""
         with self.at_rest() as contents:
@@ -155,7 +169,8 @@ class PromptCache:
             StaleCache: where tokens would have to be taken back that a bounded cache has overwritten others for.
         """
         self.policy.check(model)
-        with self.at_rest() as contents:
+        with self.at_rest():
+            contents = self._up_to_date()
             if contents.caches and contents.model is not model:
                 raise ValueError("The prompt cache belongs to another model; give this one a PromptCache of its own.")
             shared = self.shared(tokens)
@@ -173,6 +188,7 @@ class PromptCache:
         """
         with self.at_rest() as contents:
             self.check(model, tokens)
+            contents = self._contents
             shared, keep = self.shared(tokens), _keep(contents, tokens)
             caches = contents.caches or self.policy.make_caches(model, keep)
             self._contents = contents.without_caches()  # what an interrupt leaves
@@ -180,8 +196,14 @@ class PromptCache:
                 cache.trim(cache.offset - shared)
                 if self.policy.max_kv_size is not None:
                     cache.keep = keep
-            self._contents = Contents(tokens, keep, model, caches)
+            self._contents = Contents(tokens, keep, model, caches, parameters_of(model))
             return shared
+
+    def _up_to_date(self) -> Contents:
+        """What it holds, after it has dropped keys and values of parameters that are no more."""
+        if self._contents.caches and not self._contents.current:
+            self.drop()
+        return self._contents
 
     def check_owner(self, tokens: list[Token], there: bool = True):
         """``ValueError`` where another answer has begun since :meth:`begin` got this list, or nothing is there."""

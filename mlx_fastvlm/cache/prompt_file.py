@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from ..errors import one_line
 from ..files import atomic_file, read_safetensors
 from .fingerprint import model_fingerprint
+from .parameters import parameters_of
 from .prompt import Contents, PromptCache
 from .prompt_schema import Malformed, check_entries, check_names, check_tensors, digest
 
@@ -32,6 +33,8 @@ def save_prompt_cache(file: str | Path, cache: PromptCache):
     with cache.at_rest() as contents:
         if not contents.offset:
             raise ValueError("The prompt cache is empty; generate something with it before saving it.")
+        if not contents.current:
+            raise ValueError("The model's weights have changed since the prompt cache was filled; ask again, then save.")
         stored = dict(tree_flatten([_stored(kv) for kv in contents.caches]))
         entries = {
             "format": _FORMAT,
@@ -107,4 +110,4 @@ def _contents(
             cache.keys, cache.values, cache.offset = parts["keys"], parts["values"], offset
         else:
             cache.restore(parts["keys"], parts["values"], offset)
-    return Contents(tokens, entries["keep"], model, caches)
+    return Contents(tokens, entries["keep"], model, caches, parameters_of(model))

@@ -12,7 +12,9 @@ from ..errors import require
 
 
 class VisionCache:
-    """Projected features of the images used last.
+    """Projected features of the images used last, by the pixels and by the weights of tower and projector in memory.
+
+    Weights that have changed since, or were loaded again, encode an image again.
 
     Args:
         max_bytes: bound on the features' memory; the longest unused go first. A 1024 px image takes 0.9 MB with

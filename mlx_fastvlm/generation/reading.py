@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..cache.fingerprint import model_fingerprint
 from ..cache.kv import KVCache
+from ..cache.parameters import Parameters, parameters_of
 from ..cache.prefix import PrefixCache
 from ..cache.prompt import PromptCache
 from .decoding import read_piece
@@ -44,10 +43,11 @@ class PromptReader:
         self._model, self._processor, self._step_size = model, processor, step_size
         self._vision_cache, self._prefix_cache = vision_cache, prefix_cache
         self._features: dict[str, mx.array] = {}
+        self._features_of: tuple[Parameters, Parameters] | None = None
 
-    @cached_property
-    def _tower(self) -> str:
-        return model_fingerprint(self._model.vision_tower, self._model.multi_modal_projector)
+    def _encoder(self) -> tuple[Parameters, Parameters]:
+        """What features depend on beside the image: not on the name of a checkpoint, and not on the decoder."""
+        return parameters_of(self._model.vision_tower), parameters_of(self._model.multi_modal_projector)
 
     def _cache_of(self, row: Row) -> VisionCache | None:
         own = row.options.vision_cache
@@ -74,22 +74,27 @@ class PromptReader:
 
     def _remember(self, row: Row, caches: list[Any]):
         """Let other rows with this prompt, or one that begins like it, go on from its keys and values."""
+        parameters = row.cache.parameters
+        assert parameters is not None  # it has begun
         if row.shared is not None and not row.said:
-            row.shared.was_read(self._model, row.tokens, caches)
+            row.shared.was_read(self._model, row.tokens, caches, parameters)
         row.shared = None
         prefixes = self._prefixes_for(row)
         if prefixes is not None and not row.said:
-            prefixes.put(self._model, row.tokens, caches)
+            prefixes.put(self._model, row.tokens, caches, parameters)
 
     def _look_up(self, row: Row):
+        if self._features and self._features_of != self._encoder():
+            self._features = {}
         cache = self._cache_of(row)
         if cache is None:
             return
+        encoder = self._encoder()
         for name in dict.fromkeys(image.fingerprint for image in row.images):
             if name not in self._features:
-                found = cache.get((self._tower, name))
+                found = cache.get((encoder, name))
                 if found is not None:
-                    self._features[name] = found
+                    self._features[name], self._features_of = found, encoder
 
     def lacks_features(self, row: Row) -> bool:
         return row.embeddings is None and any(image.fingerprint not in self._features for image in row.images)
@@ -103,15 +108,16 @@ class PromptReader:
         names = [name for name, image in missing.items() if image.pixels.shape == shape]
         names = names[: first.options.vision_batch_size]
         pixels = self._processor.to_pixel_values(np.stack([missing[name].pixels for name in names]))
-        encoded = self._model.get_image_features(pixels)
+        encoder, encoded = self._encoder(), self._model.get_image_features(pixels)
         found = {name: mx.contiguous(features) for name, features in zip(names, encoded)}
         mx.eval(list(found.values()))
         self._features |= found
+        self._features_of = encoder
         for row in rows:
             cache = self._cache_of(row)
             if cache is not None:
                 for name in found.keys() & {image.fingerprint for image in row.images}:
-                    cache.put((self._tower, name), found[name])
+                    cache.put((encoder, name), found[name])
 
     def keep_only(self, rows: list[Row]):
         """Forget features that none of these rows waits for."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..cache.prompt import Contents, PromptCache, Token
 
 if TYPE_CHECKING:
+    from ..cache.parameters import Parameters
     from ..cache.policy import CachePolicy
     from ..models.fastvlm import FastVlmModel
 
@@ -23,9 +24,13 @@ class SharedPrompt:
 
     contents: Contents | None = None
 
-    def was_read(self, model: FastVlmModel, tokens: list[Token], caches: list[Any]):
-        """Hold copies of the caches that have read exactly these tokens."""
-        self.contents = Contents(list(tokens), len(tokens), model, copy.deepcopy(caches))
+    def was_read(self, model: FastVlmModel, tokens: list[Token], caches: list[Any], parameters: Parameters):
+        """Hold copies of the caches that have read exactly these tokens.
+
+        Args:
+            parameters: the model's, as they were when the prompt was begun.
+        """
+        self.contents = Contents(list(tokens), len(tokens), model, copy.deepcopy(caches), parameters)
 
     def cache(self, policy: CachePolicy) -> PromptCache:
         """A cache of a row's own with all of it."""
