@@ -76,6 +76,7 @@ class BatchCache:
         self.offsets = self.places = self.rows = mx.array([], mx.int32)
         self.end = 0
         self.mask: mx.array | None = None
+        self._window_masks: dict[int, mx.array] = {}
         if policy.kv_bits is None:
             self.caches = [BatchLayer(self) for _ in range(layers)]
         else:
@@ -117,9 +118,18 @@ class BatchCache:
         numbers = [[slot.offset for slot in self.slots], [slot.place for slot in self.slots], lengths]
         self.offsets, self.places, taken = mx.array(numbers, mx.int32)
         self.rows = mx.arange(len(self.slots))
-        self.mask = None
+        self.mask, self._window_masks = None, {}
         if min(lengths) < self.end:
             self.mask = (mx.arange(self.end) < taken[:, None])[:, None, None]
+
+    def window_mask(self, window: int) -> mx.array | None:
+        """The mask where each row sees its last ``window`` tokens, of unbounded rows: their places are in order."""
+        if self.end <= window:
+            return self.mask
+        if window not in self._window_masks:
+            place, newest = mx.arange(self.end), self.offsets[:, None]
+            self._window_masks[window] = ((place <= newest) & (newest - place < window))[:, None, None]
+        return self._window_masks[window]
 
     def finish(self):
         """After that step."""
@@ -146,8 +156,12 @@ class BatchLayer:
         return sum(sizes)
 
     def make_mask(self, length: int, window_size: int | None = None, return_array: bool = False) -> mx.array | None:
-        """The mask for one new token a row: (rows, 1, 1, places) of bool, or None where all places are taken."""
-        return self._batch.mask
+        """The mask for one new token a row: (rows, 1, 1, places) of bool, or None where all places are for all to see.
+
+        Args:
+            window_size: how many tokens each sees, itself included; None is all. No row may be bounded then.
+        """
+        return self._batch.mask if window_size is None else self._batch.window_mask(window_size)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> Any:
         """Keys and values (rows, heads, 1, head_dim) -> those of all places that any row has taken."""

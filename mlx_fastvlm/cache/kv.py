@@ -47,12 +47,19 @@ class KVCache:
         return x[..., : self.offset, :]
 
     def make_mask(self, length: int, window_size: int | None = None, return_array: bool = False):
-        """The mask for ``length`` new tokens: None for one, "causal", or (length, keys) of bool."""
+        """The mask for ``length`` new tokens: None for one, "causal", or (length, keys) of bool.
+
+        Args:
+            window_size: how many tokens each sees, itself included; None is all. It needs an array as soon as there are
+                more.
+        """
+        end = self.offset + length
+        query, key = mx.arange(self.offset, end)[:, None], mx.arange(end)
+        if window_size is not None and end > window_size:
+            return (query >= key) & (query - key < window_size)
         if length == 1:
             return None
-        if not return_array:
-            return "causal"
-        return mx.arange(self.offset, self.offset + length)[:, None] >= mx.arange(self.offset + length)
+        return query >= key if return_array else "causal"
 
     def is_trimmable(self) -> bool:
         """Whether :meth:`trim` can forget the latest tokens: always."""

@@ -44,7 +44,11 @@ class CachePolicy:
         self._make_cache(keep=0)  # imports what it needs
 
     def check(self, model: FastVlmModel):
-        """``UsageError`` that says what suits, unless the decoder's heads divide into groups of ``kv_group_size``."""
+        """``UsageError`` that says what suits, unless the decoder's heads divide into groups of ``kv_group_size``.
+
+        And for a bound where the decoder has windows of its own: a token sees its last ones there, not the first.
+        """
+        self._check_windows(model)
         if self.kv_bits is None:
             return
         head_dim, group_size = model.config.text_config.head_dim, self.kv_group_size
@@ -53,6 +57,13 @@ class CachePolicy:
             sizes = " or ".join(map(str, fitting))
             advice = f"use {sizes}" if fitting else "leave out kv_bits, since none of MLX's does"
             raise UsageError(f"kv_group_size must divide the model's head_dim {head_dim}, got {group_size}; {advice}.")
+
+    def _check_windows(self, model: FastVlmModel):
+        if self.max_kv_size is not None and any(model.config.text_config.windows):
+            raise UsageError(
+                f"max_kv_size {self.max_kv_size} can't be combined with this model's sliding windows, which would lose "
+                "their order; leave it out."
+            )
 
     def check_keep(self, keep: int):
         """``UsageError`` unless ``keep`` protected tokens leave room for one more."""
@@ -65,6 +76,7 @@ class CachePolicy:
     def make_caches(self, model: FastVlmModel, keep: int = 0) -> list[Any]:
         """One empty cache for each decoder layer, which never overwrites the first ``keep`` tokens."""
         self.check_keep(keep)
+        self._check_windows(model)
         return [self._make_cache(keep) for _ in model.language_model.layers]
 
     def _make_cache(self, keep: int) -> Any:

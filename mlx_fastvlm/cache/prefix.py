@@ -40,7 +40,7 @@ class PrefixCache:
 
     A system prompt, an image with what stands before it, the turns of a conversation: what a new prompt has in common
     with an earlier one, images by their pixels and as a whole, is not computed again. Prompts of unbounded caches in
-    full precision are kept and served; others are read as always. What a model's weights made that have changed since is
+    full precision are kept and served; others are read as always. What a model's weights made before they changed is
     forgotten.
 
     Args:

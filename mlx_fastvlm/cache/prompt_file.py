@@ -34,7 +34,9 @@ def save_prompt_cache(file: str | Path, cache: PromptCache):
         if not contents.offset:
             raise ValueError("The prompt cache is empty; generate something with it before saving it.")
         if not contents.current:
-            raise ValueError("The model's weights have changed since the prompt cache was filled; ask again, then save.")
+            raise ValueError(
+                "The model's weights have changed since the prompt cache was filled; ask again, then save."
+            )
         stored = dict(tree_flatten([_stored(kv) for kv in contents.caches]))
         entries = {
             "format": _FORMAT,

@@ -22,6 +22,7 @@ _REPLACED = {
     "auto_map",
     "dtype",
     "image_token_id",
+    "layer_types",
     "model_args",
     "quantization_config",
     "rope_parameters",
@@ -150,7 +151,7 @@ class FastVlmConfig:
         Keys of the config it was read from that mean nothing here are kept, at their places.
         """
         vision = asdict(self.vision_config)
-        text = asdict(self.text_config)
+        text = self.text_config.to_dict()
         read_vision, read_text = (self.extra.get(key) or {} for key in ("vision_config", "text_config"))
         config = {
             "architectures": ["FastVlmForConditionalGeneration"],

@@ -44,14 +44,6 @@ def _only(*fine: Any, why: str) -> Key:
     return Key("refused", lambda value, _: value is None or any(value == f for f in fine), why)
 
 
-def _no_window(asked: Any, text: dict[str, Any]) -> bool:
-    """Whether all layers see everything, as Qwen2Config decides it."""
-    if not asked or text.get("sliding_window", 4096) is None or text.get("layer_types") is not None:
-        return True  # layer_types have a row of their own
-    first, layers = text.get("max_window_layers", 28), text.get("num_hidden_layers", 32)
-    return isinstance(first, int) and isinstance(layers, int) and first >= layers
-
-
 def _none_true(value: Any, _: dict[str, Any]) -> bool:
     return not any(value) if isinstance(value, (list, tuple)) else not value
 
@@ -79,18 +71,12 @@ _TEXT = {
         """
         hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size head_dim
         rms_norm_eps rope_theta rope_scaling rope_parameters max_position_embeddings sliding_window max_window_layers
-        eos_token_id tie_word_embeddings
+        use_sliding_window layer_types eos_token_id tie_word_embeddings
         """,
     ),
     **_all(HARMLESS, "attention_dropout pretraining_tp"),
     "hidden_act": _only("silu", "swish", why="Qwen2 uses 'silu'"),
     "model_type": _only("qwen2", "llava_qwen2", "fast_vlm", why="the decoder must be a Qwen2, 'qwen2'"),
-    "use_sliding_window": Key("refused", _no_window, "every layer sees everything before a token"),
-    "layer_types": Key(
-        "refused",
-        lambda value, _: value is None or all(kind == "full_attention" for kind in value),
-        "every layer sees everything before a token, 'full_attention'",
-    ),
     "partial_rotary_factor": _only(1, why="all of a head is rotated"),
     "rope_traditional": _only(False, why="the halves of a head are rotated together"),
 }
@@ -107,7 +93,7 @@ _ROPE = {
 
 _TOWER = {
     **_all(HONOURED, "layers embed_dims mlp_ratios token_mixers pos_embs_shapes repmixer_kernel_size"),
-    **_all(HONOURED, "down_patch_size down_stride cls_ratio downsamples"),
+    **_all(HONOURED, "down_patch_size down_stride cls_ratio downsamples lkc_use_act"),
     **_all(HARMLESS, "num_classes layer_scale_init_value"),
 }
 
@@ -127,7 +113,6 @@ _TIMM = {
         "a file can only say null for each stage, that it has no position convolution",
     ),
     "se_downsamples": Key("refused", _none_true, "FastViTHD has no squeeze-and-excitation in its downsampling"),
-    "lkc_use_act": Key("refused", lambda value, _: value is True, "FastViTHD has a GELU there"),
     "fork_feat": _only(False, why="the features are the last stage's"),
     "features_only": _only(False, why="the features are the last stage's"),
     "in_chans": _only(3, why="images are RGB"),

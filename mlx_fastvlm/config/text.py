@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..errors import short
 from .keys import check_keys
-from .values import MOST, check_number, check_whole, pick
+from .values import MOST, check_number, check_whole, pick, without
 
 # What transformers' Qwen2Config takes for keys that a file leaves out.
 QWEN2_DEFAULTS = {
@@ -18,16 +19,21 @@ QWEN2_DEFAULTS = {
     "vocab_size": 151936,
 }
 ACTIVATIONS = ("silu", "swish")  # two names of one function
+FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 @dataclass
 class TextConfig:
     """Shape of the Qwen2 decoder; names are transformers' ``Qwen2Config``'s, defaults FastVLM-7B's.
 
-    ``head_dim`` is ``hidden_size / num_attention_heads`` unless it is given.
+    Attributes:
+        head_dim: ``hidden_size / num_attention_heads`` unless it is given.
+        layer_types: of each layer, "full_attention" (everything before a token) or "sliding_attention"; None where none
+            slides.
+        sliding_window: how many tokens a sliding layer sees, a token itself included; None where no layer slides.
 
     Raises:
-        ValueError: for head counts that don't divide, or an activation that Qwen2 doesn't have.
+        ValueError: for head counts that don't divide, windows without a size, or an activation that Qwen2 doesn't have.
     """
 
     hidden_size: int = 3584
@@ -41,6 +47,8 @@ class TextConfig:
     rope_theta: float = 10000.0
     max_position_embeddings: int = 32768
     hidden_act: str = "silu"
+    layer_types: list[str] | None = None
+    sliding_window: int | None = None
 
     def __post_init__(self):
         check_whole("text_config", "num_hidden_layers", self.num_hidden_layers, MOST["layers"])
@@ -51,6 +59,7 @@ class TextConfig:
         for name in ("rms_norm_eps", "rope_theta"):
             check_number("text_config", name, getattr(self, name))
         self._check_heads()
+        self._check_windows()
         if self.hidden_act not in ACTIVATIONS:
             raise ValueError(f"text_config: hidden_act {self.hidden_act!r} is not supported; Qwen2 uses 'silu'.")
 
@@ -70,6 +79,40 @@ class TextConfig:
         if self.head_dim % 2:  # rotary embeddings turn pairs
             raise ValueError(f"text_config: head_dim must be an even number, got {self.head_dim}.")
 
+    def _check_windows(self):
+        types = self.layer_types
+        if types is None:
+            self.sliding_window = None
+            return
+        if not isinstance(types, (list, tuple)) or any(kind not in (FULL, SLIDING) for kind in types):
+            raise ValueError(
+                f"text_config: layer_types must be a list of {FULL!r} and {SLIDING!r}, got {short(types)}."
+            )
+        if len(types) != self.num_hidden_layers:
+            raise ValueError(
+                f"text_config: layer_types has {len(types)} entries for {self.num_hidden_layers} layers; give one each."
+            )
+        if SLIDING not in types:
+            self.layer_types = self.sliding_window = None
+        elif self.sliding_window is None:
+            raise ValueError(
+                f"text_config: layer_types has {SLIDING!r}, but no window; set use_sliding_window and sliding_window."
+            )
+        else:
+            check_whole("text_config", "sliding_window", self.sliding_window, 2**40)
+
+    @property
+    def windows(self) -> list[int | None]:
+        """Of each layer, how many tokens it sees, a token itself included; None for all before a token."""
+        types = self.layer_types or [FULL] * self.num_hidden_layers
+        return [self.sliding_window if kind == SLIDING else None for kind in types]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What a file says of it, in transformers' words."""
+        slides = self.layer_types is not None
+        fields = asdict(self) if slides else without(asdict(self), ["layer_types", "sliding_window"])
+        return {**fields, "use_sliding_window": slides}
+
 
 def read_text_config(text: dict[str, Any]) -> TextConfig:
     """A decoder's shape from transformers' ``text_config``, or from Apple's top level.
@@ -87,4 +130,15 @@ def read_text_config(text: dict[str, Any]) -> TextConfig:
         raise ValueError(f"rope_type {kind!r} is not supported; FastVLM's decoders use the default one.")
     if rope.get("rope_theta") is not None:  # what is nested wins in transformers too
         values["rope_theta"] = rope["rope_theta"]
-    return pick(TextConfig, values)
+    return pick(TextConfig, {**values, **_windows(text, values["num_hidden_layers"])})
+
+
+def _windows(text: dict[str, Any], layers: Any) -> dict[str, Any]:
+    """``sliding_window`` and ``layer_types`` as Qwen2Config has them in the end."""
+    window = text.get("sliding_window", 4096) if text.get("use_sliding_window") else None
+    first, types = text.get("max_window_layers", 28), text.get("layer_types")
+    if not isinstance(first, int):
+        raise ValueError(f"text_config: max_window_layers must be a whole number, got {short(first)}.")
+    if types is None and window is not None and isinstance(layers, int) and first < layers <= MOST["layers"]:
+        types = [SLIDING if i >= first else FULL for i in range(layers)]
+    return {"sliding_window": window, "layer_types": types}

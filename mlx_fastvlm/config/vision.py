@@ -27,6 +27,7 @@ class VisionConfig:
         pos_embs_shapes: height and width of each stage's position convolution in pixels, the same odd number, or None.
         repmixer_kernel_size, down_patch_size: sides of the token mixers' and the downsamplings' kernels, in pixels.
         down_stride: only 2.
+        lkc_use_act: whether a GELU follows the downsamplings' large kernels, as in the released models.
         cls_ratio: channels of the features, in the last stage's: 1 or 2.
         image_size: side of the square that images are made into, in pixels; a multiple of :attr:`patch_size`.
 
@@ -44,6 +45,7 @@ class VisionConfig:
     repmixer_kernel_size: int = 3
     down_patch_size: int = 7
     down_stride: int = 2
+    lkc_use_act: bool = True
     cls_ratio: float = 2.0
     image_size: int = 1024
 
@@ -56,6 +58,8 @@ class VisionConfig:
         self._check_kernels()
         check_whole("vision_config", "image_size", self.image_size, MOST["pixels"])
         self._check_widths()
+        if not isinstance(self.lkc_use_act, bool):
+            raise ValueError(f"vision_config: lkc_use_act must be true or false, got {short(self.lkc_use_act)}.")
         if self.down_stride != 2 or self.cls_ratio not in (1, 2):
             raise ValueError("vision_config: only down_stride 2 and cls_ratio 1 or 2 are supported.")
         if self.hidden_size < 16:
@@ -147,6 +151,8 @@ def read_vision_config(vision: dict[str, Any]) -> VisionConfig:
     if architecture != "fastvit_mci3":
         raise ValueError(f"vision tower {architecture!r} is not supported; FastVLM's is 'fastvit_mci3' (FastViTHD).")
     values = {key: value for key, value in {**vision, **args}.items() if value is not None}
+    if "lkc_use_act" in args and args["lkc_use_act"] is None:
+        values["lkc_use_act"] = False  # to timm, null is no
     if isinstance(values.get("pos_embs"), list):
         values.setdefault("pos_embs_shapes", values["pos_embs"])
     if isinstance(values.get("layers"), list):

@@ -62,7 +62,7 @@ class CpuSiLU(activations.SiLU):
 
 
 # Layers that look at each token (or pixel) on its own; what was put in their place need not.
-TOKENWISE = (nn.Linear, nn.QuantizedLinear, CpuLinear, CpuQuantizedLinear, activations.GELU, CpuGELU)
+TOKENWISE = (nn.Linear, nn.QuantizedLinear, CpuLinear, CpuQuantizedLinear, activations.GELU, CpuGELU, nn.Identity)
 
 
 def tokenwise(*layers: nn.Module) -> bool:
@@ -96,7 +96,8 @@ class CpuStem(vision.Stem):
 
 class CpuDownsample(vision.Downsample):
     def __call__(self, x: mx.array) -> mx.array:
-        return in_bands(self.depthwise, lambda y: self.act(self.pointwise(self.act(y))), x, self.pointwise, self.act)
+        inner = self.act_between, self.pointwise, self.act
+        return in_bands(self.depthwise, lambda y: self.act(self.pointwise(self.act_between(y))), x, *inner)
 
 
 class CpuConvMlp(vision.ConvMlp):

@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .activations import silu
+from .masks import padded_mask, plain_mask
 from .ops import cached_attention, eager_attention
 from .threads import end_streams_with_thread
 
@@ -184,6 +185,7 @@ class Qwen2Model(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self._windows = config.windows
         self.attn_implementation = "sdpa"
         self.gradient_checkpointing = False
 
@@ -209,29 +211,30 @@ class Qwen2Model(nn.Module):
                 from the end, those beyond it mean nothing, and the number 0 is False).
 
         Raises:
-            ValueError: where ``attention_mask`` has another shape, or meets a cache whose keys move.
+            ValueError: where ``attention_mask`` has another shape, or meets a cache that it can't be combined with; or
+                where layers have windows, and the cache forgets.
         """
         end_streams_with_thread()
-        mask = self._mask(inputs_embeds, attention_mask, cache)
+        masks = self._masks(inputs_embeds, attention_mask, cache)
         caches = cache or [None] * len(self.layers)
         eager = output_attentions or self.attn_implementation == "eager"
         checkpoint = self.gradient_checkpointing and self.training and not cache
         if eager or checkpoint or output_hidden_states:
-            hidden_states, attentions = self._states(inputs_embeds, mask, caches, position_ids, eager, checkpoint)
+            hidden_states, attentions = self._states(inputs_embeds, masks, caches, position_ids, eager, checkpoint)
             return LanguageOutput(
                 hidden_states[-1],
                 _selected(hidden_states, output_hidden_states) if output_hidden_states else None,
                 tuple(attentions) if output_attentions else None,
             )
         x = inputs_embeds
-        for layer, layer_cache in zip(self.layers, caches):
+        for layer, mask, layer_cache in zip(self.layers, masks, caches):
             x = layer(x, mask, layer_cache, position_ids)
         return LanguageOutput(self.norm(x))
 
     def _states(
         self,
         x: mx.array,
-        mask: mx.array | str | None,
+        masks: list[mx.array | str | None],
         caches: list[Any],
         position_ids: mx.array | None,
         eager: bool,
@@ -239,7 +242,7 @@ class Qwen2Model(nn.Module):
     ) -> tuple[list[mx.array], list[mx.array]]:
         """All hidden states, as :class:`LanguageOutput` orders them, and with ``eager`` all attention weights."""
         hidden_states, attentions = [x], []
-        for layer, cache in zip(self.layers, caches):
+        for layer, mask, cache in zip(self.layers, masks, caches):
             run = layer.eager if eager else layer
             if checkpoint:
                 run = nn.utils.checkpoint(layer, run)
@@ -251,28 +254,18 @@ class Qwen2Model(nn.Module):
         hidden_states[-1] = self.norm(x)
         return hidden_states, attentions
 
-    @staticmethod
-    def _mask(x: mx.array, attention_mask: mx.array | None, cache: list[Any] | None) -> mx.array | str | None:
-        """The causal mask, and the padding in it: True where a query may look."""
-        length = x.shape[1]
+    def _masks(
+        self, x: mx.array, attention_mask: mx.array | None, cache: list[Any] | None
+    ) -> list[mx.array | str | None]:
+        """Of each layer, the mask: causal, with the padding and the layer's window in it."""
         first = cache[0] if cache else None
-        if attention_mask is None:
-            if first is not None:
-                return first.make_mask(length, return_array=False, window_size=None)
-            return "causal" if length > 1 else None
-        offset = first.offset if first is not None else 0
-        keys = offset + length
-        if attention_mask.shape != (x.shape[0], keys):
-            raise ValueError(
-                f"attention_mask must have shape (batch, cached + new tokens) = {(x.shape[0], keys)}, "
-                f"got {tuple(attention_mask.shape)}."
-            )
-        if first is not None and getattr(first, "max_size", None):
-            raise ValueError("attention_mask can't be combined with a rotating cache, whose keys move; leave one out.")
-        causal = mx.arange(offset, keys)[:, None] >= mx.arange(keys)
-        # A padding query has nothing to see; letting it see itself keeps its row finite, and nobody reads that row.
-        own = mx.arange(offset, keys)[:, None] == mx.arange(keys)
-        return (causal & attention_mask[:, None, None, :].astype(mx.bool_)) | own
+        by_window = {
+            window: padded_mask(x, attention_mask, first, window)
+            if attention_mask is not None
+            else plain_mask(x.shape[1], first, window)
+            for window in set(self._windows)
+        }
+        return [by_window[window] for window in self._windows]
 
 
 def _selected(states: list[mx.array], wanted: bool | int | Sequence[int]) -> tuple[mx.array | None, ...]:

@@ -74,17 +74,21 @@ class Downsample(nn.Module):
     """Half the resolution, double the width: a 7x7 convolution with two outputs per channel, then a 1x1.
 
     timm's ``PatchEmbed`` of FastViT.
+
+    Args:
+        activate_between: whether an activation follows the first convolution, as in the released models.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, activate_between: bool = True):
         super().__init__()
         self.depthwise = DepthwiseConv2d(in_channels, out_channels, kernel_size, stride=2)
+        self.act_between = GELU() if activate_between else nn.Identity()
         self.pointwise = nn.Linear(out_channels, out_channels)
         self.act = GELU()
 
     def __call__(self, x: mx.array) -> mx.array:
         """(batch, height, width, in_channels) -> (batch, height / 2, width / 2, out_channels)."""
-        x = self.act(self.depthwise(x))
+        x = self.act_between(self.depthwise(x))
         return self.act(self.pointwise(x))
 
 
@@ -175,7 +179,9 @@ class Stage(nn.Module):
         channels = config.embed_dims[index]
         hidden = int(channels * config.mlp_ratios[index])
         if config.downsamples[index]:
-            self.downsample = Downsample(config.embed_dims[index - 1], channels, config.down_patch_size)
+            self.downsample = Downsample(
+                config.embed_dims[index - 1], channels, config.down_patch_size, config.lkc_use_act
+            )
         if position := config.pos_embs_shapes[index]:
             self.pos_emb = DepthwiseConv2d(channels, channels, position[0])
         self.blocks: list[nn.Module]

@@ -90,19 +90,44 @@ def test_transformers_own_test_config_loads():
     assert (config.hidden_size, config.patch_size) == (64, 8)
 
 
-WINDOWS = {
-    "use_sliding_window": {"use_sliding_window": True, "max_window_layers": 2, "num_hidden_layers": 4},
-    "layer_types": {"layer_types": ["sliding_attention"] * 32},
-}
+FULL, SLIDING = "full_attention", "sliding_attention"
+# What Qwen2Config of transformers 5.23 makes of these, with three layers.
+WINDOWS = [
+    ({"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}, [None, 4, 4]),
+    ({"use_sliding_window": True, "max_window_layers": -1}, [4096] * 3),
+    ({"use_sliding_window": True, "sliding_window": 5, "layer_types": [FULL, SLIDING, FULL]}, [None, 5, None]),
+    ({"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}, [None] * 3),
+    ({"sliding_window": 4, "max_window_layers": 0}, [None] * 3),
+    ({"layer_types": [FULL] * 3}, [None] * 3),
+]
 
 
-@pytest.mark.parametrize("key", WINDOWS)
+@pytest.mark.parametrize(("keys", "windows"), WINDOWS)
 @pytest.mark.parametrize("layout", ["transformers", "apple"])
-def test_sliding_windows_are_refused_by_name(key, layout):
-    apple = {**checkpoints.apple_config(), **WINDOWS[key]}
-    config = apple if layout == "apple" else {**small.transformers_config(), "text_config": WINDOWS[key]}
-    with pytest.raises(ValueError, match=f"{key} .* is not supported"):
-        FastVlmConfig.from_dict(config)
+def test_sliding_windows(keys, windows, layout):
+    apple = {**checkpoints.apple_config(), **keys}
+    theirs = {**small.transformers_config(), "text_config": {**small.TEXT, **keys}}
+    config = FastVlmConfig.from_dict(apple if layout == "apple" else theirs)
+    assert config.text_config.windows == windows
+    assert FastVlmConfig.from_dict(config.to_dict()).text_config == config.text_config
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"layer_types": [SLIDING] * 3}, "but no window; set use_sliding_window"),
+        ({"layer_types": [SLIDING] * 3, "use_sliding_window": True, "sliding_window": None}, "but no window"),
+        ({"layer_types": [FULL] * 2}, "2 entries for 3 layers"),
+        ({"layer_types": ["chunked_attention"] * 3}, "layer_types must be a list of"),
+        ({"layer_types": "full_attention"}, "layer_types must be a list of"),
+        ({"use_sliding_window": True, "sliding_window": 0, "max_window_layers": 0}, "sliding_window must be"),
+        ({"use_sliding_window": True, "sliding_window": "4", "max_window_layers": 0}, "sliding_window must be"),
+        ({"use_sliding_window": True, "max_window_layers": "a"}, "max_window_layers must be"),
+    ],
+)
+def test_windows_that_can_not_be(keys, told):
+    with pytest.raises(ValueError, match=told):
+        FastVlmConfig.from_dict({**small.transformers_config(), "text_config": {**small.TEXT, **keys}})
 
 
 def test_windows_that_no_layer_has():
