@@ -17,9 +17,9 @@ class Parameters:
     """All arrays of a module as they were at one time. One object stands for them until any of them changes.
 
     A new array in an old one's place is another Python object. One that was changed in place (``weight *= 2``,
-    ``weight[0] = 0``) is the same object with another array of MLX's behind it. MLX's arrays are told apart by exporting
-    the graph of the old and the new ones, which gives a node to each: there must be no more nodes than old ones. Nothing
-    is computed for that.
+    ``weight[0] = 0``) is the same object with another array of MLX's behind it. Those are told apart by exporting the
+    graph of the old and the new ones, which gives a node to each: there must be no more nodes than old ones. Nothing is
+    computed for that.
 
     Attributes:
         fingerprint: of their values, once somebody has asked for it (``fingerprint.py``).

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class _Prompt:
     """What the decoder made of a prompt: for each layer keys and values, (1, heads, tokens, head_dim).
 
-    It holds the model, whose ``id`` would be another's some day, and says which of its parameters were the model's then.
+    It holds the model, whose ``id`` would be another's some day, and what its parameters were then.
     """
 
     model: Any
