@@ -73,3 +73,37 @@ def test_streams_end_with_their_thread(compute, small_model, tmp_path, monkeypat
     ident = thread.ident
     thread.join(300)
     assert ended == [ident]
+
+
+FORK = """
+import os, sys, signal
+from mlx_fastvlm import generate, load
+
+folder, early = sys.argv[1], sys.argv[2] == "early"
+if not early:
+    model, processor = load(folder)
+    generate(model, processor, "Hi", max_tokens=2)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)  # it would wait for ever
+    try:
+        if early:
+            model, processor = load(folder)
+        processor.preprocess(sys.argv[3])
+        print(len(generate(model, processor, "Hi", max_tokens=2)) >= 0, flush=True)
+    except RuntimeError as error:
+        print(error, flush=True)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.parametrize(("when", "told"), [("late", "processes by 'spawn'"), ("early", "True")])
+def test_a_forked_process_says_that_it_can_not_compute(when, told, checkpoint, tmp_path):
+    """Where it can't; images it can preprocess, and forked before anything was loaded it can do everything."""
+    IMAGE.save(tmp_path / "image.png")
+    command = [sys.executable, "-c", FORK, checkpoint("apple"), when, tmp_path / "image.png"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert told in done.stdout
