@@ -20,7 +20,7 @@ def main():
     library = torch.library.Library("torchvision", "DEF")  # whose compiled part nobody needs here
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    import timm  # noqa: PLC0415
+    import timm  # noqa: PLC0415  as above
 
     prefix, pixels, recorded = "model.vision_tower.timm_model.", torch.from_numpy(small.pixels(1)), {}
     for form in ("inference", "training"):

@@ -49,7 +49,7 @@ def main():
     library = torch.library.Library("torchvision", "DEF")  # whose compiled part nobody needs here
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    from transformers import Qwen2Config, Qwen2Model  # noqa: PLC0415
+    from transformers import Qwen2Config, Qwen2Model  # noqa: PLC0415  as above
 
     ids, mask, positions = (torch.from_numpy(x) for x in inputs())
     recorded = {}
