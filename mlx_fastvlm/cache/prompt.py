@@ -196,7 +196,8 @@ class PromptCache:
                 cache.trim(cache.offset - shared)
                 if self.policy.max_kv_size is not None:
                     cache.keep = keep
-            self._contents = Contents(tokens, keep, model, caches, parameters_of(model))
+            parameters = contents.parameters if contents.caches else parameters_of(model)
+            self._contents = Contents(tokens, keep, model, caches, parameters)
             return shared
 
     def _up_to_date(self) -> Contents:
