@@ -74,13 +74,14 @@ class PromptReader:
 
     def _remember(self, row: Row, caches: list[Any]):
         """Let other rows with this prompt, or one that begins like it, go on from its keys and values."""
+        shared, row.shared = row.shared, None
         parameters = row.cache.parameters
-        assert parameters is not None  # it has begun
-        if row.shared is not None and not row.said:
-            row.shared.was_read(self._model, row.tokens, caches, parameters)
-        row.shared = None
+        if row.said or parameters is None:  # it goes on after an interrupt, or was reset meanwhile
+            return
+        if shared is not None:
+            shared.was_read(self._model, row.tokens, caches, parameters)
         prefixes = self._prefixes_for(row)
-        if prefixes is not None and not row.said:
+        if prefixes is not None:
             prefixes.put(self._model, row.tokens, caches, parameters)
 
     def _look_up(self, row: Row):
