@@ -413,6 +413,8 @@ def causal_lm_loss(logits: mx.array, labels: mx.array) -> mx.array:
     if logits.shape[:2] != labels.shape:
         raise ValueError(f"labels must have the logits' shape {logits.shape[:2]}, got {tuple(labels.shape)}.")
     targets = labels[:, 1:]
+    if targets.size == 0:  # rows of one token: MLX's cross entropy takes no empty array
+        return mx.array(math.nan)
     counted = targets != -100
     losses = nn.losses.cross_entropy(logits[:, :-1].astype(mx.float32), mx.where(counted, targets, 0))
     return (losses * counted).sum() / counted.sum()

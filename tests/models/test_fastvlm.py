@@ -1,6 +1,7 @@
 """The model's own promises beyond parity."""
 
 import json
+import math
 import shutil
 import threading
 
@@ -77,6 +78,14 @@ def test_unsupported_arguments_are_refused(small_model):
         model(mx.array([[1, 2]]), attention_mask=mx.ones((1, 3)))
     with pytest.raises(ValueError, match="labels"):
         model(mx.array([[1, 2]]), labels=mx.array([[1, 2, 3]]))
+
+
+@pytest.mark.parametrize("labels", [[[1]], [[1], [2]], [[-100, -100]], [[5, -100]]])
+def test_the_loss_is_nan_where_no_label_counts(small_model, labels):
+    """As in transformers; a row's first label has nothing to be predicted from."""
+    model, _ = small_model
+    labels = mx.array(labels)
+    assert math.isnan(model(mx.abs(labels), labels=labels).loss.item())
 
 
 def test_input_and_output_embeddings(checkpoint):
