@@ -190,11 +190,12 @@ def draw(rows: list[dict[str, float]], file: Path):
         above.plot(numbers, [row[name] for row in rows], label=label)
     for name, label in (("threads", "threads"), ("files", "open files")):
         below.plot(numbers, [row[name] for row in rows], label=label)
-    above.set(ylabel="MB", ylim=(0, None))
-    below.set(xlabel="operations", ylim=(0, None), xlim=(0, numbers[-1]))
-    for axes in (above, below):
+    above.set(ylabel="MB")
+    below.set(xlabel="operations", xlim=(0, numbers[-1]))
+    for axes, place in ((above, "center right"), (below, "lower right")):
+        axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="center right")
+        axes.legend(frameon=False, loc=place)
     figure.savefig(file, metadata={"Date": None})
 
 
