@@ -174,8 +174,8 @@ class FastVlmModel(nn.Module):
         """Text embeddings with the image features written over the placeholders, in reading order.
 
         Args:
-            input_ids: (batch, length). Placeholders are never looked up: their id may lie outside the vocabulary, or
-                be another token's in it.
+            input_ids: (batch, length). A placeholder's own row counts where no image is written over it, as where a
+                model answers with ``<image>``; an id outside the vocabulary has none, and the first row stands in.
             image_features: (images, tokens, text hidden size), or None.
             inputs_embeds: (batch, length, text hidden size), instead of ``input_ids``.
 
@@ -185,7 +185,9 @@ class FastVlmModel(nn.Module):
         if inputs_embeds is None:
             assert input_ids is not None  # one of the two is given
             placeholders = input_ids == self.config.image_token_id
-            inputs_embeds = self.get_input_embeddings()(mx.where(placeholders, 0, input_ids))
+            inside = 0 <= self.config.image_token_id < self.config.text_config.vocab_size
+            ids = input_ids if inside else mx.where(placeholders, 0, input_ids)
+            inputs_embeds = self.get_input_embeddings()(ids)
         if image_features is None:
             return inputs_embeds
         mask = self.get_placeholder_mask(input_ids, inputs_embeds, image_features)

@@ -35,6 +35,13 @@ def test_placeholders_must_match_the_features(small_model, count):
         model(mx.array([[1, *[-200] * count, 2]]), pixels(1))
 
 
+def test_a_placeholder_without_an_image_is_a_token_of_its_own(checkpoint):
+    """A model can answer with ``<image>``; transformers looks it up then."""
+    model, _ = load(checkpoint("transformers"))
+    row = model.get_input_embeddings()(mx.array([small.IMAGE_TOKEN]))
+    assert mx.array_equal(model.embed(mx.array([[small.IMAGE_TOKEN]]))[0], row)
+
+
 def test_placeholders_are_found_in_embeddings(checkpoint):
     model, _ = load(checkpoint("transformers"))
     ids = mx.array([[1, *[small.IMAGE_TOKEN] * 6, 2]])
