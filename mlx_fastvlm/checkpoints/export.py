@@ -90,7 +90,7 @@ def to_transformers(
         image_aspect_ratio="crop",
         text_config=replace(config.text_config, vocab_size=vocabulary),
     )
-    write_processor(folder, tokenizer, processor, CHAT_TEMPLATE)
+    write_processor(folder, tokenizer, processor, _template(processor))
     write_json(
         folder / "processor_config.json",
         {
@@ -102,6 +102,17 @@ def to_transformers(
         },
     )
     return replace(weights, tensors=timm_form(tensors)), config
+
+
+def _template(processor: FastVlmProcessor) -> str:
+    """:data:`CHAT_TEMPLATE`, if the checkpoint's own asks about an image in the same words; else its own."""
+    question = [{"role": "user", "content": f"{IMAGE_MARK}\nWhat is this?"}]
+    try:
+        asked = processor.apply_chat_template(question)
+    except ValueError:  # it fails at every prompt
+        return processor.chat_template
+    usual = replace(processor, chat_template=CHAT_TEMPLATE).apply_chat_template(question)
+    return CHAT_TEMPLATE if asked == usual else processor.chat_template
 
 
 def check_exportable(config: FastVlmConfig):

@@ -186,8 +186,9 @@ class FastVlmModel(nn.Module):
         are not as many as the features make everything NaN there.
 
         Args:
-            input_ids: (batch, length), integer. Placeholders are never looked up: their id may lie outside the
-                vocabulary, or be another token's in it.
+            input_ids: (batch, length), integer. A placeholder's own row counts where no image is written over it, as
+                where a model answers with ``<image>``; an id outside the vocabulary has none, and the first row stands
+                in.
             image_features: (images, tokens, text hidden size), or None.
             inputs_embeds: (batch, length, text hidden size), instead of ``input_ids``.
 
@@ -196,8 +197,10 @@ class FastVlmModel(nn.Module):
         """
         if inputs_embeds is None:
             assert input_ids is not None  # one of the two is given
-            placeholders = self._placeholders(input_ids, None)
-            inputs_embeds = self.get_input_embeddings()(mx.where(placeholders, 0, signed(input_ids)))
+            ids = signed(input_ids)
+            if not 0 <= self.config.image_token_id < self.config.text_config.vocab_size:
+                ids = mx.where(self._placeholders(ids, None), 0, ids)
+            inputs_embeds = self.get_input_embeddings()(ids)
         if image_features is None:
             return inputs_embeds
         mask = self._placeholders(input_ids, inputs_embeds)
@@ -424,6 +427,8 @@ def causal_lm_loss(logits: mx.array, labels: mx.array) -> mx.array:
     if logits.shape[:2] != labels.shape:
         raise ValueError(f"labels must have the logits' shape {logits.shape[:2]}, got {tuple(labels.shape)}.")
     targets = signed(labels)[:, 1:]
+    if targets.size == 0:  # rows of one token: MLX's cross entropy takes no empty array
+        return mx.array(math.nan)
     counted = targets != -100
     losses = nn.losses.cross_entropy(logits[:, :-1].astype(mx.float32), mx.where(counted, targets, 0))
     return (losses * counted).sum() / counted.sum()

@@ -5,6 +5,8 @@ pyproject.toml is widened.
 """
 
 import inspect
+import re
+from importlib.metadata import version
 
 import mlx.core as mx
 import numpy as np
@@ -12,10 +14,12 @@ import pytest
 from mlx_lm.models import cache as mlx_lm
 from mlx_lm.models.base import scaled_dot_product_attention
 
-from mlx_fastvlm.cache.bounded import BoundedKVCache
+from mlx_fastvlm.cache.bounded import BoundedKVCache, BoundedQuantizedKVCache
 from mlx_fastvlm.cache.kv import KVCache
 from mlx_fastvlm.cache.policy import make_cache
+from mlx_fastvlm.cache.quantized import QuantizedKVCache
 from tests.support.models import wide_model
+from tests.support.paths import ROOT
 
 
 def keys(*tokens):
@@ -78,6 +82,50 @@ def test_a_rotating_cache_can_go_back_until_it_is_full():
     assert (cache.offset, cache._idx) == (1, 1)
     cache.update_and_fetch(keys(5, 6, 7), keys(5, 6, 7))
     assert not cache.is_trimmable()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (BoundedKVCache, mlx_lm.RotatingKVCache),
+        (BoundedQuantizedKVCache, mlx_lm.RotatingKVCache),
+        (QuantizedKVCache, mlx_lm.QuantizedKVCache),
+    ],
+)
+def test_what_is_added_to_their_classes_has_names_of_its_own(ours, theirs):
+    """Else mlx-lm's methods would call what is written here in place of theirs."""
+    added = {name for kind in ours.__mro__ if kind.__module__.startswith("mlx_fastvlm.") for name in vars(kind)}
+    replaced = {name for name in added & set(dir(theirs)) if not name.startswith("__")}
+    assert replaced <= {"make_mask", "update_and_fetch", "nbytes"}
+    assert {"group_size", "bits"}.isdisjoint(vars(mlx_lm.RotatingKVCache(9, 3)))
+
+
+def test_a_mask_is_asked_for_in_the_same_way():
+    theirs = inspect.signature(mlx_lm.RotatingKVCache.make_mask).parameters
+    assert list(theirs)[2:] == ["window_size", "return_array"]
+    assert [theirs[name].default for name in ("window_size", "return_array")] == [None, False]
+    ours = inspect.signature(BoundedKVCache.make_mask).parameters
+    assert len(ours) == len(theirs)
+    assert list(ours)[2:] == list(theirs)[2:]
+
+
+def test_a_quantized_cache_goes_on_from_what_is_put_into_it():
+    """A prompt cache from a file has as many places as tokens, and sets ``keys``, ``values`` and ``offset``."""
+    filled, given = mlx_lm.QuantizedKVCache(32, 8), QuantizedKVCache(32, 8)
+    filled.update_and_fetch(keys(1, 2, 3), keys(1, 2, 3))
+    given.keys, given.values = (tuple(x[..., :3, :] for x in parts) for parts in (filled.keys, filled.values))
+    given.offset = 3
+    for token in (4, 5):
+        stored = [cache.update_and_fetch(keys(token), keys(token)) for cache in (filled, given)]
+        for theirs, ours in zip(*(parts for both in stored for parts in both[:1])):
+            assert mx.array_equal(theirs, ours)
+    assert given.offset == filled.offset == 5
+
+
+def test_the_version_lies_in_the_range_that_was_tested():
+    project = re.search(r'"mlx-lm>=([\d.]+),<([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    least, below, here = ([int(part) for part in x.split(".")[:2]] for x in (*project.groups(), version("mlx-lm")))
+    assert least <= here < below
 
 
 @pytest.mark.parametrize("count", [2, 5, 8, 13])

@@ -13,10 +13,12 @@ from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
 from mlx_fastvlm import FastVlmConfig, load
+from mlx_fastvlm.checkpoints.export import CHAT_TEMPLATE
 from mlx_fastvlm.checkpoints.weights import read_weights
 from mlx_fastvlm.conversion import verification
 from mlx_fastvlm.conversion.converter import convert
 from mlx_fastvlm.convert import main
+from mlx_fastvlm.processing.template import DEFAULT_TEMPLATE
 from tests.support import hub, small
 from tests.support.checkpoints import apple_config, small_tensors, write
 from tests.support.differences import deviations
@@ -85,6 +87,16 @@ def test_transformers_layout_of_transformers_own_keeps_its_token(checkpoint, tmp
     convert(folder, tmp_path / "hf", layout="transformers")
     tensors = load_file(tmp_path / "hf" / "model.safetensors")
     assert tensors["model.language_model.embed_tokens.weight"].shape == (320, 64)
+
+
+def test_transformers_layout_keeps_a_template_of_its_own(checkpoint, tmp_path):
+    """Whose prompts the model was trained with; only one that says the same makes room for one that takes parts."""
+    for number, said in enumerate(("{{ messages[0].content }}", DEFAULT_TEMPLATE)):
+        source = shutil.copytree(checkpoint("apple"), tmp_path / f"source{number}")
+        (source / "chat_template.jinja").write_text(said)
+        convert(source, tmp_path / f"hf{number}", layout="transformers")
+        written = (tmp_path / f"hf{number}" / "chat_template.jinja").read_text()
+        assert written == (CHAT_TEMPLATE if said == DEFAULT_TEMPLATE else said)
 
 
 def test_apples_mlx_export_takes_its_tower_from_elsewhere(checkpoint, tmp_path):

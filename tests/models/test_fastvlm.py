@@ -1,6 +1,7 @@
 """The model's own promises beyond parity."""
 
 import json
+import math
 import shutil
 import threading
 
@@ -33,6 +34,13 @@ def test_placeholders_must_match_the_features(small_model, count):
     model, _ = small_model
     with pytest.raises(ValueError, match=f"tokens: {count}, features: 6"):
         model(mx.array([[1, *[-200] * count, 2]]), pixels(1))
+
+
+def test_a_placeholder_without_an_image_is_a_token_of_its_own(checkpoint):
+    """A model can answer with ``<image>``; transformers looks it up then."""
+    model, _ = load(checkpoint("transformers"))
+    row = model.get_input_embeddings()(mx.array([small.IMAGE_TOKEN]))
+    assert mx.array_equal(model.embed(mx.array([[small.IMAGE_TOKEN]]))[0], row)
 
 
 def test_placeholders_are_found_in_embeddings(checkpoint):
@@ -105,6 +113,14 @@ def test_unsupported_arguments_are_refused(small_model):
         model(mx.array([[1, 2]]), attention_mask=mx.ones((1, 3)))
     with pytest.raises(ValueError, match="labels"):
         model(mx.array([[1, 2]]), labels=mx.array([[1, 2, 3]]))
+
+
+@pytest.mark.parametrize("labels", [[[1]], [[1], [2]], [[-100, -100]], [[5, -100]]])
+def test_the_loss_is_nan_where_no_label_counts(small_model, labels):
+    """As in transformers; a row's first label has nothing to be predicted from."""
+    model, _ = small_model
+    labels = mx.array(labels)
+    assert math.isnan(model(mx.abs(labels), labels=labels).loss.item())
 
 
 def test_input_and_output_embeddings(checkpoint):

@@ -42,20 +42,20 @@ PARTS = [
 ]
 
 
-def tower_part(name):
-    """timm's name of a part of the tower -> Apple's."""
+def tower_part(name, network=NETWORK):
+    """timm's name of a part of the tower -> Apple's; ``network``: numbers of the parts of another tower."""
     for timm, apple in PARTS:
         name = name.replace(timm, apple)
-    for stage, number in NETWORK.items():
+    for stage, number in network.items():
         name = re.sub(rf"^{re.escape(stage)}\.", f"network.{number}.", name)
     return name
 
 
-def apple(tensors):
+def apple(tensors, network=NETWORK):
     out = {}
     for name, value in tensors.items():
         if name.startswith(TOWER):
-            name = "model.vision_tower.vision_tower.model." + tower_part(name.removeprefix(TOWER)).replace(
+            name = "model.vision_tower.vision_tower.model." + tower_part(name.removeprefix(TOWER), network).replace(
                 "downsample.", ""
             ).replace("pos_emb.", "")
         name = name.replace("model.language_model.", "model.")
@@ -67,9 +67,9 @@ def apple(tensors):
     return out
 
 
-def mlx_vlm(tensors):
+def mlx_vlm(tensors, network=NETWORK):
     out = {}
-    for name, value in apple(tensors).items():
+    for name, value in apple(tensors, network).items():
         if name.endswith("num_batches_tracked"):
             continue
         if value.ndim == 4:

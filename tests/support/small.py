@@ -55,9 +55,9 @@ def transformers_config(tie_word_embeddings=True):
     }
 
 
-def tensor(name, shape):
+def tensor(name, shape, seed=0):
     """The weight of this name: plausible sizes, nothing equal, nothing zero."""
-    random = np.random.RandomState(zlib.crc32(name.encode()))
+    random = np.random.RandomState(zlib.crc32(name.encode()) ^ seed)
     values = random.standard_normal(shape)
     if name.endswith("num_batches_tracked"):
         return np.array(1, np.int64)

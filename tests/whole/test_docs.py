@@ -62,7 +62,13 @@ def test_scripts_and_modules_in_commands(page):
 
 def test_flags_in_commands():
     """Of the package's own commands: every flag that a page shows is one that the command has."""
-    folders = ("mlx_fastvlm/*.py", "examples/**/*.py", "benchmarks/*.py", "tests/support/reference/*.py")
+    folders = (
+        "mlx_fastvlm/*.py",
+        "examples/**/*.py",
+        "benchmarks/*.py",
+        "tests/support/reference/*.py",
+        "tests/whole/*.py",
+    )
     known = {
         flag
         for file in (file for folder in folders for file in ROOT.glob(folder))

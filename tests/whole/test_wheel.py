@@ -21,20 +21,38 @@ def run(*command, **options):
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Built in a copy, so that nothing is left in the working tree, and nothing in it that git does not know helps."""
-    pytest.importorskip("build")
-    tree, built = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("built")
+def copied(tree):
+    """So that nothing is left in the working tree, and nothing in it that git does not know helps."""
     for name in SOURCES:
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(ROOT / name, tree)
-    run(sys.executable, "-m", "build", "--outdir", built, tree)
+    return tree
+
+
+EPOCH = {**os.environ, "SOURCE_DATE_EPOCH": "1700000000"}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    pytest.importorskip("build")
+    tree, built = copied(tmp_path_factory.mktemp("tree")), tmp_path_factory.mktemp("built")
+    run(sys.executable, "-m", "build", "--outdir", built, tree, env=EPOCH)
     (wheel,) = built.glob("*.whl")
     assert list(built.glob("*.tar.gz"))
     return wheel
+
+
+def test_another_build_gives_the_same_bytes(wheel, tmp_path):
+    """From other folders and files of another date, and without an sdist between; with the same SOURCE_DATE_EPOCH."""
+    (tmp_path / "tree").mkdir()
+    tree = copied(tmp_path / "tree")
+    for path in tree.rglob("*"):
+        os.utime(path, (10**9, 10**9))
+    run(sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path / "built", tree, env=EPOCH)
+    (other,) = (tmp_path / "built").glob("*.whl")
+    assert other.read_bytes() == wheel.read_bytes()
 
 
 def test_it_holds_the_package_and_nothing_else(wheel):
