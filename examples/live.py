@@ -5,8 +5,8 @@
     python examples/live.py film.mp4 --every 0.5        # a frame for each half second of the film
     python examples/live.py 0 --model apple/FastVLM-0.5B --image-size 512 --prompt "What is happening? One sentence."
 
-A number is a camera; of its frames the newest is taken each time, so that captions do not fall behind. Cameras and
-videos need `pip install ".[video]"` (OpenCV). Speed: a smaller --image-size, fewer --max-tokens.
+A number is a camera; of its frames the newest is taken each time, so that captions do not fall behind. Cameras need
+`pip install ".[camera]"`, films `".[video]"`. Speed: a smaller --image-size, fewer --max-tokens.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from PIL import Image, ImageSequence
 
 from mlx_fastvlm import load, stream_generate
 from mlx_fastvlm.generation.captions import find_images
+from mlx_fastvlm.processing.video import iter_video
 
 
 def frames(source: str, every: float) -> Iterator[Image.Image]:
@@ -31,21 +32,16 @@ def frames(source: str, every: float) -> Iterator[Image.Image]:
     elif Path(source).suffix.lower() in Image.registered_extensions():
         yield from ImageSequence.Iterator(Image.open(source))
     else:
-        yield from video(source, every)
+        yield from film(source, every)
 
 
-def video(path: str, every: float) -> Iterator[Image.Image]:
+def film(source: str, every: float) -> Iterator[Image.Image]:
     """A frame for each ``every`` seconds of a film."""
-    cv2 = opencv()
-    film = cv2.VideoCapture(path)
-    if not film.isOpened():
-        raise SystemExit(f"error: OpenCV can't open {path}")
-    step = max(1, round(every * (film.get(cv2.CAP_PROP_FPS) or 25)))
-    number = 0
-    while film.grab():  # reads on; only the frames that are wanted are decoded
-        if number % step == 0:
-            yield from_opencv(film.retrieve()[1])
-        number += 1
+    try:
+        for _, frame in iter_video(source, 1 / every, max_frames=10**6):
+            yield frame
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def camera(number: int) -> Iterator[Image.Image]:
@@ -76,7 +72,7 @@ def opencv():
     try:
         import cv2  # noqa: PLC0415  optional
     except ImportError:
-        raise SystemExit('error: videos and cameras need OpenCV: pip install ".[video]"') from None
+        raise SystemExit('error: a camera needs OpenCV: pip install ".[camera]"') from None
     return cv2
 
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from .processing.images import load_frames as load_frames
     from .processing.images import load_image as load_image
     from .processing.processor import FastVlmProcessor as FastVlmProcessor
+    from .processing.video import load_video as load_video
 
 _HOME = {
     "make_cache": "cache.policy",
@@ -82,6 +83,7 @@ _HOME = {
     "load_frames": "processing.images",
     "load_image": "processing.images",
     "FastVlmProcessor": "processing.processor",
+    "load_video": "processing.video",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -53,6 +53,7 @@ def parser() -> argparse.ArgumentParser:
         "--choices", type=_choices, metavar="A,B", help="choose among these answers; how likely each is goes to stderr"
     )
     flags.add_image_flags(parser)
+    flags.add_video_flags(parser)
     flags.add_model_flags(parser)
     flags.add_sampling_flags(parser)
     flags.add_cache_flags(parser).add_argument(
@@ -86,6 +87,8 @@ def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error("--images-dir goes without --image, --json and --prompt-cache")
     if arguments.n < 1:
         parser.error(f"--n must be at least 1, got {arguments.n}")
+    if arguments.video and arguments.images_dir:
+        parser.error("--images-dir goes without --video")
     if arguments.n > 1 and (arguments.images_dir or arguments.cache_file):
         parser.error("--n goes without --images-dir and --prompt-cache")
     if arguments.choices and (arguments.images_dir or arguments.cache_file or arguments.n > 1):
@@ -93,8 +96,8 @@ def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     for flag, given in (("--logprobs", arguments.logprobs), ("--top-logprobs", arguments.top_logprobs)):
         if given and not arguments.json:
             parser.error(f"{flag} needs --json")
-    if [arguments.prompt, *(arguments.image or [])].count("-") > 1:
-        parser.error("standard input can only be read once: as --prompt or as one --image")
+    if [arguments.prompt, arguments.video, *(arguments.image or [])].count("-") > 1:
+        parser.error("standard input can only be read once: as --prompt, as --video or as one --image")
 
 
 def _run(arguments: argparse.Namespace):

@@ -116,5 +116,6 @@ def test_signatures_name_the_options(name):
     """For help(), completion and editors."""
     parameters = inspect.signature(getattr(mlx_fastvlm, name)).parameters
     options = {field.name for field in dataclasses.fields(mlx_fastvlm.GenerationOptions)}
-    assert len(options - parameters.keys()) <= (7 if name == "batch_generate" else 0)  # which takes no cache options
+    film = {"video", "fps", "max_frames"}  # which a conversation does not take
+    assert options - parameters.keys() == (film if name == "ChatSession" else set())
     assert parameters["max_tokens"].default == mlx_fastvlm.GenerationOptions().max_tokens

@@ -36,6 +36,13 @@ def add_image_flags(parser: argparse.ArgumentParser):
     _number(group, "--vision-batch-size", int, "images that go through the vision tower at a time")
 
 
+def add_video_flags(parser: argparse.ArgumentParser):
+    group = parser.add_argument_group("video")
+    group.add_argument("--video", metavar="FILM", help="a path or URL of a film; its frames go before the question")
+    _number(group, "--fps", float, "frames a second that are taken of it")
+    _number(group, "--max-frames", int, "at most so many frames; of a longer film they are further apart")
+
+
 def add_sampling_flags(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("sampling")
     _number(group, "--max-tokens", int, "the longest answer")

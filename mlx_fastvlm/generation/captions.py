@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, TextIO
 
 import PIL.Image
 
+from ..errors import UsageError
 from ..files import json_line
 from ..processing.images import FORMATS
 from .batch import check_batch_size, in_order
 from .engine import Engine
-from .options import GenerationOptions, Options, lists_options
+from .options import GenerationOptions, Options, lists_options_but_video
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing since Python 3.11
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from .answer import Answer
 
 
-@lists_options
+@lists_options_but_video
 def caption_folder(
     model: FastVlmForConditionalGeneration,
     processor: FastVlmProcessor,
@@ -68,6 +69,8 @@ def write_captions(
 ) -> tuple[int, int]:
     """:func:`caption_folder` for whoever holds the options already."""
     check_batch_size(batch_size)
+    if options.video is not None:
+        raise UsageError("Captions are of images; ask about a film with generate.")
     found = find_images(Path(folder))
     with _opened_alone(Path(output)) as lines:
         done = _recorded(Path(output))

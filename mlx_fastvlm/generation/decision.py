@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..processing.images import ImageSource
     from ..processing.messages import Prompt
     from ..processing.processor import FastVlmProcessor
+    from ..processing.video import VideoSource
     from .answer import Answer
     from .options import Progress
 
@@ -42,6 +43,9 @@ class DecisionOptions(TypedDict, total=False):
     system: str | None
     image_size: int | None
     frames: int
+    video: VideoSource
+    fps: float
+    max_frames: int
     vision_batch_size: int
     vision_cache: VisionCache | None
     prefill_step_size: int

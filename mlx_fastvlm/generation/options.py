@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -58,6 +59,9 @@ class Options(SessionOptions, total=False):
     """The fields of :class:`GenerationOptions` for type checkers: ``**options: Unpack[Options]``."""
 
     system: str | None
+    video: Any
+    fps: float
+    max_frames: int
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,10 @@ class GenerationOptions:
         system: a system prompt instead of the template's own.
         image_size: side of the square that images are scaled to, in pixels, a multiple of 64.
         frames: of an animation, how many frames to take, evenly spaced, each as an image; 1 is the first.
+        video: a film (a path, URL, or whatever else an image can be read from), or a list of frames. Its frames go
+            before the first question, each behind its time.
+        fps, max_frames: so many frames a second of it are taken, and at most so many in all, which then span all of it.
+            Of a list of frames, fps is how fast they were taken.
         vision_batch_size: how many images go through the vision tower at a time.
         vision_cache: keeps the features of images from call to call.
         max_kv_size: bounds the KV cache to so many tokens; the whole (first) prompt always stays in it.
@@ -121,6 +129,9 @@ class GenerationOptions:
     system: str | None = None
     image_size: int | None = None
     frames: int = 1
+    video: Any = None  # a processing.video.VideoSource
+    fps: float = 1.0
+    max_frames: int = 8
     vision_batch_size: int = 1
     vision_cache: VisionCache | None = None
     max_kv_size: int | None = None
@@ -150,7 +161,14 @@ class GenerationOptions:
             require(bounds == (None, None), "give max_kv_size and kv_bits to the PromptCache itself", bounds)
 
     def _check_counts(self):
-        for name in ("max_tokens", "repetition_context_size", "frames", "vision_batch_size", "prefill_step_size"):
+        for name in (
+            "max_tokens",
+            "repetition_context_size",
+            "frames",
+            "max_frames",
+            "vision_batch_size",
+            "prefill_step_size",
+        ):
             value = getattr(self, name)
             require_whole(name, value)
             require(value >= 1, f"{name} must be at least 1", value)
@@ -162,6 +180,8 @@ class GenerationOptions:
         require(self.min_tokens <= self.max_tokens, "min_tokens must be at most max_tokens", self.min_tokens)
         require_whole("image_size", self.image_size, optional=True)  # the processor knows which
         require_whole("seed", self.seed, optional=True)
+        _require_number("fps", self.fps)
+        require(self.fps > 0, "fps must be above 0", self.fps)
         require(self.seed is None or 0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1", self.seed)
 
     def _check_sampling(self):
@@ -203,6 +223,8 @@ class GenerationOptions:
         functions = isinstance(processors, (list, tuple)) and all(map(callable, processors))
         require(functions, "logits_processors must be a list of functions", processors)
         require(self.progress is None or callable(self.progress), "progress must be a function", self.progress)
+        readable = isinstance(self.video, (str, os.PathLike, bytes, bytearray, memoryview, list, tuple, type(None)))
+        require(readable or hasattr(self.video, "read"), "video must be a path, URL, bytes, file or list", self.video)
         for name, kind in (("vision_cache", VisionCache), ("prompt_cache", PromptCache)):
             value = getattr(self, name)
             require(value is None or isinstance(value, kind), f"{name} must be a {kind.__name__}", value)
@@ -224,6 +246,14 @@ class GenerationOptions:
         self.cache_policy.check(model)
 
 
+_COUNTS = (
+    "max_tokens",
+    "repetition_context_size",
+    "frames",
+    "max_frames",
+    "vision_batch_size",
+    "prefill_step_size",
+)
 _FLOAT32_MIN, _FLOAT32_MAX = 2**-126, (2 - 2**-23) * 2.0**127  # what is closer to 0 is 0 to most devices
 # Logits are divided by some numbers, and must neither vanish by that nor become infinite.
 _SMALLEST, _LARGEST = 1e-30, 1e30
@@ -249,3 +279,4 @@ def _require_number(name: str, value: Any):
 
 
 lists_options = lists_fields(GenerationOptions)
+lists_options_but_video = lists_fields(GenerationOptions, but=("video", "fps", "max_frames"))

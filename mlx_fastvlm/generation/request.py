@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..cache.prompt import Token, mark_images
-from ..processing.messages import Prompt, read_prompt
+from ..processing.messages import Prompt, read_prompt, with_video
 
 if TYPE_CHECKING:
     from ..models.fastvlm import FastVlmForConditionalGeneration
@@ -83,6 +83,8 @@ def make_request(
 ) -> Request:
     """Read a prompt and open its images; errors as for :func:`mlx_fastvlm.processing.messages.read_prompt`."""
     size = processor.check_image_size(options.image_size)
+    if options.video is not None:
+        prompt = with_video(prompt, processor.prepare_video(options.video, options.fps, options.max_frames, size))
     messages, images = read_prompt(
         prompt, image, lambda source: processor.prepare_frames(source, options.frames, size), options.system
     )

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from ..cache.prompt import PromptCache, StaleCache
 from ..cache.vision import VisionCache
+from ..errors import UsageError
 from ..processing.marks import AnswerText
 from ..processing.messages import Messages, read_prompt
 from .api import Responses, stream_answer
-from .options import GenerationOptions, SessionOptions, lists_options
+from .options import GenerationOptions, SessionOptions, lists_options_but_video
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing since Python 3.11
@@ -47,7 +48,7 @@ class ChatSession:
         cache: the prompt cache. ``save_prompt_cache`` writes it.
     """
 
-    @lists_options
+    @lists_options_but_video
     def __init__(
         self,
         model: FastVlmForConditionalGeneration,
@@ -68,6 +69,8 @@ class ChatSession:
 
     def _set_up(self, model: FastVlmForConditionalGeneration, processor: FastVlmProcessor, options: GenerationOptions):
         options.check(model)
+        if options.video is not None:
+            raise UsageError("A conversation takes no film; show it the images that load_video gives.")
         self._model, self._processor, self._system = model, processor, options.system
         self.frames = options.frames
         given, seen = options.prompt_cache, options.vision_cache

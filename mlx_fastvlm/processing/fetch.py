@@ -25,7 +25,7 @@ URL_LIMIT = 64 * 2**20  # bytes
 MAX_REDIRECTS = 10
 
 
-def fetch(url: str, *, private: bool = True) -> bytes:
+def fetch(url: str, kind: str = "image", *, private: bool = True) -> bytes:
     """A URL's body, http and https only, also after redirects.
 
     Each name is looked up once, and the connection goes to an address that was checked. A redirect leads to public
@@ -33,6 +33,7 @@ def fetch(url: str, *, private: bool = True) -> bytes:
     (``http_proxy``, ``https_proxy``, ``no_proxy``) names are the proxy's matter: only numeric addresses are checked.
 
     Args:
+        kind: what errors call what is wanted.
         private: whether the URL itself may lead into the private network, as one that the user typed may; False for
             URLs of strangers.
 
@@ -42,7 +43,7 @@ def fetch(url: str, *, private: bool = True) -> bytes:
     """
     transfer, shown = _Transfer(private), shown_url(url)
     try:
-        body, kind = _in_time(transfer, url)
+        body, content_type = _in_time(transfer, url)
     except _StatusError as error:
         raise OSError(f"{shown} answered {one_line(str(error))}; check the address.") from None
     except (OSError, ValueError, http.client.HTTPException) as error:
@@ -50,8 +51,8 @@ def fetch(url: str, *, private: bool = True) -> bytes:
         raise OSError(f"{shown} could not be fetched ({reason}); check the address and the connection.") from None
     if len(body) > URL_LIMIT:
         raise OSError(f"{shown} is larger than {URL_LIMIT >> 20} MB; download it and give its path.")
-    if kind in ("text/html", "application/json"):
-        raise ValueError(f"{shown} is no image but {kind}; give the address of the image itself.")
+    if content_type in ("text/html", "application/json"):
+        raise ValueError(f"{shown} is no {kind} but {content_type}; give the address of the {kind} itself.")
     return body
 
 

@@ -46,6 +46,20 @@ def read_prompt(
     return messages, [image for images in loaded for image in images]
 
 
+def with_video(prompt: Prompt, frames: list[tuple[float, Image]]) -> Messages:
+    """The prompt as messages, with the frames of a film, each behind its time, before the first question."""
+    messages = user_message(prompt, 0) if isinstance(prompt, str) else prompt
+    parts: list[dict[str, Any]] = []
+    for time, frame in frames:
+        parts += [{"type": "text", "text": f"{time:.1f} s:"}, {"type": "image", "image": frame}]
+    for i, message in enumerate(messages):
+        if isinstance(message, dict) and message.get("role") == "user":
+            content = message.get("content")
+            rest = content if isinstance(content, list) else [{"type": "text", "text": content}]
+            return [*messages[:i], {**message, "content": [*parts, *rest]}, *messages[i + 1 :]]
+    raise ValueError("A film goes before a question; give a message of the user.")
+
+
 def _with_marks(prompt: Prompt, images: int, system: str | None) -> Messages:
     """The prompt as messages, with marks for the images beside it."""
     if isinstance(prompt, str):

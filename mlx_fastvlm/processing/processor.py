@@ -33,9 +33,11 @@ from .tokenizer import (
     read_tokenizer,
     token_content,
 )
+from .video import iter_video
 
 if TYPE_CHECKING:
     from .images import ImageSource
+    from .video import VideoSource
 
 # The longest tokens of Qwen2's vocabulary are runs of 128 spaces; prose has about four characters a token.
 CHARACTERS_PER_TOKEN = 64
@@ -123,6 +125,16 @@ class FastVlmProcessor:
         settings = self._settings(image_size)
         # No loop, whose variable would hold a frame while the next one is decoded.
         return [*map(partial(make_image, settings=settings), iter_frames(source, frames))]
+
+    def prepare_video(
+        self, source: VideoSource, fps: float, max_frames: int, image_size: int | None = None
+    ) -> list[tuple[float, Image]]:
+        """Some frames of a film with their times in seconds; see :func:`mlx_fastvlm.load_video`.
+
+        One is held at its full size at a time.
+        """
+        settings = self._settings(image_size)
+        return [(time, make_image(frame, settings)) for time, frame in iter_video(source, fps, max_frames)]
 
     def to_pixel_values(self, pixels: np.ndarray) -> mx.array:
         """(images, size, size, 3), uint8 -> the same shape, float32, in [0, 1]."""

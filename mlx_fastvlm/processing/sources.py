@@ -1,4 +1,4 @@
-"""Where an image comes from -> an open file with its bytes, and what errors call it."""
+"""Where an image or a film comes from -> an open file with its bytes, and what errors call it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from .fetch import fetch, shown_url
 _BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ")
 
 
-def open_source(source: Any) -> tuple[BinaryIO, str]:
+def open_source(source: Any, kind: str = "image") -> tuple[BinaryIO, str]:
     """Open a path, URL, ``data:`` URI, base64, bytes, ``"-"`` or a file that is open already.
+
+    Args:
+        kind: what errors call what is wanted.
 
     Returns:
         A file at its beginning, which the caller closes and which is never the caller's own, and its name in errors.
@@ -28,40 +31,40 @@ def open_source(source: Any) -> tuple[BinaryIO, str]:
         FileNotFoundError, OSError, ValueError: as for :func:`mlx_fastvlm.load_image`.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _held(bytes(source), "The image")
+        return _held(bytes(source), f"The {kind}", kind)
     if isinstance(source, os.PathLike):
-        return _open_path(Path(source))
+        return _open_path(Path(source), kind)
     if isinstance(source, str):
-        return _open_text(source)
+        return _open_text(source, kind)
     if hasattr(source, "read"):
-        return _held(_read_file(source), "The open file")
+        return _held(_read_file(source), "The open file", kind)
     raise ValueError(
-        f"An image can't be read from {type(source).__name__}; give a path, URL, data: URI, bytes, open file, PIL "
-        "image or array."
+        f"The {kind} can't be read from {type(source).__name__}; give a path, URL, data: URI, bytes or open file"
+        f"{', a PIL image or an array' if kind == 'image' else ''}."
     )
 
 
-def _open_text(text: str) -> tuple[BinaryIO, str]:
+def _open_text(text: str, kind: str) -> tuple[BinaryIO, str]:
     beginning = text[:8].lower()
     if text == "-":
-        return _held(_read_standard_input(), "Standard input")
+        return _held(_read_standard_input(), "Standard input", kind)
     if beginning.startswith("data:"):
-        return _held(_from_data_uri(text), "The data: URI")
+        return _held(_from_data_uri(text), "The data: URI", kind)
     if beginning.startswith(("http://", "https://")):
-        return _held(fetch(text), shown_url(text))
+        return _held(fetch(text, kind), shown_url(text), kind)
     if not text:
-        raise ValueError("The image's name is empty; give a path or a URL.")
+        raise ValueError(f"The {kind}'s name is empty; give a path or a URL.")
     data = _from_base64(text)
-    return _open_path(Path(text)) if data is None else _held(data, "The base64 text")
+    return _open_path(Path(text), kind) if data is None else _held(data, "The base64 text", kind)
 
 
-def _held(data: bytes, name: str) -> tuple[BinaryIO, str]:
+def _held(data: bytes, name: str, kind: str) -> tuple[BinaryIO, str]:
     if not data:
-        raise ValueError(f"{name} is empty; give an image.")
+        raise ValueError(f"{name} is empty; give another {kind}.")
     return BytesIO(data), name
 
 
-def _open_path(path: Path) -> tuple[BinaryIO, str]:
+def _open_path(path: Path, kind: str) -> tuple[BinaryIO, str]:
     name = one_line(str(path))
     try:
         path = path.expanduser()
@@ -69,16 +72,16 @@ def _open_path(path: Path) -> tuple[BinaryIO, str]:
     except (OSError, RuntimeError, ValueError):  # a name too long for the system; a user that is none; a zero byte
         exists = False
     if not exists:
-        raise FileNotFoundError(f"{name}: no such image; check the path.")
+        raise FileNotFoundError(f"{name}: no such {kind}; check the path.")
     if not path.is_file():
-        raise ValueError(f"{name} is not a file; give the path of an image.")
+        raise ValueError(f"{name} is not a file; give the path of a file.")
     try:
         file = path.open("rb")
     except OSError as error:
         raise OSError(f"{name} can't be read ({error.strerror}); check its permissions.") from None
     if not os.fstat(file.fileno()).st_size:
         file.close()
-        raise ValueError(f"{name} is empty; give an image.")
+        raise ValueError(f"{name} is empty; give another {kind}.")
     return file, name
 
 
@@ -126,7 +129,7 @@ def _from_data_uri(uri: str) -> bytes:
     try:
         return base64.b64decode(b"".join(data.split()), validate=True)
     except binascii.Error:
-        raise ValueError("The data: URI is not valid base64; encode the image again.") from None
+        raise ValueError("The data: URI is not valid base64; encode it again.") from None
 
 
 def _from_base64(text: str) -> bytes | None:
