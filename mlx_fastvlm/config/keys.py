@@ -95,6 +95,7 @@ _TOWER = {
     **_all(HONOURED, "layers embed_dims mlp_ratios token_mixers pos_embs_shapes repmixer_kernel_size"),
     **_all(HONOURED, "down_patch_size down_stride cls_ratio downsamples lkc_use_act"),
     **_all(HARMLESS, "num_classes layer_scale_init_value"),
+    "se_downsamples": Key("refused", _none_true, "FastViTHD has no squeeze-and-excitation in its downsampling"),
 }
 
 _VISION = {
@@ -112,7 +113,6 @@ _TIMM = {
         lambda value, _: value is None or (isinstance(value, list) and not any(value)),
         "a file can only say null for each stage, that it has no position convolution",
     ),
-    "se_downsamples": Key("refused", _none_true, "FastViTHD has no squeeze-and-excitation in its downsampling"),
     "fork_feat": _only(False, why="the features are the last stage's"),
     "features_only": _only(False, why="the features are the last stage's"),
     "in_chans": _only(3, why="images are RGB"),
