@@ -161,14 +161,7 @@ class GenerationOptions:
             require(bounds == (None, None), "give max_kv_size and kv_bits to the PromptCache itself", bounds)
 
     def _check_counts(self):
-        for name in (
-            "max_tokens",
-            "repetition_context_size",
-            "frames",
-            "max_frames",
-            "vision_batch_size",
-            "prefill_step_size",
-        ):
+        for name in _COUNTS:
             value = getattr(self, name)
             require_whole(name, value)
             require(value >= 1, f"{name} must be at least 1", value)

@@ -2,20 +2,18 @@
 
 import contextlib
 import random
-import sys
-from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from PIL import Image
 
-import mlx_fastvlm
 from mlx_fastvlm import Engine, PromptCache, generate
 from tests.support import small
+from tests.support.interrupts import PACKAGE, interrupted_at
 from tests.support.models import wide_model
 
 IMAGES = [Image.fromarray(small.odd_image(70, 50)), Image.new("RGB", (40, 60), "white")]
-PACKAGE = str(Path(mlx_fastvlm.__file__).parent)
+ROOMS = f"{PACKAGE}/generation/", f"{PACKAGE}/cache/"
 
 
 @pytest.fixture
@@ -148,28 +146,6 @@ def test_an_error_of_the_device_leaves_the_engine_usable(wide, monkeypatch):
     assert [text(answer) for answer in answers] == alone(wide)
 
 
-@contextlib.contextmanager
-def interrupted_at(line):
-    """``KeyboardInterrupt`` before the so-and-so-many-th line in generation/ and cache/; gives what lines ran."""
-    passed = []
-
-    def trace(frame, event, argument):
-        if not any(f"{PACKAGE}/{room}/" in frame.f_code.co_filename for room in ("generation", "cache")):
-            return None
-        if event == "line":
-            passed.append(frame.f_lineno)
-            if len(passed) == line:
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield passed
-    finally:
-        sys.settrace(before)
-
-
 def crowd(wide):
     """An engine with rows of every kind, one still waiting, in the midst of their answers."""
     engine = Engine(*wide, max_rows=6, prefill_step_size=60)
@@ -198,13 +174,13 @@ def test_ctrl_c_at_any_line_of_a_step(wide):
         engine, _ = crowd(wide)
         for _ in range(before):
             engine.step()
-        with interrupted_at(0) as lines:
+        with interrupted_at(0, ROOMS) as lines:
             engine.step()
         for moment in sorted(chance.sample(range(1, len(lines)), 8)):
             engine, answers = crowd(wide)
             for _ in range(before):
                 engine.step()
-            with contextlib.suppress(KeyboardInterrupt), interrupted_at(moment):
+            with contextlib.suppress(KeyboardInterrupt), interrupted_at(moment, ROOMS):
                 engine.step()
             if moment % 3 == 0:
                 answers[1].close()
@@ -221,7 +197,7 @@ def test_ctrl_c_while_beginning_again(wide):
         for _ in range(6):
             engine.step()
         for line in (50, moment):
-            with contextlib.suppress(KeyboardInterrupt), interrupted_at(line):
+            with contextlib.suppress(KeyboardInterrupt), interrupted_at(line, ROOMS):
                 engine.step()
         assert finish(engine, answers) == expected, moment
 
