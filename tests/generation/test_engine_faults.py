@@ -7,7 +7,7 @@ import mlx.core as mx
 import pytest
 from PIL import Image
 
-from mlx_fastvlm import Engine, PromptCache, generate
+from mlx_fastvlm import Engine, PromptCache, batch_generate, generate
 from tests.support import small
 from tests.support.interrupts import PACKAGE, interrupted_at
 from tests.support.models import wide_model
@@ -123,7 +123,7 @@ def test_a_prompt_that_can_not_be_read_fails_alone(wide, monkeypatch):
 def test_a_batch_raises_its_first_error_and_leaves_the_others(wide):
     calls = failing(9, a_key_error)
     with pytest.raises(KeyError, match="mine"):
-        mlx_fastvlm.batch_generate(*wide, ["a", "b", "c"], max_tokens=12, logits_processors=[calls])
+        batch_generate(*wide, ["a", "b", "c"], max_tokens=12, logits_processors=[calls])
 
 
 def test_an_error_of_the_device_leaves_the_engine_usable(wide, monkeypatch):
