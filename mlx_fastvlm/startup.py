@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import warnings
 
 
 def prefer_openblas():
@@ -17,12 +18,25 @@ def prefer_openblas():
     if sys.platform != "linux" or os.environ.get("MLX_FASTVLM_OPENBLAS") == "0":
         return
     try:
-        if "mlx.core" not in sys.modules:
-            ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+        if "mlx.core" in sys.modules:
+            _warn_if_too_late()
         if "OPENBLAS_NUM_THREADS" not in os.environ:
             ctypes.CDLL(None).openblas_set_num_threads(1)
     except (OSError, AttributeError):
         pass  # not installed, or not found in time: MLX takes the BLAS in its wheel
+
+
+def _warn_if_too_late():
+    """Where MLX has bound its own BLAS already: products then take up to 50 times as long."""
+    mx = sys.modules["mlx.core"]
+    preloaded = "libopenblas" in os.environ.get("LD_PRELOAD", "")
+    if not preloaded and mx.default_device().type == mx.DeviceType.cpu:
+        warnings.warn(
+            "mlx.core was imported before mlx_fastvlm, so MLX does not use the OpenBLAS of this machine and is many "
+            "times slower; import mlx_fastvlm first, or set LD_PRELOAD=libopenblas.so.0.",
+            stacklevel=4,
+        )
 
 
 def hush_interrupts():
