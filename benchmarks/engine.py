@@ -49,7 +49,10 @@ import mlx_fastvlm
 import mlx.core as mx
 from PIL import Image
 from mlx_fastvlm import stream_generate
-from mlx_fastvlm.models.released import random_model
+try:
+    from mlx_fastvlm.models.released import random_model
+except ImportError:  # the first version
+    from mlx_fastvlm.benchmark import random_model
 model, processor = random_model("0.5b", mx.float32)
 mx.eval(model.parameters())
 processor = dataclasses.replace(processor, eos_token_ids=frozenset())

@@ -51,9 +51,8 @@ CASES = {
     "config: rope_parameters a text": model("is malformed", config(rope_parameters="default")),
     "config: another activation": model("'relu2' is not supported", config(hidden_act="relu2")),
     "config: an activation that is a number": model("hidden_act 3 is not supported", config(hidden_act=3)),
-    "config: windows": model(
-        "use_sliding_window True is not supported",
-        config(use_sliding_window=True, sliding_window=4, max_window_layers=0),
+    "config: windows of no tokens": model(
+        "sliding_window", config(use_sliding_window=True, sliding_window=0, max_window_layers=0)
     ),
     "config: layer_types of windows": model(
         "layer_types", config(layer_types=["sliding_attention"] * 3, sliding_window=4)
