@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
+import queue
 import re
 import socket
 import ssl
@@ -13,7 +14,6 @@ import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 from ..errors import one_line
@@ -71,21 +71,24 @@ def _in_time(transfer: _Transfer, url: str) -> tuple[bytes, str]:
     It runs in a thread of its own, since nothing else ends the look-up of a name, and a socket's own timeout is for one
     silence: a server that says a word now and then could keep us forever.
     """
-    outcome: Future[tuple[bytes, str]] = Future()
+    outcome: queue.SimpleQueue[tuple[bytes, str] | BaseException] = queue.SimpleQueue()
 
     def run():
         try:
-            outcome.set_result(transfer.run(url))
+            outcome.put(transfer.run(url))
         except BaseException as error:
-            outcome.set_exception(error)
+            outcome.put(error)
 
     threading.Thread(target=run, name="fetch", daemon=True).start()
     try:
-        if not wait([outcome], URL_DEADLINE).done:
-            raise TimeoutError(f"it took more than {URL_DEADLINE} s")
-        return outcome.result()
+        found = outcome.get(timeout=URL_DEADLINE)
+    except queue.Empty:
+        raise TimeoutError(f"it took more than {URL_DEADLINE} s") from None
     finally:
         transfer.stop()
+    if isinstance(found, BaseException):
+        raise found
+    return found
 
 
 class _Transfer:
