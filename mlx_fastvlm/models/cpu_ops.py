@@ -5,8 +5,8 @@ depthwise convolutions, which take a naive loop; erf, exp and sigmoid, which tak
 temporary arrays, whose pages the operating system clears at each use; and waiting for one core, while others have
 nothing to do (``streams.py`` shares the work out).
 
-Nothing here is compiled (``mx.compile``): on a CPU, MLX runs the system's C++ compiler for that, a second a function,
-and loads what lies in a folder that all users share.
+Two things here are compiled (``mx.compile``), where they are worth seconds of the system's C++ compiler, which MLX runs
+for it: GELU and exp on large arrays, which would otherwise take a quarter of an image's time (``compiler.py``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import activations
+from .compiler import may_compile
 from .ops import causal_mask
 from .streams import free_cores, spread
 
@@ -29,6 +30,8 @@ STRIP = 16
 MANY = 64
 # Tokens of a piece at least: for each piece a matrix is read again.
 ENOUGH = 512
+# Values from which on compiling pays. The demo's images have fewer at a time, so nobody waits for a compiler there.
+LARGE = PIECE // 2
 # Tokens up to which small products in a row are faster than one.
 FEW = 4
 
@@ -53,55 +56,95 @@ def with_gradients_of(plain: Callable[..., mx.array], fast: Callable[..., mx.arr
 # few steps are what counts.
 
 
-def _power_of_polynomial(x: mx.array, coefficients: tuple[float, ...], squarings: int) -> mx.array:
-    """A polynomial of x, highest coefficient first, to the power of two to the ``squarings``."""
+def _polynomial(x: mx.array, coefficients: tuple[float, ...]) -> mx.array:
+    """The polynomial with these coefficients, highest first, and no constant."""
     y = coefficients[0] * x
-    for coefficient in coefficients[1:-1]:
+    for coefficient in coefficients[1:]:
         y = (y + coefficient) * x
-    y = y + coefficients[-1]
-    for _ in range(squarings):
-        y = y * y
     return y
 
 
+def _squared(x: mx.array, times: int) -> mx.array:
+    for _ in range(times):
+        x = x * x
+    return x
+
+
 _NORMAL_END = 5.75
-_NORMAL = (-1.30686302e-5, 2.49746962e-4, -8.97201482e-4, -9.41797858e-3, -2.44019538e-2, 9.78572183e-1)
-_EXP_END = 24.0
-_EXP = (5.45443069e-7, -4.03514940e-5, 1.95266573e-3, -6.24998124e-2, 1.0)
+_NORMAL = (-1.30686302e-5, 2.49746962e-4, -8.97201482e-4, -9.41797858e-3, -2.44019538e-2)
 
 
-def _normal_tail(x: mx.array) -> mx.array:
-    """Phi(-x) for x in [0, ``_NORMAL_END``]: x times it is within 5e-7."""
-    return _power_of_polynomial(x, _NORMAL, 5)
+def _gelu_argument(x: mx.array) -> mx.array:
+    return mx.minimum(mx.abs(x), _NORMAL_END)
 
 
-def _exp_tail(x: mx.array) -> mx.array:
-    """exp(-x) for x in [0, ``_EXP_END``], within 1e-6."""
-    return _power_of_polynomial(x, _EXP, 4)
+def _gelu_from(x: mx.array, a: mx.array, polynomial: mx.array) -> mx.array:
+    """max(x, 0) - a Phi(-a), with Phi(-a) so that the product is within 5e-7."""
+    return mx.maximum(x, 0) - a * _squared(polynomial + 9.78572183e-1, 5)
 
 
 def _gelu(x: mx.array) -> mx.array:
-    a = mx.minimum(mx.abs(x), _NORMAL_END)
-    return mx.maximum(x, 0) - a * _normal_tail(a)
+    a = _gelu_argument(x)
+    return _gelu_from(x, a, _polynomial(a, _NORMAL))
+
+
+# MLX fuses at most eleven operations in a row, so there are two pieces that it fuses whole.
+_fused_polynomial = mx.compile(lambda x: _polynomial(_gelu_argument(x), _NORMAL))
+_fused_gelu_from = mx.compile(lambda x, polynomial: _gelu_from(x, _gelu_argument(x), polynomial))
+
+
+def _fused_gelu(x: mx.array) -> mx.array:
+    return _fused_gelu_from(x, _fused_polynomial(x))
+
+
+_EXP_END = 24.0
+_EXP = (5.45443069e-7, -4.03514940e-5, 1.95266573e-3, -6.24998124e-2)
+
+
+def _exp_polynomial(x: mx.array) -> mx.array:
+    return _polynomial(mx.minimum(x, _EXP_END), _EXP)
+
+
+def _exp_from(polynomial: mx.array) -> mx.array:
+    return _squared(polynomial + 1.0, 4)
+
+
+_fused_exp_polynomial, _fused_exp_from = mx.compile(_exp_polynomial), mx.compile(_exp_from)
+
+
+def _exp_of_negative(x: mx.array) -> mx.array:
+    """exp(-x) for x from 0 on, within 1e-6."""
+    if x.size > LARGE and may_compile():
+        return _fused_exp_from(_fused_exp_polynomial(x))
+    return _exp_from(_exp_polynomial(x))
 
 
 def _silu(x: mx.array) -> mx.array:
     a = mx.minimum(mx.abs(x), _EXP_END)
-    t = _exp_tail(a)
+    t = _exp_from(_exp_polynomial(a))
     return mx.maximum(x, 0) - a * t / (1 + t)
 
 
-_fast_gelu, _fast_silu = with_gradients_of(activations.gelu, _gelu), with_gradients_of(activations.silu, _silu)
+_plain_gelu, _compiled_gelu, _plain_silu = (
+    with_gradients_of(plain, fast)
+    for plain, fast in ((activations.gelu, _gelu), (activations.gelu, _fused_gelu), (activations.silu, _silu))
+)
 
 
 def gelu(x: mx.array) -> mx.array:
     """GELU within 1e-6. Any shape, float32."""
-    return tokenwise(x, _fast_gelu)
+    return tokenwise(x, _large_gelu)
+
+
+def _large_gelu(x: mx.array) -> mx.array:
+    if x.size > LARGE and may_compile():
+        return _compiled_gelu(mx.contiguous(x))  # a transposed array would need kernels of its own
+    return _plain_gelu(x)
 
 
 def silu(x: mx.array) -> mx.array:
     """SiLU within 3e-6. Any shape, float32."""
-    return tokenwise(x, _fast_silu)
+    return tokenwise(x, _plain_silu)
 
 
 # What each token has to itself
@@ -205,7 +248,7 @@ def _attention_by_heads(q: mx.array, k: mx.array, v: mx.array, scale: float, mas
         scores = q[:, part] @ k[:, part].swapaxes(-1, -2)
         if mask is not None:
             scores = mx.where(mask, scores.reshape(batch, -1, queries, keys), -1e9).reshape(scores.shape)
-        weights = _exp_tail(mx.minimum(scores.max(axis=-1, keepdims=True) - scores, _EXP_END))
+        weights = _exp_of_negative(scores.max(axis=-1, keepdims=True) - scores)
         return (weights @ v[:, part]) / weights.sum(axis=-1, keepdims=True)
 
     done = spread(q, [slice(first, first + group) for first in range(0, kv_heads, group)], some_heads)
