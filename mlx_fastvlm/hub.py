@@ -48,16 +48,15 @@ def find_checkpoint(
 
 
 def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415  slow, and only to download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError  # noqa: PLC0415  as above
+    from huggingface_hub import errors, snapshot_download  # noqa: PLC0415  slow, and only to download
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
-    except GatedRepoError:
+    except errors.GatedRepoError:
         raise OSError(f"{repo} is gated; accept its terms on the hub and log in with `hf auth login`.") from None
-    except RepositoryNotFoundError:
+    except errors.RepositoryNotFoundError:
         raise FileNotFoundError(f"{repo} is no folder here, and the hub has no such model; check the name.") from None
-    except RevisionNotFoundError:
+    except errors.RevisionNotFoundError:
         raise FileNotFoundError(f"{repo} has no revision {revision!r}; check the branch, tag or commit.") from None
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
