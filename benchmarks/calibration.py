@@ -64,10 +64,12 @@ def draw(results, file: str):
     for name, rows, error in results:
         counts = np.array([row[2] for row in rows])
         xs, ys = [row[3] for row in rows], [row[4] for row in rows]
-        (line,) = axes.plot(xs, ys, linewidth=1, label=f"{name}: expected calibration error {error:.3f}")
-        axes.scatter(xs, ys, s=10 + 150 * counts / counts.sum(), color=line.get_color())
+        label = f"{name}: expected calibration error {error:.3f}"
+        axes.scatter(xs, ys, s=8 + 400 * counts / counts.sum(), alpha=0.7, label=label)  # by how many they are
     axes.set(xlabel="probability of the choice", ylabel="share that was right", xlim=(0.48, 1.02), ylim=(0, 1.05))
-    axes.legend(loc="lower right", fontsize=8)
+    legend = axes.legend(loc="lower left", fontsize=8)
+    for handle in legend.legend_handles[1:]:
+        handle.set_sizes([30])
     figure.savefig(file, dpi=130)
 
 
