@@ -14,7 +14,7 @@ import mlx.core as mx
 from ..cache.policy import CachePolicy
 from ..cache.prompt import PromptCache
 from ..cache.vision import VisionCache
-from ..errors import require, require_whole
+from ..errors import UsageError, require, require_whole
 from ..keywords import lists_fields
 
 if TYPE_CHECKING:
@@ -218,6 +218,8 @@ class GenerationOptions:
         require(self.progress is None or callable(self.progress), "progress must be a function", self.progress)
         readable = isinstance(self.video, (str, os.PathLike, bytes, bytearray, memoryview, list, tuple, type(None)))
         require(readable or hasattr(self.video, "read"), "video must be a path, URL, bytes, file or list", self.video)
+        if self.video is None and (self.fps, self.max_frames) != (1.0, 8):
+            raise UsageError("fps and max_frames are about a film; give one as video, or leave them out.")
         for name, kind in (("vision_cache", VisionCache), ("prompt_cache", PromptCache)):
             value = getattr(self, name)
             require(value is None or isinstance(value, kind), f"{name} must be a {kind.__name__}", value)

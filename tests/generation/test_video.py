@@ -71,6 +71,9 @@ def test_where_films_do_not_go(wide, tmp_path):
         caption_folder(*wide, tmp_path, tmp_path / "o.jsonl", "Hi", video=FRAMES)
     with pytest.raises(ValueError, match="goes before a question"):
         asked(wide, [{"role": "system", "content": "s"}], video=FRAMES)
+    for options in ({"fps": 2}, {"max_frames": 3}):
+        with pytest.raises(UsageError, match="give one as video"):
+            asked(wide, "a", **options)
     for options in ({"fps": 0}, {"max_frames": 0}, {"fps": np.inf}):
         with pytest.raises(UsageError):
             asked(wide, "a", video=FRAMES, **options)
