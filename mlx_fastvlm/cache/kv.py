@@ -54,12 +54,11 @@ class KVCache:
                 more.
         """
         end = self.offset + length
+        window = None if window_size is None or end <= window_size else window_size
+        if window is None and (length == 1 or not return_array):  # every decoding step comes by here
+            return None if length == 1 else "causal"
         query, key = mx.arange(self.offset, end)[:, None], mx.arange(end)
-        if window_size is not None and end > window_size:
-            return (query >= key) & (query - key < window_size)
-        if length == 1:
-            return None
-        return query >= key if return_array else "causal"
+        return query >= key if window is None else (query >= key) & (query - key < window)
 
     def is_trimmable(self) -> bool:
         """Whether :meth:`trim` can forget the latest tokens: always."""

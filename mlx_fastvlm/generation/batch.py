@@ -58,15 +58,10 @@ def answer_batch(
 ) -> list[str]:
     """:func:`batch_generate` for whoever holds the options already."""
     check_batch_size(batch_size)
-    require(isinstance(prompts, (list, tuple)), "prompts must be a list", prompts)
-    images = [None] * len(prompts) if images is None else images
-    if len(images) != len(prompts):
-        raise ValueError(
-            f"There are {len(prompts)} prompts and images for {len(images)}; give an entry for each, None for none."
-        )
+    pairs = pair(prompts, images, "prompts")
     engine = Engine(model, processor, max_rows=batch_size, prefill_step_size=options.prefill_step_size)
     options.check(model)
-    requests = [engine.request(prompt, image, options) for prompt, image in zip(prompts, images)]
+    requests = [engine.request(prompt, image, options) for prompt, image in pairs]
     answers = (engine.enqueue(request, options) for request in requests)
     texts = []
     for whole in in_order(engine, answers):
@@ -74,6 +69,19 @@ def answer_batch(
             raise whole.error
         texts.append(whole.text)
     return texts
+
+
+def pair(
+    prompts: list[Prompt], images: list[ImageSource | list[ImageSource] | None] | None, name: str
+) -> list[tuple[Prompt, ImageSource | list[ImageSource] | None]]:
+    """Each prompt with its images; ``ValueError`` where they do not match, which calls the prompts ``name``."""
+    require(isinstance(prompts, (list, tuple)), f"{name} must be a list", prompts)
+    images = [None] * len(prompts) if images is None else images
+    if len(images) != len(prompts):
+        raise ValueError(
+            f"There are {len(prompts)} {name} and images for {len(images)}; give an entry for each, None for none."
+        )
+    return list(zip(prompts, images))
 
 
 def check_batch_size(batch_size: int):

@@ -6,7 +6,7 @@ import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import mlx.core as mx
@@ -14,7 +14,7 @@ import mlx.core as mx
 from ..cache.kv import KVCache
 from ..cache.prompt import PromptCache
 from ..errors import UsageError, require
-from .batch import check_batch_size, in_order
+from .batch import check_batch_size, in_order, pair
 from .engine import Engine
 from .options import GenerationOptions
 from .sampling import normalise
@@ -118,19 +118,15 @@ def batch_decide(
             raise TypeError(f"A decision has no option {name}; it has {', '.join(DecisionOptions.__annotations__)}.")
     given = GenerationOptions(max_tokens=1, **options)
     tokens = _tokens(processor, choices)
-    images = [None] * len(questions) if images is None else images
-    if len(images) != len(questions):
-        raise ValueError(
-            f"There are {len(questions)} questions and images for {len(images)}; give an entry for each, None for none."
-        )
+    pairs = pair(questions, images, "questions")
     engine = Engine(model, processor, max_rows=batch_size, prefill_step_size=given.prefill_step_size)
-    requests = [engine.request(question, image, given) for question, image in zip(questions, images)]
+    requests = [engine.request(question, image, given) for question, image in pairs]
     read: deque[_Reading] = deque()
 
     def ask() -> Iterator[Answer]:
         for request in requests:
             read.append(_Reading())
-            yield engine.enqueue(request, GenerationOptions(**options, **read[-1].options))
+            yield engine.enqueue(request, replace(given, **read[-1].options))
 
     found = []
     for whole in in_order(engine, ask()):
