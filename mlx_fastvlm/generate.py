@@ -50,12 +50,17 @@ def parser() -> argparse.ArgumentParser:
     asking.add_argument("--system", metavar="TEXT", help="a system prompt instead of the template's own")
     asking.add_argument("--n", type=int, default=1, metavar="N", help="so many answers; the question is read once (1)")
     asking.add_argument(
-        "--choices", type=_choices, metavar="A,B", help="choose among these answers; how likely each is goes to stderr"
+        "--choices",
+        dest="decide_among",
+        type=_choices,
+        metavar="A,B",
+        help="choose among these answers; how likely each is goes to stderr",
     )
     flags.add_image_flags(parser)
     flags.add_video_flags(parser)
     flags.add_model_flags(parser)
     flags.add_sampling_flags(parser)
+    flags.add_constraint_flags(parser)
     flags.add_cache_flags(parser).add_argument(
         "--prompt-cache",
         dest="cache_file",
@@ -91,7 +96,7 @@ def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error("--images-dir goes without --video")
     if arguments.n > 1 and (arguments.images_dir or arguments.cache_file):
         parser.error("--n goes without --images-dir and --prompt-cache")
-    if arguments.choices and (arguments.images_dir or arguments.cache_file or arguments.n > 1):
+    if arguments.decide_among and (arguments.images_dir or arguments.cache_file or arguments.n > 1):
         parser.error("--choices goes without --images-dir, --prompt-cache and --n")
     for flag, given in (("--logprobs", arguments.logprobs), ("--top-logprobs", arguments.top_logprobs)):
         if given and not arguments.json:
@@ -103,7 +108,7 @@ def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
 def _run(arguments: argparse.Namespace):
     """Run the command; raises what the library raises."""
     options = flags.options(arguments)  # what is wrong with them is told before the model loads
-    if arguments.choices:
+    if arguments.decide_among:
         return _decide(arguments, decision_options(options))
     prompt = _read_prompt(arguments.prompt)
     model, processor = flags.load_chosen_model(arguments)
@@ -114,7 +119,8 @@ def _run(arguments: argparse.Namespace):
         cache = _open_cache(file, model, options.cache_policy)
         options = replace(options, prompt_cache=cache, max_kv_size=None, kv_bits=None)
     for responses in stream_answers(model, processor, prompt, arguments.image, options, arguments.n):
-        _print(responses, as_json=arguments.json, tokens=bool(options.logprobs or options.top_logprobs))
+        reason = _print(responses, as_json=arguments.json, tokens=bool(options.logprobs or options.top_logprobs))
+        options.warn_of_cut(reason)
     if file and not Path(file).exists():
         save_prompt_cache(file, cache)
 
@@ -122,7 +128,7 @@ def _run(arguments: argparse.Namespace):
 def _decide(arguments: argparse.Namespace, options: DecisionOptions):
     prompt = _read_prompt(arguments.prompt)
     model, processor = flags.load_chosen_model(arguments)
-    found = decide(model, processor, prompt, arguments.image, choices=arguments.choices, **options)
+    found = decide(model, processor, prompt, arguments.image, choices=arguments.decide_among, **options)
     if arguments.json:
         print(json_line(asdict(found)))
     else:
@@ -135,8 +141,8 @@ def _choices(text: str) -> list[str]:
     return [choice.strip() for choice in text.split(",")]
 
 
-def _print(responses: Responses, as_json: bool, tokens: bool):
-    """An answer as it comes, and its statistics; or as a JSON object when it is whole."""
+def _print(responses: Responses, as_json: bool, tokens: bool) -> str | None:
+    """An answer as it comes, and its statistics; or as a JSON object when it is whole. Returns how it ended."""
     text, each, last = "", [], None
     try:
         for last in responses:
@@ -148,13 +154,14 @@ def _print(responses: Responses, as_json: bool, tokens: bool):
         if last and not as_json:
             print(flush=True)
             print(statistics(last), file=sys.stderr)
+    assert last is not None  # max_tokens is at least 1
     if as_json:
-        assert last is not None  # max_tokens is at least 1
         answer = {key: value for key, value in asdict(last).items() if key not in ("token", "logprob", "top_logprobs")}
         answer["text"] = text
         if tokens:
             answer["tokens"] = each
         print(json_line(answer))
+    return last.finish_reason
 
 
 def _token(response: GenerationResponse) -> dict[str, Any]:

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 import mlx_fastvlm  # before anything imports mlx, so that OpenBLAS is found
-from tests.support import checkpoints, differences
+from tests.support import checkpoints, differences, guidance
 from tests.support.images import IMAGE, PROMPT
 from tests.support.paths import REFERENCE, SHARED
+
+guidance.install()
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.weights import DTYPES
+from ..errors import one_line
+from ..files import read_text
 from ..generation.options import GenerationOptions
 from ..models.pretrained import load
 
@@ -62,6 +65,17 @@ def add_sampling_flags(parser: argparse.ArgumentParser):
     group.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; repeats")
 
 
+def add_constraint_flags(parser: argparse.ArgumentParser):
+    group = parser.add_argument_group("what the answer must be (needs the extra constraints)")
+    group.add_argument(
+        "--json-schema", type=_content, metavar="FILE", help="JSON that keeps to the schema in this file"
+    )
+    group.add_argument("--regex", metavar="PATTERN", help="text that matches this regular expression as a whole")
+    group.add_argument(
+        "--grammar", type=_content, metavar="FILE", help="text that keeps to the lark grammar in this file"
+    )
+
+
 def add_cache_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("memory")
     group.add_argument("--max-kv-size", type=int, metavar="TOKENS", help="bound on cached tokens; the prompt stays")
@@ -88,6 +102,14 @@ def options(arguments: argparse.Namespace) -> GenerationOptions:
 def _number(group, flag: str, kind: type, help: str, *aliases: str):
     default = getattr(_DEFAULTS, flag.removeprefix("--").replace("-", "_"))
     group.add_argument(flag, *aliases, type=kind, default=default, metavar="N", help=f"{help} ({default})")
+
+
+def _content(file: str) -> str:
+    """The text of a file that a flag names."""
+    try:
+        return read_text(Path(file))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(one_line(str(error))) from None
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -29,8 +29,14 @@ def generate(
     image: ImageSource | list[ImageSource] | None = None,
     **options: Unpack[Options],
 ) -> str:
-    """The whole answer; arguments and errors as for :func:`stream_generate`."""
-    return "".join(response.text for response in stream_generate(model, processor, prompt, image, **options))
+    """The whole answer; arguments and errors as for :func:`stream_generate`.
+
+    Warns where ``max_tokens`` cut an answer that has a ``json_schema``, ``regex``, ``choices`` or ``grammar``.
+    """
+    given = GenerationOptions(**options)
+    responses = list(stream_answer(model, processor, prompt, image, given))
+    given.warn_of_cut(responses[-1].finish_reason)
+    return "".join(response.text for response in responses)
 
 
 @lists_options

@@ -67,6 +67,7 @@ def answer_batch(
     for whole in in_order(engine, answers):
         if whole.error is not None:
             raise whole.error
+        options.warn_of_cut(whole.finish_reason)
         texts.append(whole.text)
     return texts
 

@@ -47,12 +47,13 @@ def step(model: FastVlmForConditionalGeneration, tokens: mx.array, caches: list[
     return model.logits(model.language_model(embeddings, cache=caches).last_hidden_state[:, -1])
 
 
-def check_finite(largest: float, model: FastVlmForConditionalGeneration, processors: bool):
+def check_finite(largest: float, model: FastVlmForConditionalGeneration, processors: bool, constrained: bool = False):
     """``ValueError`` with the likeliest cause, where a token was chosen from logits that are not finite.
 
     Args:
         largest: the largest of them, which is NaN if any is, and minus infinity only if all are.
         processors: whether the caller's ``logits_processors`` took part.
+        constrained: whether a grammar ruled tokens out.
     """
     if math.isfinite(largest):
         return
@@ -60,6 +61,8 @@ def check_finite(largest: float, model: FastVlmForConditionalGeneration, process
     spoilt = [name for name, x in parameters if mx.issubdtype(x.dtype, mx.floating) and not mx.isfinite(x).all()]
     if spoilt:
         cause = f"{len(spoilt)} tensors hold NaN or infinity, first {spoilt[0]}: download or convert the model again"
+    elif constrained and largest == -math.inf:
+        cause = "logit_bias or logits_processors rule out every token that the constraint allows: leave them out"
     elif processors:
         cause = "the weights are finite, so look at the logits processors first"
     elif any(x.dtype == mx.float16 for _, x in parameters):

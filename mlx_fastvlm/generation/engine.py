@@ -25,6 +25,7 @@ from ..errors import require, require_whole
 from ..models.memory import free_memory
 from ..models.threads import end_streams_with_thread
 from .answer import Answer
+from .constraints import Grammar
 from .crowd import Crowd, step_alone
 from .options import GenerationOptions, Options, lists_options
 from .reading import PromptReader
@@ -123,6 +124,9 @@ class Engine:
         request = make_request(self._processor, prompt, image, options)
         request.check(self._model, bounded=policy.max_kv_size is not None)
         self._cache(options).check(self._model, request.tokens)
+        if options.constraint is not None:
+            size = self._model.config.text_config.vocab_size
+            request.grammar = Grammar(*options.constraint, self._processor, size)
         return request
 
     def enqueue(self, request: Request, options: GenerationOptions, start: float | None = None) -> Answer:

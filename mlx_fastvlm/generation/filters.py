@@ -1,6 +1,7 @@
-"""Sampling among the likeliest tokens only: log-probabilities (rows, vocabulary) -> the same, the others at -inf.
+"""Some tokens only: logits or log-probabilities (rows, vocabulary) -> the same, the others at minus infinity.
 
-Each gives what mlx-lm's ``sample_utils`` gives, ties included; importing that takes longer than an answer.
+Those that keep the likeliest give what mlx-lm's ``sample_utils`` gives, ties included; importing that takes longer than
+an answer.
 """
 
 from __future__ import annotations
@@ -30,3 +31,9 @@ def keep_top_k(logprobs: mx.array, top_k: int) -> mx.array:
     """The ``top_k`` likeliest tokens, fewer than the vocabulary has."""
     others = mx.argpartition(-logprobs, kth=top_k - 1, axis=-1)[..., top_k:]
     return mx.put_along_axis(logprobs, others, mx.array(-mx.inf, logprobs.dtype), axis=-1)
+
+
+def keep_allowed(logits: mx.array, allowed: mx.array) -> mx.array:
+    """The tokens whose bits are set: (rows, vocabulary / 32 rounded up) int32, lowest bit first."""
+    bits = (allowed[..., None] >> mx.arange(32, dtype=mx.int32)) & 1
+    return mx.where(bits.reshape(len(allowed), -1)[:, : logits.shape[-1]], logits, -mx.inf)

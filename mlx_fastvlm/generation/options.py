@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -16,6 +17,7 @@ from ..cache.prompt import PromptCache
 from ..cache.vision import VisionCache
 from ..errors import UsageError, require, require_whole
 from ..keywords import lists_fields
+from .constraints import DESCRIPTIONS, describe
 
 if TYPE_CHECKING:
     from ..models.fastvlm import FastVlmForConditionalGeneration
@@ -41,6 +43,10 @@ class SessionOptions(TypedDict, total=False):
     logits_processors: list[LogitsProcessor] | None
     stop: str | list[str] | None
     min_tokens: int
+    json_schema: Any
+    regex: str | None
+    choices: list[str] | None
+    grammar: str | None
     logprobs: bool
     top_logprobs: int
     image_size: int | None
@@ -85,6 +91,12 @@ class GenerationOptions:
             arrays, (tokens,) and (1, vocabulary); an image's tokens are left out of the first.
         stop: a text, or several, that ends the answer where it first appears; it is not part of the answer.
         min_tokens: the model can't end the answer before it has so many tokens; stop strings can.
+        json_schema: the answer is JSON that keeps to this schema: a dict, JSON text, or a class that pydantic can
+            describe (a model, a dataclass). Properties come in the schema's order, without white space between them.
+        regex: the whole answer matches this regular expression (Rust's syntax, without look-around).
+        choices: the answer is one of these texts. :func:`mlx_fastvlm.decide` also tells how likely each is.
+        grammar: the answer keeps to this grammar, in llguidance's variant of lark's notation. Only one of these four
+            can be given; each needs the extra ``constraints``, and a prompt that asks for what it describes.
         logprobs: whether responses carry the chosen token's log-probability.
         top_logprobs: how many of the likeliest tokens responses carry with their log-probabilities, 0 to 20. More than
             0 implies ``logprobs``.
@@ -124,6 +136,10 @@ class GenerationOptions:
     logits_processors: list[LogitsProcessor] | None = None
     stop: str | list[str] | None = None
     min_tokens: int = 0
+    json_schema: Any = None  # a dict, JSON text or a class
+    regex: str | None = None
+    choices: list[str] | None = None
+    grammar: str | None = None
     logprobs: bool = False
     top_logprobs: int = 0
     system: str | None = None
@@ -154,6 +170,7 @@ class GenerationOptions:
         self._check_sampling()
         self._check_logit_bias()
         self._check_texts()
+        self._check_constraint()
         self._check_objects()
         policy = self.cache_policy
         if self.prompt_cache is not None:
@@ -210,6 +227,18 @@ class GenerationOptions:
         require(all(isinstance(text, str) for text in self.stop_strings), "stop must hold texts", self.stop)
         require(all(self.stop_strings), "stop must not hold an empty string", self.stop)
 
+    def _check_constraint(self):
+        given = [name for name in DESCRIPTIONS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UsageError(f"{given[0]} and {given[1]} can't both hold; give one of them.")
+        if self.constraint is not None:
+            describe(*self.constraint)
+            require(
+                self.min_tokens == 0,
+                f"{given[0]} says where an answer may end, so min_tokens must be 0",
+                self.min_tokens,
+            )
+
     def _check_objects(self):
         require(isinstance(self.logprobs, bool), "logprobs must be True or False", self.logprobs)
         processors = [] if self.logits_processors is None else self.logits_processors
@@ -227,6 +256,21 @@ class GenerationOptions:
     @property
     def stop_strings(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def constraint(self) -> tuple[str, Any] | None:
+        """The option that describes the whole answer, and its value."""
+        given = ((name, getattr(self, name)) for name in DESCRIPTIONS)
+        return next((pair for pair in given if pair[1] is not None), None)
+
+    def warn_of_cut(self, finish_reason: str | None):
+        """Where an answer that should keep to a description is only the beginning of one, say so."""
+        if finish_reason == "length" and self.constraint is not None:
+            name, _ = self.constraint
+            warnings.warn(
+                f"The answer was cut at max_tokens={self.max_tokens}, before it kept to its {name}; raise max_tokens.",
+                stacklevel=3,
+            )
 
     @property
     def cache_policy(self) -> CachePolicy:

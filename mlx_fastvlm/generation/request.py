@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ..processing.images import ImageSource
     from ..processing.prepared import Image
     from ..processing.processor import FastVlmProcessor
+    from .constraints import Grammar
     from .options import GenerationOptions
 
 
@@ -25,12 +26,14 @@ class Request:
         images: as the model sees them, in reading order.
         tokens_per_image: image tokens of each.
         placeholder: the id that stands for an image token.
+        grammar: what the answer must be, if anything.
     """
 
     ids: list[int]
     images: list[Image]
     tokens_per_image: int
     placeholder: int
+    grammar: Grammar | None = None
 
     def check(self, model: FastVlmForConditionalGeneration, bounded: bool = False):
         """``ValueError`` for a prompt that the model can't read.

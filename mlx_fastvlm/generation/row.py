@@ -91,7 +91,7 @@ class Row:
         """Take up the prompt, except for what its cache holds."""
         self._seed = any_seed(self.options) if self._seed is None else self._seed
         text_ids, ends = self.request.text_ids, self._processor.eos_token_ids
-        self.sampler = Sampler(self.options, text_ids, self._seed, self.said, ends)
+        self.sampler = Sampler(self.options, text_ids, self._seed, self.said, ends, self.request.grammar)
         self.read = self.cache.begin(model, self.tokens)
         self._cached = self.read if self._cached is None else self._cached
         self.ids = [*self.request.ids, *self.said]
@@ -141,7 +141,9 @@ class Row:
 
     def deliver(self, pick: Pick, model: FastVlmForConditionalGeneration):
         """Add the token that was on its way to the answer; ``ValueError`` where it comes from broken logits."""
-        check_finite(pick.largest, model, bool(self.options.logits_processors))
+        check_finite(
+            pick.largest, model, bool(self.options.logits_processors), constrained=self.request.grammar is not None
+        )
         token = pick.token
         text = self._text.add(token)
         finish_reason = None

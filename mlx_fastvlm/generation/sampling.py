@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 import threading
 from collections.abc import Iterable, Sequence
@@ -11,11 +12,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+import numpy as np
 
-from .filters import keep_min_p, keep_top_k, keep_top_p
+from .filters import keep_allowed, keep_min_p, keep_top_k, keep_top_p
 from .penalties import make_logits_processors
 
 if TYPE_CHECKING:
+    from .constraints import Grammar
     from .options import GenerationOptions
 
 
@@ -72,7 +75,8 @@ class Pick:
         if self.choice.alternatives is None:
             return None
         tokens, logprobs = (self.choice.read[i][self.index] for i in (-2, -1))
-        return sorted(zip(tokens, logprobs), key=lambda pair: -pair[1])
+        possible = [(token, logprob) for token, logprob in zip(tokens, logprobs) if logprob > -math.inf]
+        return sorted(possible, key=lambda pair: -pair[1])
 
 
 def tokens_of(picks: list[Pick]) -> mx.array:
@@ -99,6 +103,7 @@ class Sampler:
         seed: see :func:`any_seed`.
         said: the ids of the answer so far.
         ends: the ids that end an answer.
+        grammar: what the answer must be, if anything.
 
     Attributes:
         like: samplers of which this is equal can choose together.
@@ -106,7 +111,13 @@ class Sampler:
     """
 
     def __init__(
-        self, options: GenerationOptions, ids: list[int], seed: int, said: Sequence[int] = (), ends: Iterable[int] = ()
+        self,
+        options: GenerationOptions,
+        ids: list[int],
+        seed: int,
+        said: Sequence[int] = (),
+        ends: Iterable[int] = (),
+        grammar: Grammar | None = None,
     ):
         self.options = options
         sampling = (options.top_p, options.top_k, options.min_p) if options.temperature > 0 else ()
@@ -115,6 +126,8 @@ class Sampler:
         self._seed = seed
         self._processors = make_logits_processors(options, len(ids), ends)
         self._tokens = mx.array([*ids, *said], mx.int32)
+        self._constraint = None if grammar is None else grammar.begin(said)
+        self._last: Pick | None = None  # which the constraint has not seen yet
 
     @property
     def state(self) -> list[mx.array]:
@@ -143,6 +156,25 @@ class Sampler:
         return bool(self._processors)
 
     @property
+    def constrained(self) -> bool:
+        return self._constraint is not None
+
+    def allowed(self) -> np.ndarray | None:
+        """Which tokens may come next, see :meth:`Constraint.allowed`; None for all.
+
+        Waits for the token before, on which it depends.
+
+        Raises:
+            ValueError: none may.
+        """
+        if self._constraint is None:
+            return None
+        if self._last is not None:
+            self._constraint.take(self._last.token)
+            self._last = None
+        return self._constraint.allowed()
+
+    @property
     def key(self) -> tuple[int, int]:
         """A random key for the next token, as MLX's generator takes it: two numbers of 32 bits."""
         numbers = self._seed.to_bytes(8, "little") + self.produced.to_bytes(8, "little")
@@ -152,6 +184,8 @@ class Sampler:
     def take(self, pick: Pick):
         """Go on from a token that was chosen."""
         self.produced += 1
+        if self._constraint is not None:
+            self._last = pick
         if self._processors:
             token = pick.choice.tokens[pick.index : pick.index + 1].astype(mx.int32)
             self._tokens = mx.concatenate([self._tokens, token])
@@ -178,10 +212,12 @@ def choose(samplers: list[Sampler], logits: mx.array) -> list[Pick | Exception]:
     Log-probabilities are those of the logits that the processors leave, before temperature and selection. Everything is
     on its way to the device when this returns.
     """
+    if any(sampler.constrained for sampler in samplers):
+        mx.async_eval(logits)  # the decoder goes on, while grammars wait for its last token and say what may follow
     picked: list[Any] = [None] * len(samplers)
     choices: list[Choice] = []
     for places in _alike(samplers):
-        good, rows = _processed(samplers, places, logits, picked)
+        good, rows = _constrained(samplers, *_processed(samplers, places, logits, picked), picked)
         if not good:
             continue
         choice = _choose([samplers[i] for i in good], rows)
@@ -215,6 +251,27 @@ def _processed(
         except Exception as error:
             picked[i] = error
     return good, mx.concatenate(rows) if rows else logits[:0]
+
+
+def _constrained(
+    samplers: list[Sampler], places: list[int], logits: mx.array, picked: list[Any]
+) -> tuple[list[int], mx.array]:
+    """The same, with what grammars rule out at minus infinity; logits are the places' own."""
+    if not any(samplers[i].constrained for i in places):
+        return places, logits
+    every = np.full((logits.shape[-1] + 31) // 32, -1, np.int32)
+    good, words = [], []
+    for index, i in enumerate(places):
+        try:
+            allowed = samplers[i].allowed()
+            words.append(every if allowed is None else allowed)
+            good.append(index)
+        except Exception as error:
+            picked[i] = error
+    if not good:
+        return [], logits
+    rows = logits if len(good) == len(places) else logits[mx.array(good)]
+    return [places[index] for index in good], keep_allowed(rows, mx.array(np.stack(words)))
 
 
 def _choose(samplers: list[Sampler], logits: mx.array) -> Choice:

@@ -57,3 +57,22 @@ def test_penalties_and_the_least_length_are_flags(model, capsys):
     assert main([*model, "--prompt", "Hi", "--max-tokens", "5", "--json", *flags]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert (answer["generation_tokens"], answer["finish_reason"]) == (4, "stop")
+
+
+def test_an_answer_that_must_match(capsys, tmp_path):
+    demo = ["--model", "demo", "--prompt", "What?"]
+    assert main([*demo, "--regex", "[a-z]{3}"]) == 0
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"[a-z]{3}\n", out)
+    assert "warning" not in err
+    assert main([*demo, "--regex", "a{9}", "--max-tokens", "2"]) == 0
+    assert "warning: The answer was cut at max_tokens=2, before it kept to its regex" in capsys.readouterr().err
+    assert main([*demo, "--regex", "("]) == 2
+    assert re.fullmatch(r"error: regex can't be compiled .*\n", capsys.readouterr().err)
+    for flag in ("--json-schema", "--grammar"):
+        with pytest.raises(SystemExit, match="2"):
+            main([*demo, flag, str(tmp_path / "none")])
+        assert re.fullmatch(rf"error: argument {flag}: .*none.*\n", capsys.readouterr().err)
+    (tmp_path / "schema.json").write_text("{")
+    assert main([*demo, "--json-schema", str(tmp_path / "schema.json")]) == 2
+    assert re.fullmatch(r"error: json_schema is no JSON .*\n", capsys.readouterr().err)

@@ -50,6 +50,11 @@ OPTIONS = [
     {"bounded": 2, "kv_bits": 8},
     {"prompt_cache": True, "logprobs": True},
     {"prompt_cache": True, "bounded": 4},
+    {"regex": "[A-Za-z ]{2,9}", "logprobs": True},
+    {"regex": "(ab|[a-z])*[!?]", "temperature": 1.5, "seed": 6},
+    {"choices": ["Hello", "Hello, you", "No"], "top_logprobs": 4},
+    {"choices": ["b", "bb", "bbb"], "bounded": 2, "repetition_penalty": 1.3},
+    {"regex": "[a-z]+", "kv_bits": 8, "stop": ["e"], "temperature": 1.0, "seed": 7},
 ]
 JOB = st.fixed_dictionaries(
     {

@@ -74,6 +74,10 @@ WRONG = {
     "kv_bits": ["8", 8.0, True, 2],
     "kv_group_size": [None, 64.0, "64"],
     "prefill_step_size": [None, 1.0],
+    "json_schema": [5, 1.0, "", "{", ["a"], {"a": {1}}, {"minimum": float("nan")}],
+    "regex": [5, "", b"a", ["a"]],
+    "choices": [5, "ab", [], [""], ["a", 5], {"a": 1}],
+    "grammar": [5, "", " ", b"start: A", ["start: A"]],
 }
 
 

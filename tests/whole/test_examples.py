@@ -1,6 +1,7 @@
 """Every example runs, with the demo checkpoint, and shows what it promises."""
 
 import ast
+import csv
 import json
 import re
 import runpy
@@ -52,6 +53,24 @@ def test_describe(run):
     assert run("describe") == FIRST + "\n"
     image = EXAMPLES / "images" / "shapes-8.png"
     assert run("describe", image, "--prompt", "What colour is it?") == "Red.\n"
+
+
+def test_photos_to_table(run, tmp_path):
+    table = tmp_path / "table.csv"
+    printed = run("photos_to_table", "--demo", 6, "--output", table)
+    assert re.findall(r"(\w+): 6 of 6 right", printed) == ["shape", "colour", "size", "circles"]
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    assert all(0.5 < float(row["shape_probability"]) <= 1 for row in rows)
+
+    schema = tmp_path / "columns.json"
+    columns = {"stars": {"type": "boolean", "description": "Is there a star?"}, "size": {"enum": ["Big", "Small"]}}
+    schema.write_text(json.dumps({"properties": columns}))
+    run("photos_to_table", EXAMPLES / "images", "--schema", schema, "--output", tmp_path / "table.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "table.jsonl").read_text().splitlines()]
+    assert [row["file"] for row in rows] == [f"shapes-{i}.png" for i in range(1, 9)]
+    assert rows[0]["stars"] is True
 
 
 def test_stream(run):
