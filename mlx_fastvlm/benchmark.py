@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from .checkpoints.quantization import plan, quantize_modules
 from .checkpoints.weights import choose_dtype
 from .cli.parser import Parser, run
 from .errors import UsageError
+from .evaluation.report import markdown, sections
 from .evaluation.speed import import_seconds, machine, measure, photo, plot, table, timed
 from .models.pretrained import load
 from .models.released import SHAPES, random_model
@@ -43,14 +45,43 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens", type=int, default=32, metavar="N", help="tokens to decode (32)")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="measurements of each (5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="one command for a whole report: operations, steps, shares of what the machine could do; in Markdown",
+    )
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the time to first token (needs matplotlib)")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
+def _report(arguments: argparse.Namespace):
+    """Print the report as it grows."""
+    print("## FastVLM on this machine, by `python -m mlx_fastvlm.benchmark --report`", flush=True)
+    start = time.perf_counter()
+    size = (arguments.image_size or [1024])[-1]
+    for section in sections(arguments.random or "0.5b", size, arguments.repeats, arguments.tokens):
+        for line in markdown(section):
+            print(line, flush=True)
+    print(f"\nmade in {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def _check_report(parser: argparse.ArgumentParser, arguments: argparse.Namespace):
+    """What a report can't honour is refused."""
+    for name in ("model", "dtype", "image", "q_bits", "json", "plot"):
+        if getattr(arguments, name) != parser.get_default(name):
+            parser.error(
+                f"--report goes without --{name.replace('_', '-')}: it measures --random shapes, 0.5b by default"
+            )
+    if len(arguments.image_size or ()) > 1:
+        parser.error("--report takes one --image-size")
+
+
 def _benchmark(arguments: argparse.Namespace):
     if arguments.repeats < 1 or arguments.tokens < 1:
         raise UsageError("--repeats and --tokens must be at least 1.")
+    if arguments.report:
+        return _report(arguments)
     if arguments.plot:
         _need_matplotlib()
     image = arguments.image.read_bytes() if arguments.image else photo()
@@ -111,7 +142,10 @@ def _need_matplotlib():
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``python -m mlx_fastvlm.benchmark``."""
-    arguments = parser().parse_args(argv)
+    command = parser()
+    arguments = command.parse_args(argv)
+    if arguments.report:
+        _check_report(command, arguments)
     return run(lambda: _benchmark(arguments), debug=arguments.debug)
 
 

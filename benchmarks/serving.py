@@ -1,0 +1,330 @@
+"""The server under load: many clients at once, and every text compared with what the library says alone.
+
+    python benchmarks/serving.py --clients 200 --requests 1000 [--rate 20] [--vanish 0.3] [--compare]
+    python benchmarks/serving.py --clients 32 --requests 20000 --figure docs/figures/server-soak.png
+
+Starts a server with the demo on a free port of this machine. A closed loop by default: each client asks again as soon
+as it is answered; with ``--rate`` an open one, where so many requests a second arrive, whatever became of the others.
+``--vanish`` is the share of clients that leave in the middle. ``--compare`` measures the same prompts in the library.
+Needs ``pip install "mlx-fastvlm[server]" httpx``, and matplotlib for ``--figure``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import os
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+import mlx_fastvlm
+
+IMAGES = sorted((Path(__file__).parent.parent / "examples" / "images").glob("*.png"))
+QUESTIONS = ["Describe the image.", "What colour is the star?", "How many small shapes are there?", "What is there?"]
+OPTIONS = [
+    {"max_tokens": 40},
+    {"max_tokens": 16, "temperature": 1.2, "seed": 7},
+    {"max_tokens": 48, "temperature": 0.8, "top_p": 0.9, "seed": 1},
+    {"max_tokens": 32, "stop": [" and"]},
+    {"max_tokens": 24, "frequency_penalty": 1.0},
+]
+
+
+@dataclass
+class Job:
+    """A question with or without an image, and the answer that is right."""
+
+    question: str
+    image: Path | None
+    options: dict
+    expected: str = ""
+
+    @property
+    def body(self) -> dict:
+        content: list[dict] = [{"type": "text", "text": self.question}]
+        if self.image is not None:
+            data = base64.b64encode(self.image.read_bytes()).decode()
+            content.insert(0, {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}})
+        messages = [{"role": "user", "content": content}]
+        return {"model": "demo", "messages": messages, "stream": True, **self.options}
+
+
+@dataclass
+class Seen:
+    """What the clients saw."""
+
+    right: int = 0
+    wrong: list[str] = field(default_factory=list)
+    vanished: int = 0
+    refused: Counter = field(default_factory=Counter)
+    first: list[float] = field(default_factory=list)  # seconds to the first text
+    between: list[float] = field(default_factory=list)  # seconds between events
+    health: list[float] = field(default_factory=list)
+    memory: list[tuple[int, float]] = field(default_factory=list)  # after so many requests, resident bytes
+    pieces: int = 0
+
+
+def make_jobs() -> list[Job]:
+    jobs = [Job(question, image, options) for question in QUESTIONS for image in IMAGES for options in OPTIONS]
+    jobs += [Job(question, None, options) for question in QUESTIONS for options in OPTIONS]
+    model, processor = mlx_fastvlm.load("demo")
+    for job in jobs:
+        image = None if job.image is None else str(job.image)
+        job.expected = mlx_fastvlm.generate(model, processor, job.question, image, **job.options)
+    return jobs
+
+
+async def ask(client: httpx.AsyncClient, job: Job, leave_after: int | None, seen: Seen):
+    """One request; ``leave_after`` so many events, the client goes."""
+    start = last = time.perf_counter()
+    text = ""
+    async with client.stream("POST", "/v1/chat/completions", json=job.body) as response:
+        if response.status_code != 200:
+            seen.refused[response.status_code] += 1
+            await response.aread()
+            return
+        events = 0
+        async for line in response.aiter_lines():
+            if not line.startswith("data: ") or line == "data: [DONE]":
+                continue
+            chunk = json.loads(line.removeprefix("data: "))
+            if "error" in chunk:
+                seen.wrong.append(f"{job.question}: {chunk['error']['message']}")
+                return
+            piece = chunk["choices"][0]["delta"].get("content") or ""
+            now = time.perf_counter()
+            if piece:
+                (seen.between if text else seen.first).append(now - (last if text else start))
+                last = now
+            text += piece
+            events += 1
+            seen.pieces += 1
+            if leave_after is not None and events > leave_after:
+                seen.vanished += 1
+                return
+    if text == job.expected:
+        seen.right += 1
+    else:
+        seen.wrong.append(f"{job.question} ({job.image}, {job.options}): {text!r} is not {job.expected!r}")
+
+
+async def watch(client: httpx.AsyncClient, process: subprocess.Popen, seen: Seen, done: list[int]):
+    """Ask for the server's health all the time, and note its memory."""
+    while True:
+        start = time.perf_counter()
+        (await client.get("/health")).raise_for_status()
+        seen.health.append(time.perf_counter() - start)
+        seen.memory.append((done[0], resident(process)))
+        await asyncio.sleep(0.1)
+
+
+async def load(address: str, jobs: list[Job], arguments: argparse.Namespace, process: subprocess.Popen) -> Seen:
+    """Ask all there is to ask."""
+    seen, done, rng = Seen(), [0], random.Random(arguments.seed)
+    asked = iter(range(arguments.requests))
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=arguments.clients)
+    async with (
+        httpx.AsyncClient(base_url=address, timeout=600, limits=limits, trust_env=False) as client,
+        httpx.AsyncClient(base_url=address, timeout=600, trust_env=False) as other,
+    ):
+
+        async def one():
+            leave_after = rng.randint(0, 12) if rng.random() < arguments.vanish else None
+            await ask(client, rng.choice(jobs), leave_after, seen)
+            done[0] += 1
+
+        async def loop():
+            for _ in asked:
+                await one()
+
+        watching = asyncio.create_task(watch(other, process, seen, done))
+        if arguments.rate:
+            tasks = []
+            for _ in asked:
+                tasks.append(asyncio.create_task(one()))
+                await asyncio.sleep(rng.expovariate(arguments.rate))
+            await asyncio.gather(*tasks)
+        else:
+            await asyncio.gather(*(loop() for _ in range(arguments.clients)))
+        watching.cancel()
+        await settle(other, seen)
+    return seen
+
+
+async def settle(client: httpx.AsyncClient, seen: Seen):
+    """No row may be left once everybody is answered or gone."""
+    for _ in range(50):
+        rows = await gauge(client, "fastvlm_running_rows")
+        if rows == 0:
+            return
+        await asyncio.sleep(0.1)
+    seen.wrong.append(f"{rows:g} rows still run though nobody waits for them")
+
+
+async def gauge(client: httpx.AsyncClient, name: str) -> float:
+    lines = (await client.get("/metrics")).text.splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(f"{name} ")))
+
+
+def resident(process: subprocess.Popen) -> float:
+    """Bytes that a process holds in memory; 0 where the system doesn't tell."""
+    try:
+        pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return float(pages * os.sysconf("SC_PAGE_SIZE"))
+
+
+def open_things(process: subprocess.Popen) -> tuple[int, int]:
+    """Threads and files of a process."""
+    folder = Path(f"/proc/{process.pid}")
+    try:
+        return len(list((folder / "task").iterdir())), len(list((folder / "fd").iterdir()))
+    except OSError:
+        return 0, 0
+
+
+def start_server(arguments: argparse.Namespace) -> tuple[subprocess.Popen, str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlx_fastvlm.server", "--model", "demo", "--port", str(port)]
+    command += ["--max-rows", str(arguments.max_rows), "--max-queue", str(arguments.max_queue), "--log-level", "error"]
+    process = subprocess.Popen(command)
+    address = f"http://127.0.0.1:{port}"
+    for _ in range(600):
+        try:
+            if httpx.get(f"{address}/ready", trust_env=False).status_code == 200:
+                return process, address
+        except httpx.TransportError:
+            pass
+        if process.poll() is not None:
+            raise SystemExit("the server did not start")
+        time.sleep(0.1)
+    raise SystemExit("the server was not ready within a minute")
+
+
+def compare(address: str, jobs: list[Job], arguments: argparse.Namespace):
+    """The same prompts by ``batch_generate`` and over HTTP, turn about; and the first token of an idle server."""
+    model, processor = mlx_fastvlm.load("demo")
+    few = [job for job in jobs if job.options == OPTIONS[0] and job.image is not None] * 4
+    prompts, images = [job.question for job in few], [str(job.image) for job in few]
+    alone, served, library_first, server_first = [], [], [], []
+    still = argparse.Namespace(**{**vars(arguments), "vanish": 0.0, "rate": None})
+    for _ in range(arguments.turns):
+        start = time.perf_counter()
+        mlx_fastvlm.batch_generate(model, processor, prompts, images, batch_size=arguments.max_rows, **OPTIONS[0])
+        alone.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        asyncio.run(ask_all(address, few, still))
+        served.append(time.perf_counter() - start)
+    one = few[0]
+    for _ in range(20):
+        start = time.perf_counter()
+        next(mlx_fastvlm.stream_generate(model, processor, one.question, str(one.image)))
+        library_first.append(time.perf_counter() - start)
+        server_first.append(asyncio.run(first_of(address, one)))
+    print(f"{len(few)} prompts with images, {arguments.max_rows} rows, median of {arguments.turns} turns:")
+    a, b = statistics.median(alone), statistics.median(served)
+    print(f"  batch_generate {a:.2f} s, over HTTP {b:.2f} s: {b / a:.2f}x")
+    a, b = statistics.median(library_first), statistics.median(server_first)
+    print(f"  first token, idle: library {a * 1e3:.1f} ms, server {b * 1e3:.1f} ms")
+
+
+async def ask_all(address: str, jobs: list[Job], arguments: argparse.Namespace):
+    seen, left = Seen(), iter(jobs)
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits, trust_env=False) as client:
+
+        async def loop():
+            for job in left:
+                await ask(client, job, None, seen)
+
+        await asyncio.gather(*(loop() for _ in range(arguments.max_rows)))
+    assert seen.right == len(jobs), seen.wrong
+
+
+async def first_of(address: str, job: Job) -> float:
+    """Seconds to the first text; the image may be known by then, the prompt's prefix too, as in a conversation."""
+    seen = Seen()
+    async with httpx.AsyncClient(base_url=address, trust_env=False) as client:
+        await client.get("/health")  # the connection is there before the clock starts
+        await ask(client, job, 0, seen)
+    return seen.first[0] if seen.first else float("nan")
+
+
+def quantiles(seconds: list[float]) -> str:
+    """Median, 99th percentile and maximum in milliseconds."""
+    ordered = sorted(seconds) or [float("nan")]
+    return " / ".join(f"{ordered[min(len(ordered) - 1, int(len(ordered) * q))] * 1e3:.1f}" for q in (0.5, 0.99, 1))
+
+
+def draw(seen: Seen, file: str):
+    from matplotlib.figure import Figure  # noqa: PLC0415  not everybody has matplotlib
+
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot([n for n, _ in seen.memory], [bytes / 2**20 for _, bytes in seen.memory], linewidth=1)
+    axes.set(xlabel="requests answered", ylabel="resident memory, MiB", ylim=(0, None))
+    figure.savefig(file, dpi=130)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clients", type=int, default=32, help="at once, in a closed loop (%(default)s)")
+    parser.add_argument("--requests", type=int, default=500, help="in all (%(default)s)")
+    parser.add_argument("--rate", type=float, help="requests a second, in an open loop")
+    parser.add_argument("--vanish", type=float, default=0.0, help="share of clients that leave in the middle")
+    parser.add_argument("--max-rows", type=int, default=16)
+    parser.add_argument("--max-queue", type=int, default=1000)
+    parser.add_argument("--compare", action="store_true", help="measure the library beside it")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--figure", help="memory over the requests goes here")
+    arguments = parser.parse_args()
+
+    jobs = make_jobs()
+    process, address = start_server(arguments)
+    try:
+        before = open_things(process)
+        start = time.perf_counter()
+        seen = asyncio.run(load(address, jobs, arguments, process))
+        wall = time.perf_counter() - start
+        after = open_things(process)
+        if arguments.compare:
+            compare(address, jobs, arguments)
+    finally:
+        process.terminate()
+        code = process.wait(60)
+    print(f"{arguments.requests} requests in {wall:.1f} s, {arguments.requests / wall:.1f} a second")
+    print(
+        f"right {seen.right}, wrong {len(seen.wrong)}, left in the middle {seen.vanished}, refused {dict(seen.refused)}"
+    )
+    print(f"to the first text, ms (median / 99% / most): {quantiles(seen.first)}")
+    print(f"between pieces, ms: {quantiles(seen.between)}")
+    print(f"/health, ms: {quantiles(seen.health)}, asked {len(seen.health)} times")
+    tenth = max(1, len(seen.memory) // 10)
+    mib = [bytes / 2**20 for _, bytes in seen.memory]
+    early, late = statistics.mean(mib[tenth : 2 * tenth]), statistics.mean(mib[-tenth:])
+    print(f"resident MiB, second tenth of the time {early:.0f}, last tenth {late:.0f}, most {max(mib):.0f}")
+    print(f"threads and files before {before}, after {after}; exit code {code}")
+    for wrong in seen.wrong[:5]:
+        print(f"WRONG {wrong}")
+    if arguments.figure:
+        draw(seen, arguments.figure)
+    return 1 if seen.wrong or code != 0 else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
