@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from tokenizers import AddedToken, Tokenizer
 
+from ..errors import one_line
 from .marks import IMAGE_MARK, AnswerText
 from .provenance import Author, Piece
 
@@ -120,6 +121,10 @@ class PromptEncoder:
             encoding = self._tokenizer.encode(plain.text, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):  # bytes of a command line or a file name that are no UTF-8
             raise ValueError("A text holds characters that are not valid Unicode; give it as UTF-8.") from None
+        except Exception as error:  # `tokenizers` raises plain ones; this is about its files, not the text
+            raise ValueError(
+                f"The checkpoint's tokenizer can't write a text ({one_line(str(error))}); download its files again."
+            ) from None
         if self._kept_out.isdisjoint(encoding.ids):
             return encoding.ids
         cuts = self._cuts(plain, encoding.ids, encoding.offsets)

@@ -260,3 +260,13 @@ def test_a_list_of_named_templates(tmp_path):
         of(tokenizer_config_json={"chat_template": [{"name": "default"}]})
     with pytest.raises(ValueError, match="malformed"):
         of(tokenizer_config_json={"chat_template": 5})
+
+
+@pytest.mark.parametrize(
+    "model", [models.WordLevel({"a": 0}, unk_token="[UNK]"), models.BPE({"a": 0}, [], unk_token="")]
+)
+def test_a_tokenizer_that_lacks_its_own_unknown_token_is_told(model):
+    """Found by the fuzzer of tokenizer files: `tokenizers` raises a plain Exception."""
+    processor = FastVlmProcessor(Tokenizer(model), -200, frozenset())
+    with pytest.raises(ValueError, match="The checkpoint's tokenizer can't write a text"):
+        processor.encode_chat([{"role": "user", "content": "b"}])
