@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from .generation.api import generate as generate
     from .generation.api import stream_generate as stream_generate
     from .generation.batch import batch_generate as batch_generate
-    from .generation.decision import Decision as Decision
+    from .generation.choices import Decision as Decision
     from .generation.decision import batch_decide as batch_decide
     from .generation.decision import decide as decide
     from .generation.engine import Engine as Engine
@@ -65,7 +65,7 @@ _HOME = {
     "GenerationOptions": "generation.options",
     "batch_generate": "generation.batch",
     "GenerationResponse": "generation.answer",
-    "Decision": "generation.decision",
+    "Decision": "generation.choices",
     "decide": "generation.decision",
     "batch_decide": "generation.decision",
     "Engine": "generation.engine",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from ..models.fastvlm import FastVlmModel
     from .policy import CachePolicy
 
+MAX_PROMPTS = 256  # each is compared with each new one
+
 
 @dataclass
 class _Prompt:
@@ -30,7 +33,7 @@ class _Prompt:
     parameters: Parameters
     arrays: list[tuple[mx.array, mx.array]]
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         return sum(keys.nbytes + values.nbytes for keys, values in self.arrays)
 
@@ -44,7 +47,8 @@ class PrefixCache:
     forgotten.
 
     Args:
-        max_bytes: bound on the memory; the longest unused go first. A token takes 24.6 kB with FastVLM-0.5B in float32.
+        max_bytes: bound on the memory; the longest unused go first, also of more than ``MAX_PROMPTS`` prompts. A token
+            takes 24.6 kB with FastVLM-0.5B in float32.
 
     Attributes:
         hits, misses: how often a prompt found a beginning here, and how often not.
@@ -106,7 +110,7 @@ class PrefixCache:
             arrays = [(_copy(cache, cache.keys), _copy(cache, cache.values)) for cache in caches]
             mx.async_eval(arrays)  # whatever thread needs them next
             self._prompts[id(model), new] = _Prompt(model, parameters, arrays)
-            while self.nbytes > self.max_bytes:
+            while len(self._prompts) > MAX_PROMPTS or self.nbytes > self.max_bytes:
                 self._prompts.popitem(last=False)
 
 

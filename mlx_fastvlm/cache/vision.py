@@ -22,18 +22,15 @@ class VisionCache:
 
     Attributes:
         hits, misses: how often an image was found here, and how often not.
+        nbytes: of the features.
     """
 
     def __init__(self, max_bytes: int = 256 * 2**20):
         require(max_bytes >= 1, "max_bytes must be at least 1", max_bytes)
         self.max_bytes = max_bytes
-        self.hits = self.misses = 0
+        self.hits = self.misses = self.nbytes = 0
         self._features: OrderedDict[Hashable, mx.array] = OrderedDict()
         self._lock = threading.Lock()
-
-    @property
-    def nbytes(self) -> int:
-        return sum(features.nbytes for features in list(self._features.values()))
 
     def __len__(self) -> int:
         return len(self._features)
@@ -52,7 +49,8 @@ class VisionCache:
     def put(self, key: Hashable, features: mx.array):
         """Keep features, which must be computed already, unless they alone are over the bound."""
         with self._lock:
+            before = self._features.pop(key, None)
+            self.nbytes += features.nbytes - (0 if before is None else before.nbytes)
             self._features[key] = features
-            self._features.move_to_end(key)
             while self.nbytes > self.max_bytes:
-                self._features.popitem(last=False)
+                self.nbytes -= self._features.popitem(last=False)[1].nbytes

@@ -57,6 +57,7 @@ class Engine:
         vision_cache: for answers without the option of this name.
 
     Attributes:
+        processor: the model's.
         steps: how many steps have been made.
     """
 
@@ -73,7 +74,7 @@ class Engine:
         for name, value in (("max_rows", max_rows), ("prefill_step_size", prefill_step_size)):
             require_whole(name, value)
             require(value >= 1, f"{name} must be at least 1", value)
-        self._model, self._processor, self._max_rows = model, processor, max_rows
+        self._model, self.processor, self._max_rows = model, processor, max_rows
         self._prefill_step_size = prefill_step_size
         self._reader = PromptReader(model, processor, prefill_step_size, vision_cache, prefix_cache)
         self._waiting: deque[Row] = deque()
@@ -121,12 +122,12 @@ class Engine:
         """A prompt that is checked, and its images opened, but not asked yet; errors as for :meth:`submit`."""
         options.check(self._model)
         policy = options.cache_policy if options.prompt_cache is None else options.prompt_cache.policy
-        request = make_request(self._processor, prompt, image, options)
+        request = make_request(self.processor, prompt, image, options)
         request.check(self._model, bounded=policy.max_kv_size is not None)
         self._cache(options).check(self._model, request.tokens)
         if options.constraint is not None:
             size = self._model.config.text_config.vocab_size
-            request.grammar = Grammar(*options.constraint, self._processor, size)
+            request.grammar = Grammar(*options.constraint, self.processor, size)
         return request
 
     def enqueue(self, request: Request, options: GenerationOptions, start: float | None = None) -> Answer:
@@ -150,7 +151,7 @@ class Engine:
     ) -> Answer:
         answer = Answer(self, len(request.ids))
         start = time.perf_counter() if start is None else start
-        self._waiting.append(Row(self._processor, request, options, self._cache(options), answer, start, shared))
+        self._waiting.append(Row(self.processor, request, options, self._cache(options), answer, start, shared))
         return answer
 
     @staticmethod

@@ -59,10 +59,13 @@ def load_frames(source: ImageSource, frames: int) -> list[Image.Image]:
     return list(iter_frames(source, frames))
 
 
-def iter_frames(source: ImageSource, frames: int = 1) -> Iterator[Image.Image]:
+def iter_frames(source: ImageSource, frames: int = 1, max_pixels: int | None = None) -> Iterator[Image.Image]:
     """The images of :func:`load_frames` one at a time, so that none has to be kept at its full size.
 
     Errors come when the image that they are about is asked for.
+
+    Args:
+        max_pixels: of a frame, instead of ``MAX_PIXELS``.
 
     Raises:
         ValueError: also for an animation of more than ``MAX_FRAMES`` frames, or one that takes more than
@@ -73,16 +76,16 @@ def iter_frames(source: ImageSource, frames: int = 1) -> Iterator[Image.Image]:
     if isinstance(source, Image.Image):
         place = source.tell()
         try:
-            yield from _frames(source, "The image", frames)
+            yield from _frames(source, "The image", frames, max_pixels)
         finally:
             with contextlib.suppress(Exception):  # a damaged file, whose error is on its way
                 source.seek(place)
     elif hasattr(source, "shape"):
-        yield from _frames(from_array(source), "The image", frames)
+        yield from _frames(from_array(source), "The image", frames, max_pixels)
     else:
         file, name = open_source(source)
         with file, _open(file, name) as image:
-            yield from _frames(image, name, frames)
+            yield from _frames(image, name, frames, max_pixels)
 
 
 def _open(file: BinaryIO, name: str) -> Image.Image:
@@ -125,14 +128,15 @@ def _register_heif():
     pillow_heif.register_heif_opener()
 
 
-def _frames(image: Image.Image, name: str, frames: int) -> Iterator[Image.Image]:
+def _frames(image: Image.Image, name: str, frames: int, max_pixels: int | None) -> Iterator[Image.Image]:
+    most = MAX_PIXELS if max_pixels is None else max_pixels
     with _one_sentence(name):
-        _check_size(image, name)
+        _check_size(image, name, most)
         count = _count_frames(image, name) if frames > 1 else 1
         if count == 1:
             yield _to_rgb(image)
             return
-        for _ in _seek_frames(image, name, count, frames):
+        for _ in _seek_frames(image, name, count, frames, most):
             yield _apart(image)  # with no name here, or the frame would still be there when the next one is decoded
 
 
@@ -158,7 +162,7 @@ def _count_frames(image: Image.Image, name: str) -> int:
     return count
 
 
-def _seek_frames(image: Image.Image, name: str, count: int, frames: int) -> Iterator[int]:
+def _seek_frames(image: Image.Image, name: str, count: int, frames: int, most: int) -> Iterator[int]:
     """Move to each wanted frame in turn, with the size of every frame on the way checked before it is decoded."""
     wanted = {int(place) for place in np.linspace(0, count - 1, min(frames, count)).round()}
     decoded = 0
@@ -166,7 +170,7 @@ def _seek_frames(image: Image.Image, name: str, count: int, frames: int) -> Iter
         if place not in wanted and image.format in _RANDOM_ACCESS:
             continue
         image.seek(place)
-        _check_size(image, name)
+        _check_size(image, name, most)
         decoded += image.width * image.height
         left = 0 if image.format in _RANDOM_ACCESS else count - 1 - place
         if decoded + left * image.width * image.height > MAX_ANIMATION_PIXELS:
@@ -175,14 +179,14 @@ def _seek_frames(image: Image.Image, name: str, count: int, frames: int) -> Iter
             yield place
 
 
-def _check_size(image: Image.Image, name: str):
+def _check_size(image: Image.Image, name: str, most: int):
     """Before the frame at hand is decoded."""
     width, height = image.size
     if not width or not height:
         raise _ImageError(f"{name} has no pixels; give another image.")
     if max(width, height) > MAX_SIDES_RATIO * min(width, height):
         raise _ImageError(f"{name}, {width} x {height} pixels, is too narrow to be made a square; cut it first.")
-    if width * height > MAX_PIXELS and isinstance(image, ImageFile.ImageFile):  # others are in memory already
+    if width * height > most and isinstance(image, ImageFile.ImageFile):  # others are in memory already
         raise Image.DecompressionBombError
 
 

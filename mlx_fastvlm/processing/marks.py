@@ -7,11 +7,15 @@ from collections.abc import Iterable
 IMAGE_MARK = "<image>"
 
 
-class AnswerText(str):
+class PlainText(str):
+    """A text without marks: ``<image>`` in it is a word like any other."""
+
+
+class AnswerText(PlainText):
     """An answer in a conversation that knows the token ids which the model chose for it.
 
-    Encoding its text again may give others, and then nothing computed for these would be of use. Its text has no
-    marks: a model that says ``<image>`` shows no image.
+    Encoding its text again may give others, and then nothing computed for these would be of use. A model that says
+    ``<image>`` shows no image.
     """
 
     ids: tuple[int, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .marks import IMAGE_MARK, AnswerText
+from .marks import IMAGE_MARK, PlainText
 
 if TYPE_CHECKING:
     from .images import ImageSource
@@ -89,7 +89,7 @@ def _with_marks(prompt: Prompt, images: int, system: str | None) -> Messages:
 
 def _sources(content: Any) -> list[Any]:
     """For each image of a message's content, in reading order, what it brings, or ``_NO_SOURCE``."""
-    if isinstance(content, AnswerText):
+    if isinstance(content, PlainText):
         return []
     if isinstance(content, str):
         return [_NO_SOURCE] * content.count(IMAGE_MARK)
@@ -100,7 +100,7 @@ def _sources(content: Any) -> list[Any]:
         if is_image(part):
             sources.append(_source(part))
         elif isinstance(part, dict) and isinstance(part.get("text"), str):
-            sources += [_NO_SOURCE] * part["text"].count(IMAGE_MARK)
+            sources += _sources(part["text"])
     return sources
 
 
@@ -116,7 +116,7 @@ def _source(part: dict[str, Any]) -> Any:
 
 def _spread(content: Any, counts) -> Any:
     """The content with each mark as often as its source has images, and no sources."""
-    if isinstance(content, AnswerText):
+    if isinstance(content, PlainText):
         return content
     if isinstance(content, str):
         first, *others = content.split(IMAGE_MARK)
@@ -156,7 +156,7 @@ def content_parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Marks at the beginning of a string become image parts; the template puts its own newline after them.
     """
-    if isinstance(content, AnswerText):
+    if isinstance(content, PlainText):
         return [{"type": "text", "text": content}]
     if isinstance(content, str):
         parts, line = [], True

@@ -18,7 +18,7 @@ from ..errors import UsageError
 from ..files import read_optional_json
 from .encoding import PromptEncoder
 from .images import iter_frames
-from .marks import IMAGE_MARK, AnswerText
+from .marks import IMAGE_MARK, PlainText
 from .messages import Messages, check_marks, content_parts, is_image
 from .prepared import Image, ImageSettings
 from .preprocess import MAX_IMAGE_SIZE, make_image
@@ -31,6 +31,7 @@ from .tokenizer import (
     read_eos_token_ids,
     read_special_tokens,
     read_tokenizer,
+    token_bytes,
     token_content,
 )
 from .video import iter_video
@@ -57,6 +58,8 @@ class FastVlmProcessor:
         chat_template: jinja source, of which :mod:`.jinja` renders what is harmless.
         special_tokens: ``bos_token`` and its like, as templates call them, with their texts.
         max_characters: of a prompt; more are refused before they are tokenized, since no model has as many positions.
+        max_pixels: of an image as it comes; larger ones are refused before they are decoded. None is the library's own
+            limit, ``processing.images.MAX_PIXELS``.
     """
 
     tokenizer: Tokenizer
@@ -67,6 +70,7 @@ class FastVlmProcessor:
     chat_template: str = DEFAULT_TEMPLATE
     special_tokens: dict[str, str] = field(default_factory=dict)
     max_characters: int = CHARACTERS_PER_TOKEN * 32768
+    max_pixels: int | None = None
 
     def __post_init__(self):
         self._encoder = PromptEncoder(self.tokenizer, self.eos_token_ids, self.chat_template)
@@ -112,19 +116,18 @@ class FastVlmProcessor:
             images: one source or a list of them (see :func:`mlx_fastvlm.load_image`).
             image_size: side in pixels instead of the checkpoint's, a multiple of 64: fewer pixels, fewer tokens.
         """
-        settings = self._settings(image_size)
-        return [make_image(image, settings) for image in _as_list(images)]
+        return [image for source in _as_list(images) for image in self.prepare_frames(source, 1, image_size)]
 
     def prepare_frames(self, source: ImageSource, frames: int = 1, image_size: int | None = None) -> list[Image]:
         """So many frames of an animation as :meth:`prepare` makes images, evenly spaced; a still image gives itself.
 
         One is held at its full size at a time, so that a file takes memory for its largest frame and not for all.
         """
-        if isinstance(source, Image):
-            return self.prepare(source, image_size)
         settings = self._settings(image_size)
+        if isinstance(source, Image):
+            return [make_image(source, settings)]
         # No loop, whose variable would hold a frame while the next one is decoded.
-        return [*map(partial(make_image, settings=settings), iter_frames(source, frames))]
+        return [*map(partial(make_image, settings=settings), iter_frames(source, frames, self.max_pixels))]
 
     def prepare_video(
         self, source: VideoSource, fps: float, max_frames: int, image_size: int | None = None
@@ -195,6 +198,10 @@ class FastVlmProcessor:
     def encode_answer(self, text: str) -> list[int]:
         """The token ids of a text that an answer begins with; nothing in it is a special token or a mark."""
         return self._ids([Piece(text, Author.MODEL)], None)
+
+    def token_bytes(self, id: int) -> bytes:
+        """What a token adds to a text, which may be part of a character; b"" for special tokens."""
+        return token_bytes(self.tokenizer, id)
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Token ids -> text. Image placeholders are left out."""
@@ -301,7 +308,7 @@ class FastVlmProcessor:
 
 
 def _said(text: str) -> str:
-    return written_by(Author.MODEL if isinstance(text, AnswerText) else Author.USER, text)
+    return written_by(Author.MODEL if isinstance(text, PlainText) else Author.USER, text)
 
 
 def _parts(parts: list[dict[str, Any]]) -> list[dict[str, str]]:

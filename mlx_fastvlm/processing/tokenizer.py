@@ -97,6 +97,24 @@ class Detokenizer:
         return text.rstrip("\ufffd")
 
 
+def token_bytes(tokenizer: Tokenizer, id: int) -> bytes:
+    """What a token adds to a text, which may be part of a character; b"" for special tokens and unknown ids."""
+    token = tokenizer.id_to_token(id) or ""
+    if isinstance(tokenizer.decoder, decoders.ByteLevel) and id not in tokenizer.get_added_tokens_decoder():
+        return bytes(_BYTES[character] for character in token)
+    return tokenizer.decode([id], skip_special_tokens=True).encode()
+
+
+def _byte_level() -> dict[str, int]:
+    """The character that stands for each byte in GPT-2's vocabularies: itself if it shows, else one from 256 on."""
+    shown = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in shown]
+    return {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTES = _byte_level()
+
+
 def read_eos_token_ids(tokenizer: Tokenizer, config: FastVlmConfig, *files: dict[str, Any]) -> frozenset[int]:
     """Every id that any of the checkpoint's files, or ChatML itself, calls the end."""
     ids = set(config.eos_token_id)

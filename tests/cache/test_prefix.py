@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from mlx_fastvlm import Engine, PrefixCache, generate
+from mlx_fastvlm.cache import prefix
 from tests.support.images import IMAGE
 from tests.support.models import wide_model
 
@@ -87,6 +88,17 @@ def test_it_is_bounded_and_forgets_the_longest_unused(wide):
     assert len(cache) == 0
     with pytest.raises(ValueError, match="max_bytes"):
         PrefixCache(0)
+
+
+def test_its_prompts_are_counted_too(wide, monkeypatch):
+    """Each is compared with every new one, so there are never many, however small they are."""
+    monkeypatch.setattr(prefix, "MAX_PROMPTS", 3)
+    cache = PrefixCache()
+    engine = Engine(*wide, prefix_cache=cache)
+    for system in "abcdefg":
+        ask(engine, "a", system=system)
+    assert len(cache) == 3
+    assert ask(engine, "a", system="g")[1].cached_tokens > ask(engine, "a", system="a")[1].cached_tokens
 
 
 def test_another_model_finds_nothing(wide, untied_model):

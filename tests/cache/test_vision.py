@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import mlx.core as mx
 import pytest
 from PIL import Image
 
@@ -71,3 +72,12 @@ def test_a_vision_cache_is_bounded_and_forgets_the_longest_unused(ask, tower_cal
     tiny = VisionCache(max_bytes=one - 1)
     ask(image=IMAGE, vision_cache=tiny, max_tokens=1)
     assert len(tiny) == 0
+
+
+def test_an_image_that_comes_again_counts_once():
+    cache = VisionCache(max_bytes=100)
+    for size in (10, 20, 20):
+        cache.put("key", mx.zeros((size,), mx.uint8))
+    assert (len(cache), cache.nbytes) == (1, 20)
+    cache.put("other", mx.zeros((90,), mx.uint8))
+    assert (len(cache), cache.nbytes) == (1, 90)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mlx_fastvlm import VisionCache, batch_decide, decide, load
 from mlx_fastvlm.errors import UsageError
-from mlx_fastvlm.generation import decision
+from mlx_fastvlm.generation import choices
 from tests.support.images import IMAGE
 from tests.support.models import wide_model
 
@@ -37,8 +37,8 @@ def brute_force(model, processor, question, image, choice):
 @pytest.mark.parametrize("image", [None, IMAGE])
 @pytest.mark.parametrize("limits", [(256, 16), (4, 2), (1, 1)])
 def test_each_choice_is_scored_as_by_a_full_pass(wide, image, limits, monkeypatch):
-    monkeypatch.setattr(decision, "TOKENS", limits[0])
-    monkeypatch.setattr(decision, "ROWS", limits[1])
+    monkeypatch.setattr(choices, "TOKENS", limits[0])
+    monkeypatch.setattr(choices, "ROWS", limits[1])
     found = decide(*wide, "What is this?", image, choices=CHOICES)
     expected = {choice: brute_force(*wide, "What is this?", image, choice) for choice in CHOICES}
     assert found.logprobs == pytest.approx(expected, abs=1e-5)
@@ -69,7 +69,7 @@ def test_probabilities_are_those_of_what_answers_begin_with(lengths):
 
     tokens = [tuple(ids) for ids in lengths]
     names = [str(ids) for ids in tokens]
-    found = decision._decision(names, tokens, [math.log(probability(ids)) for ids in tokens])
+    found = choices._decision(names, tokens, [math.log(probability(ids)) for ids in tokens])
     counted = dict.fromkeys(names, 0.0)
     for answer in np.ndindex(3, 3, 3, 3):
         begun = [ids for ids in tokens if answer[: len(ids)] == ids]
