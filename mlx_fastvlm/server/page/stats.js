@@ -1,0 +1,85 @@
+// How fast answers come. Times are in milliseconds, as performance.now() gives them.
+
+/** One answer. */
+export class AnswerStats {
+  #start;
+  #first = null;
+  #last = null;
+  #pieces = 0;
+  #tokens = null;
+
+  constructor(start) {
+    this.#start = start;
+  }
+
+  /** A piece of text came. */
+  piece(now) {
+    this.#first ??= now;
+    this.#last = now;
+    this.#pieces += 1;
+  }
+
+  /** The server told how many tokens the answer has. */
+  counted(tokens) {
+    this.#tokens = tokens;
+  }
+
+  /** Seconds from the request to the first text, or null. */
+  get firstToken() {
+    return this.#first === null ? null : (this.#first - this.#start) / 1000;
+  }
+
+  /** How many there are, and whether the server told so; pieces of text are counted until it does. */
+  get tokens() {
+    return { count: this.#tokens ?? this.#pieces, exact: this.#tokens !== null };
+  }
+
+  /** Tokens a second after the first, or null where there is no time between them. */
+  get rate() {
+    const elapsed = this.#first === null ? 0 : (this.#last - this.#first) / 1000;
+    const { count } = this.tokens;
+    return elapsed > 0 && count > 1 ? (count - 1) / elapsed : null;
+  }
+
+  /** For people: "first token after 120 ms · 45.6 tokens/s · 23 tokens". */
+  toString() {
+    if (this.firstToken === null) return "";
+    const { count, exact } = this.tokens;
+    const about = exact ? "" : "about ";
+    const parts = [`first token after ${duration(this.firstToken)}`];
+    if (this.rate !== null) parts.push(`${about}${this.rate.toFixed(1)} tokens/s`);
+    parts.push(`${about}${count} ${count === 1 ? "token" : "tokens"}`);
+    return parts.join(" · ");
+  }
+}
+
+/** How often something happens: over the last few times. */
+export class Rate {
+  #times = [];
+  #size;
+
+  /** @param {number} size how many times are looked at */
+  constructor(size = 8) {
+    this.#size = size;
+  }
+
+  note(now) {
+    this.#times.push(now);
+    if (this.#times.length > this.#size) this.#times.shift();
+  }
+
+  clear() {
+    this.#times = [];
+  }
+
+  /** Times a second, or null before the second one. */
+  get perSecond() {
+    const elapsed = this.#times.length < 2 ? 0 : this.#times.at(-1) - this.#times[0];
+    return elapsed > 0 ? ((this.#times.length - 1) * 1000) / elapsed : null;
+  }
+}
+
+/** Seconds for people. */
+export function duration(seconds) {
+  return seconds < 1 ? `${Math.round(seconds * 1000)} ms` : `${seconds.toFixed(2)} s`;
+}
