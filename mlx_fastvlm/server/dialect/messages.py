@@ -1,0 +1,135 @@
+"""Messages of a request -> chat messages as the library reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from ...generation.options import GenerationOptions
+from ...processing.marks import IMAGE_MARK, PlainText
+from .errors import RequestError
+from .fields import brief
+from .images import DETAILS, Images
+
+if TYPE_CHECKING:
+    from .ask import Served
+    from .fields import Fields
+    from .images import Source
+
+Part = dict[str, Any]
+
+# Fields of a message that nothing here can act on.
+_OF_TOOLS = ("tool_calls", "function_call", "tool_call_id")
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+
+class Conversation:
+    """Messages as they are read, and what they bring.
+
+    Attributes:
+        messages: as the library reads them, images as :class:`Source`.
+        film: of the first message of the user.
+    """
+
+    def __init__(self, served: Served):
+        self._served = served
+        self.messages: list[dict[str, Any]] = []
+        self.images = Images(served)
+        self.film: Source | None = None
+
+    def say(self, role: str, content: str | list[Part]):
+        self.messages.append({"role": role, "content": plain(content) if isinstance(content, str) else content})
+
+    def read(self, body: Fields, name: str, parts: Callable[[Conversation, Fields, str], Iterator[Part]]):
+        """Read a list of messages.
+
+        Args:
+            parts: (this, a part, the message's role) -> what the part brings.
+        """
+        for message in body.objects(name):
+            self._read_message(message, parts)
+
+    def _read_message(self, message: Fields, parts: Callable[[Conversation, Fields, str], Iterator[Part]]):
+        given = message.needed("role", message.text("role"))
+        if given in ("tool", "function"):
+            message.refuse("role", f"Messages of the role {given} are not served here: the model calls no tools.")
+        role = _ROLES.get(given)
+        if role is None:
+            message.refuse(
+                "role", f"{message.where}role must be system, developer, user or assistant, got {brief(given)}."
+            )
+        for field in _OF_TOOLS:
+            if message.get(field):
+                message.refuse(field, f"{message.where}{field} is not served here: the model calls no tools.")
+        for field in ("name", "audio", "refusal", "images"):
+            if message.get(field):
+                message.refuse(field, f"{message.where}{field} is not served here; put it into the content.")
+        content = message.get("content")
+        if isinstance(content, list):
+            found = [part for part_ in message.objects("content") for part in parts(self, part_, role)]
+            self.say(role, found)
+        elif content is None and role == "assistant":
+            self.say(role, "")
+        else:
+            self.say(role, message.needed("content", message.text("content")))
+
+    def text(self, part: Fields) -> Part:
+        """A part that is text."""
+        return said(part.needed("text", part.text("text")))
+
+    def image(self, url: Fields, name: str, role: str) -> Part:
+        """A part that is an image; ``url`` has its address under ``name``, and its detail."""
+        if role != "user":
+            url.refuse(name, f"Images belong into messages of the user, and {url.where}{name} is in one of {role}.")
+        address = url.needed(name, url.text(name))
+        return {"type": "image", "image": self.images.image(address, url.where + name, url.one_of("detail", *DETAILS))}
+
+    def take_film(self, url: Fields, name: str, role: str):
+        """A part that is a film: an option of the library, which puts the frames before the first question."""
+        address = url.needed(name, url.text(name))
+        if role != "user" or any(message["role"] == "user" for message in self.messages):
+            url.refuse(name, f"A film belongs into the first message of the user; move {url.where}{name} there.")
+        if self.film is not None:
+            url.refuse(name, "A request can have one film; send one.")
+        self.film = self.images.film(address, url.where + name)
+
+    def options(self, body: Fields) -> dict[str, Any]:
+        """The library's options about images and films: those that the body names, and what the parts ask for."""
+        size = body.whole("image_size", 1, self._served.max_image_size)
+        most = self._served.max_frames
+        frames, max_frames = body.whole("frames", 1, most), body.whole("max_frames", 1, most)
+        images = self.images.count * (frames or 1)
+        if self.film is not None:
+            images += max_frames or GenerationOptions.max_frames
+        self.images.check_count(images, "frames" if frames else "max_frames")
+        options = {
+            "image_size": self.images.image_size if size is None else size,
+            "frames": frames,
+            "fps": body.number("fps"),
+            "max_frames": max_frames,
+            "video": self.film,
+        }
+        return {name: value for name, value in options.items() if value is not None}
+
+
+def plain(text: str) -> str:
+    """A client's text, in which ``<image>`` is a word like any other: its images are parts."""
+    return PlainText(text) if IMAGE_MARK in text else text
+
+
+def said(text: str) -> Part:
+    return {"type": "text", "text": plain(text)}
+
+
+def user_says(text: str) -> list[dict[str, Any]]:
+    """One question as messages."""
+    return [{"role": "user", "content": plain(text)}]
+
+
+def refuse_part(part: Fields, *known: str):
+    """For a part of a message that is of no kind that this server reads."""
+    kind = part.needed("type", part.text("type"))
+    raise RequestError(
+        f"{part.where}type must be {', '.join(known)}, got {brief(kind)}; nothing else is served here.",
+        f"{part.where}type",
+    )
