@@ -13,7 +13,10 @@ COMMANDS = {
     "chat": "talk about images in the terminal",
     "convert": "convert, quantize and verify a checkpoint",
     "benchmark": "time each step of an answer on this machine",
+    "server": "answer clients of OpenAI's API over HTTP",
 }
+
+MODULES = {"server": "server.__main__"}  # of commands that are packages
 
 USAGE = "usage: fastvlm [COMMAND] [FLAGS]\n\ncommands, each with --help:\n" + "\n".join(
     f"  {name:10} {what}" for name, what in COMMANDS.items()
@@ -37,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
         print(f"error: there is no command {command!r}; {advice}", file=sys.stderr)
         return 2
-    return importlib.import_module(f"{__package__}.{command}").main(flags)
+    return importlib.import_module(f"{__package__}.{MODULES.get(command, command)}").main(flags)
 
 
 if __name__ == "__main__":

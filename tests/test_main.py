@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import mlx_fastvlm
-from mlx_fastvlm.__main__ import COMMANDS, main
+from mlx_fastvlm.__main__ import COMMANDS, MODULES, main
 from tests.support.paths import ROOT
 from tests.support.processes import run, start
 
@@ -20,7 +20,7 @@ def called(monkeypatch):
     calls = []
     for code, name in enumerate(COMMANDS, 40):
         command = types.SimpleNamespace(main=lambda flags, name=name, code=code: calls.append((name, flags)) or code)
-        monkeypatch.setitem(sys.modules, f"mlx_fastvlm.{name}", command)
+        monkeypatch.setitem(sys.modules, f"mlx_fastvlm.{MODULES.get(name, name)}", command)
     return calls
 
 
@@ -37,9 +37,11 @@ def test_a_flag_first_means_generate(called):
 
 
 def test_every_command_of_the_package_is_listed():
-    """A module with a parser and a main of its own is one."""
+    """A module with a parser and a main of its own is one, or a room with such a module as its __main__."""
     here = Path(mlx_fastvlm.__file__).parent
-    commands = {file.stem for file in here.glob("*.py") if "\ndef main(" in file.read_text(encoding="utf-8")}
+    files = [*here.glob("*.py"), *here.glob("*/__main__.py")]
+    mains = [file for file in files if "\ndef main(" in file.read_text(encoding="utf-8")]
+    commands = {file.stem if file.parent == here else file.parent.name for file in mains}
     assert commands - {"__main__"} == COMMANDS.keys()
 
 

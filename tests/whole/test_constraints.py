@@ -12,7 +12,7 @@ from tests.support.paths import ROOT
 tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
 
 UNPINNED = {"ipython", "pre-commit"}  # constraints.txt says why
-EXTRAS = ("cpu", "plot", "video", "docs", "test", "dev")
+EXTRAS = ("cpu", "plot", "video", "server", "docs", "test", "dev")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,89 @@
+"""``python -m mlx_fastvlm.server``: FastVLM behind OpenAI's HTTP interface."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..cli.flags import add_model_flags, load_chosen_model
+from ..cli.parser import Parser, run
+from .serving import serve
+from .settings import LOG_LEVELS, ServerSettings
+
+KEY = "FASTVLM_API_KEY"
+_DEFAULTS = ServerSettings()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of ``python -m mlx_fastvlm.server``."""
+    parser = Parser(
+        prog="python -m mlx_fastvlm.server",
+        description="Serve FastVLM to clients of OpenAI's API. Logs go to stderr, one JSON object a line.",
+        epilog="example: python -m mlx_fastvlm.server --model demo --port 8080",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_flags(parser)
+    parser.add_argument("--name", help="the model's id for clients (the hub id, or the folder's name)")
+    listening = parser.add_argument_group("who may ask")
+    _setting(listening, "--host", str, "the address to listen on; any but this machine's own demands a key")
+    _setting(listening, "--port", int, "the port to listen on; 0 takes any that is free")
+    listening.add_argument(
+        "--api-key",
+        dest="api_keys",
+        action="append",
+        metavar="KEY",
+        help=f"requests must bring it; repeats. Better set {KEY}: others on the machine can read command lines",
+    )
+    listening.add_argument(
+        "--allow-host", dest="allow_hosts", action="append", metavar="NAME", help="a further name of this server"
+    )
+    listening.add_argument(
+        "--allow-origin", dest="allow_origins", action="append", metavar="URL", help="pages from there may ask"
+    )
+    images = parser.add_argument_group("images")
+    images.add_argument("--image-root", type=Path, metavar="DIR", help="requests may name image files in it (none)")
+    images.add_argument("--allow-urls", action="store_true", help="requests may name images at public addresses")
+    _setting(images, "--max-images", int, "of a request")
+    _setting(images, "--max-pixels", int, "of an image as it comes")
+    limits = parser.add_argument_group("limits")
+    _setting(limits, "--max-rows", int, "answers that are made at once")
+    _setting(limits, "--max-queue", int, "further requests that may wait; the next are refused with status 429")
+    _setting(limits, "--max-tokens", int, "the longest answer that may be asked for")
+    _setting(limits, "--max-body", int, "bytes of a request")
+    _setting(limits, "--request-timeout", float, "seconds until an answer must be whole")
+    _setting(limits, "--hang-limit", float, "seconds that a step may take before /ready says no")
+    _setting(limits, "--exit-after", float, "further seconds until the process ends with an error")
+    _setting(limits, "--drain", float, "seconds in which answers may be finished after SIGTERM")
+    logging = parser.add_argument_group("output")
+    logging.add_argument("--log-level", choices=LOG_LEVELS, default=_DEFAULTS.log_level, help="least that is logged")
+    logging.add_argument("--debug", action="store_true", help="show the traceback of an error at the start")
+    return parser
+
+
+def _setting(group: Any, flag: str, kind: type, help: str):
+    default = getattr(_DEFAULTS, flag.removeprefix("--").replace("-", "_"))
+    metavar = "N" if kind in (int, float) else "TEXT"
+    group.add_argument(flag, type=kind, default=default, metavar=metavar, help=f"{help} ({default})")
+
+
+def settings(arguments: argparse.Namespace) -> ServerSettings:
+    """What the flags say; ``UsageError`` for a value that can't be."""
+    names = ServerSettings.__dataclass_fields__
+    given = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
+    keys = given.pop("api_keys", None) or ([os.environ[KEY]] if os.environ.get(KEY) else [])
+    for name in ("allow_hosts", "allow_origins"):
+        given[name] = tuple(given.get(name, ()))
+    return ServerSettings(**given, api_keys=tuple(keys))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``python -m mlx_fastvlm.server``."""
+    arguments = parser().parse_args(argv)
+    return run(lambda: serve(settings(arguments), lambda: load_chosen_model(arguments)), debug=arguments.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
