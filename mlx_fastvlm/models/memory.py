@@ -11,9 +11,9 @@ from mlx.utils import tree_flatten
 if TYPE_CHECKING:
     from .fastvlm import FastVlmForConditionalGeneration
 
-# The tower's peak beyond its weights, in bytes a pixel in float32: measured with the released models' shape at 512 and
-# 1024 pixels on the CPU backend (docs/security.md).
-TOWER_BYTES_PER_PIXEL = 430
+# The tower's peak beyond its weights, in bytes a pixel in float32, with the released models' shape: on the CPU backend
+# measured at 512 and 1024 pixels, on a GPU told by the graph at 512 to 4096 (docs/security.md).
+TOWER_BYTES_PER_PIXEL = {mx.DeviceType.cpu: 430, mx.DeviceType.gpu: 140}
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
@@ -24,13 +24,18 @@ def check_memory(name: str, model: FastVlmForConditionalGeneration, image_size: 
     An estimate: it knows the weights to the byte, and leaves out a long conversation's KV cache.
     """
     weights = sum(x.nbytes for _, x in tree_flatten(model.parameters()))
-    needed = weights + TOWER_BYTES_PER_PIXEL * image_size**2 * model.vision_tower.dtype.size // 4
+    needed = weights + tower_memory(image_size, model.vision_tower.dtype)
     free = free_memory()
     if free is not None and needed > free:
         raise OSError(
             f"{name} needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; close other "
             "programs, take a quantized or smaller model, or load it nevertheless with --force (force=True)."
         )
+
+
+def tower_memory(image_size: int, dtype: mx.Dtype) -> int:
+    """Bytes that the tower needs for one image, beside its weights."""
+    return TOWER_BYTES_PER_PIXEL[mx.default_device().type] * image_size**2 * dtype.size // 4
 
 
 def free_memory() -> int | None:
