@@ -2,11 +2,14 @@
 
 ``forms.py`` puts them in the plain ones' places. They are right in every type and on every device. Those that read the
 parameters of layers inside step aside where such a layer was replaced.
+
+A kernel that MLX fuses keeps every intermediate in its array's type. So 16-bit arrays become float32 inside of it,
+where that costs nothing, and what comes out is rounded once.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -14,39 +17,119 @@ import mlx.nn as nn
 
 from . import activations, language, vision
 
+# Sizes of heads that Metal has a fused kernel of attention for, with few queries and with many.
+FUSED_HEADS = (64, 96, 128)
+
+
+def _fused(function: Callable[..., mx.array], shapeless: bool = False) -> Callable[..., mx.array]:
+    """An elementwise function as one kernel: float32 inside, what comes out in the first array's type."""
+
+    def widened(*arrays: mx.array) -> mx.array:
+        done = function(*(x if x.dtype == mx.bool_ else x.astype(mx.float32) for x in arrays))
+        return done.astype(arrays[0].dtype)
+
+    return mx.compile(widened, shapeless=shapeless)
+
+
+gelu, gelu_tanh, silu, swiglu = (
+    _fused(function, shapeless=True)
+    for function in (
+        activations.gelu,
+        activations.gelu_tanh,
+        activations.silu,
+        lambda gate, up: activations.silu(gate) * up,
+    )
+)
+gelu_of_sum = _fused(lambda x, y: activations.gelu(x + y))
+# The gate before its sigmoid.
+gelu_of_gated = _fused(lambda x, gate: activations.gelu(x * mx.sigmoid(gate)))
+gated = _fused(lambda x, gate: x * mx.sigmoid(gate))
+# x and y, channel by channel, and a bias; the first says which is which: (..., channels, 2).
+interleaved = _fused(lambda x, y, bias, first: mx.where(first, x, y) + bias)
+gelu_of_interleaved = _fused(lambda x, y, bias, first: activations.gelu(mx.where(first, x, y) + bias))
+
+
+@mx.compile
+def two_sums(x: mx.array, y: mx.array, z: mx.array) -> tuple[mx.array, mx.array]:
+    """``x + y`` and ``x + y + z``, shapes that broadcast, in one kernel, which reads x once.
+
+    Each sum is rounded: MLX would make two kernels if the second went on from what the first rounds.
+    """
+    xy = x + y
+    return xy, xy + z
+
+
+# Activations
+
 
 class GpuGELU(activations.GELU):
     def __call__(self, x: mx.array) -> mx.array:
-        return nn.gelu(x)
+        return gelu(x)
 
 
 class GpuGELUTanh(activations.GELUTanh):
     def __call__(self, x: mx.array) -> mx.array:
-        return nn.gelu_approx(x)
+        return gelu_tanh(x)
 
 
 class GpuSiLU(activations.SiLU):
     def __call__(self, x: mx.array) -> mx.array:
-        return nn.silu(x)
+        return silu(x)
+
+
+# Convolutions
 
 
 class GpuDepthwiseConv2d(vision.DepthwiseConv2d):
     """Metal has a fast kernel for exactly one output per group: two outputs are two such convolutions."""
 
-    def convolve(self, x: mx.array) -> mx.array:
-        per_input = self.weight.shape[0] // x.shape[-1]
-        if per_input == 1:
-            return super().convolve(x)
+    def __call__(self, x: mx.array) -> mx.array:
+        return self._finished(x, mx.add, interleaved) if self._doubles(x) else super().__call__(x)
+
+    def gelu(self, x: mx.array) -> mx.array:
+        """GELU of what the layer computes."""
+        return self._finished(x, gelu_of_sum, gelu_of_interleaved) if "bias" in self else gelu(self(x))
+
+    def _doubles(self, x: mx.array) -> bool:
+        return "bias" in self and self.weight.shape[0] == 2 * x.shape[-1]
+
+    def _finished(self, x: mx.array, single: Callable[..., mx.array], double: Callable[..., mx.array]) -> mx.array:
+        if not self._doubles(x):
+            return single(self.convolve(x), self.bias)
+        first, second = (y[..., None] for y in self._halves(x))
+        return double(first, second, self.bias.reshape(-1, 2), mx.array([True, False])).flatten(-2)
+
+    def _halves(self, x: mx.array) -> list[mx.array]:
+        """Without the bias: every channel's first output, and every channel's second."""
+        # As the kernel needs them, in one copy: else each half would be copied.
+        weight = self.weight.reshape(-1, 2, *self.weight.shape[1:]).swapaxes(0, 1).reshape(self.weight.shape)
         how: dict[str, Any] = {"stride": self._stride, "padding": self.weight.shape[1] // 2, "groups": x.shape[-1]}
-        outputs = [mx.conv2d(x, self.weight[i::per_input], **how) for i in range(per_input)]
-        return mx.stack(outputs, axis=-1).flatten(-2)
+        return [mx.conv2d(x, half, **how) for half in weight.split(2)]
 
 
-@mx.compile
-def two_sums(x: mx.array, y: mx.array, z: mx.array) -> tuple[mx.array, mx.array]:
-    """``x + y`` and ``x + y + z``, shapes that broadcast, in one kernel, which reads x once."""
-    xy = x + y
-    return xy, xy + z
+def convolved(conv: nn.Module, act: nn.Module, x: mx.array) -> mx.array:
+    """``act(conv(x))``: bias and GELU in one kernel."""
+    if type(act) is not GpuGELU:
+        return act(conv(x))
+    if type(conv) is GpuDepthwiseConv2d:
+        return conv.gelu(x)
+    if type(conv) is nn.Conv2d and "bias" in conv:
+        return gelu_of_sum(mx.conv2d(x, conv.weight, conv.stride, conv.padding, conv.dilation, conv.groups), conv.bias)
+    return act(conv(x))
+
+
+class GpuStem(vision.Stem):
+    def __call__(self, x: mx.array) -> mx.array:
+        x = convolved(self.depthwise, self.act, convolved(self.conv, self.act, x))
+        return self.act(self.pointwise(x))
+
+
+class GpuDownsample(vision.Downsample):
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.act(self.pointwise(convolved(self.depthwise, self.act_between, x)))
+
+
+# The tower's blocks
 
 
 def add_matmul(x: mx.array, y: mx.array, layer: nn.Module) -> mx.array:
@@ -84,10 +167,69 @@ class GpuAttentionBlock(vision.AttentionBlock):
         return _onto(skip, self.mlp, x)
 
 
-@partial(mx.compile, shapeless=True)
-def swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    """``silu(gate) * up`` in one kernel."""
-    return activations.silu(gate) * up
+def windowed_attention(qkv: mx.array, head_dim: int, width: int, scale: float) -> mx.array:
+    """Self-attention by a kernel for wider heads, which none of the arrays is copied for but the queries.
+
+    A head of keys is seen ``width`` values wide, with those that lie behind it, and the queries have zeros there. A
+    head of values is seen with those that lie before it, and their means are dropped. So the result is the same.
+
+    Args:
+        qkv: (batch, tokens, 3 * channels): all heads' queries, keys, values.
+        head_dim, width: of a head, and of those that the kernel takes, at most ``head_dim`` + channels.
+
+    Returns:
+        (batch, tokens, channels).
+    """
+    batch, tokens, channels = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    heads, more = channels // head_dim, width - head_dim
+
+    def window(first: int) -> mx.array:
+        strides = (tokens * 3 * channels, head_dim, 3 * channels, 1)
+        return mx.as_strided(qkv, (batch, heads, tokens, width), strides, first)
+
+    own = mx.array([True] * head_dim + [False] * more)
+    q, k, v = mx.where(own, window(0), 0), window(channels), window(2 * channels - more)
+    y = mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+    return y[..., more:].transpose(0, 2, 1, 3).reshape(batch, tokens, channels)
+
+
+class GpuVisionAttention(vision.Attention):
+    """Where Metal has no fused kernel for this size of heads, one for wider heads takes them.
+
+    Else all scores would be in memory, 50 MB a block for an image of 1024 pixels and 12.9 GB for one of 4096.
+    """
+
+    def mix(self, qkv: mx.array) -> mx.array:
+        head_dim, channels = self._head_dim, qkv.shape[-1] // 3
+        width = next((wide for wide in FUSED_HEADS if wide >= head_dim), head_dim)
+        if width == head_dim or width > head_dim + channels:
+            return super().mix(qkv)
+        return windowed_attention(qkv, head_dim, width, self._scale)
+
+
+class GpuSqueezeExcite(vision.SqueezeExcite):
+    def __call__(self, x: mx.array) -> mx.array:
+        return gated(x, self.gate(x))
+
+    def means(self, x: mx.array) -> mx.array:
+        """As a product, whose sums are float32 in every type; a sum of 16-bit numbers is not."""
+        batch, height, width, channels = x.shape
+        count = height * width
+        exact = 2 ** (count - 1).bit_length()  # a power of two has no rounding error
+        ones = mx.array([1 / exact] * count, x.dtype)
+        mean = (ones @ x.reshape(batch, count, channels)).reshape(batch, 1, 1, channels)
+        return mean if exact == count else mean * (exact / count)
+
+
+class GpuFinalConv(vision.FinalConv):
+    def __call__(self, x: mx.array) -> mx.array:
+        if type(self.se) is not GpuSqueezeExcite or type(self.act) is not GpuGELU:
+            return super().__call__(x)
+        x = self.depthwise(x)
+        return gelu_of_gated(x, self.se.gate(x))
+
+
+# The decoder
 
 
 class GpuMLP(language.MLP):
@@ -100,7 +242,12 @@ FORMS: dict[type[nn.Module], type[nn.Module]] = {
     activations.GELUTanh: GpuGELUTanh,
     activations.SiLU: GpuSiLU,
     vision.DepthwiseConv2d: GpuDepthwiseConv2d,
+    vision.Stem: GpuStem,
+    vision.Downsample: GpuDownsample,
     vision.RepMixerBlock: GpuRepMixerBlock,
+    vision.Attention: GpuVisionAttention,
     vision.AttentionBlock: GpuAttentionBlock,
+    vision.SqueezeExcite: GpuSqueezeExcite,
+    vision.FinalConv: GpuFinalConv,
     language.MLP: GpuMLP,
 }

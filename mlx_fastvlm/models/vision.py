@@ -122,11 +122,13 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(batch, height, width, channels) -> the same shape."""
-        batch, height, width, channels = x.shape
-        qkv = self.qkv(x).reshape(batch, height * width, 3, -1, self._head_dim)
-        q, k, v = qkv.transpose(2, 0, 3, 1, 4)
-        y = self.attend(q, k, v)
-        return self.proj(y.transpose(0, 2, 1, 3).reshape(batch, height, width, channels))
+        return self.proj(self.mix(self.qkv(x).flatten(1, 2)).reshape(x.shape))
+
+    def mix(self, qkv: mx.array) -> mx.array:
+        """Queries, keys and values, (batch, pixels, 3 * channels) -> (batch, pixels, channels)."""
+        batch, pixels, _ = qkv.shape
+        q, k, v = qkv.reshape(batch, pixels, 3, -1, self._head_dim).transpose(2, 0, 3, 1, 4)
+        return self.attend(q, k, v).transpose(0, 2, 1, 3).reshape(batch, pixels, -1)
 
     def attend(self, q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         """Scaled dot-product attention; all are (batch, heads, pixels, head_dim)."""
@@ -220,8 +222,15 @@ class SqueezeExcite(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(batch, height, width, channels) -> the same shape."""
-        gate = mx.maximum(self.fc1(x.mean(axis=(1, 2), keepdims=True)), 0)
-        return x * mx.sigmoid(self.fc2(gate))
+        return x * mx.sigmoid(self.gate(x))
+
+    def gate(self, x: mx.array) -> mx.array:
+        """(batch, height, width, channels) -> (batch, 1, 1, channels), before the sigmoid."""
+        return self.fc2(mx.maximum(self.fc1(self.means(x)), 0))
+
+    def means(self, x: mx.array) -> mx.array:
+        """Each channel's mean, (batch, 1, 1, channels): a sum of 256 pixels or more, which 16 bits are too few for."""
+        return x.astype(mx.float32).mean(axis=(1, 2), keepdims=True).astype(x.dtype)
 
 
 class FinalConv(nn.Module):
@@ -310,4 +319,5 @@ class FastViTHD(nn.Module):
             x = stage(x, checkpoint=self.gradient_checkpointing and self.training)
             hidden_states.append(x)
         x = self.final_conv(x)
-        return VisionOutput(x, x.mean(axis=(1, 2)), tuple(hidden_states) if output_hidden_states else None)
+        pooled = x.astype(mx.float32).mean(axis=(1, 2)).astype(x.dtype)
+        return VisionOutput(x, pooled, tuple(hidden_states) if output_hidden_states else None)

@@ -186,6 +186,7 @@ def random_like(tree):
 def test_kernels_of_an_image_on_a_gpu(monkeypatch, tmp_path):
     """The exported graph of the tower as a GPU gets it. What only looks at an array differently is no kernel; the
     operations that are one kernel on a GPU, but several on the CPU that builds the graph here, are replaced by one.
+    test_metal.py counts copies too.
     """
     monkeypatch.setattr(mx.fast, "layer_norm", lambda x, *_: mx.sort(x))
     monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", lambda q, k, v, **_: mx.sort(q))
@@ -194,6 +195,7 @@ def test_kernels_of_an_image_on_a_gpu(monkeypatch, tmp_path):
     mx.export_to_dot(str(tmp_path / "graph.dot"), tower(mx.zeros((1, 1024, 1024, 3))).last_hidden_state)
     operations = Counter(re.findall(r'label ="([^"]+)", shape=rectangle', (tmp_path / "graph.dot").read_text()))
     views = {"Reshape", "Transpose", "Slice", "Broadcast", "Flatten", "Unflatten", "Squeeze", "ExpandDims", "Split"}
+    views |= {"AsStrided"}
     kernels_per_image = sum(count for name, count in operations.items() if name not in views)
     assert operations["Convolution"] == 96
-    assert kernels_per_image <= 340
+    assert kernels_per_image <= 327
