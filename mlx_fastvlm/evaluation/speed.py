@@ -100,7 +100,8 @@ def measure(
         caches = make_cache(model)
 
         def read(features=features, caches=caches) -> mx.array:
-            embeddings = mx.concatenate([features, model.get_input_embeddings()(text).astype(features.dtype)], axis=1)
+            words = model.get_input_embeddings()(text)
+            embeddings = mx.concatenate([features.astype(words.dtype), words], axis=1)
             return mx.argmax(prefill(model, embeddings, caches, 2048), axis=-1)
 
         took["prefill"], token = timed(read)

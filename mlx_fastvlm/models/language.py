@@ -201,7 +201,7 @@ class Qwen2Model(nn.Module):
         """Run the decoder.
 
         Args:
-            inputs_embeds: (batch, length, hidden size), float.
+            inputs_embeds: (batch, length, hidden size), float; computed in the norms' dtype.
             attention_mask: (batch, length of the cache + length), 1 for tokens and 0 for padding; or None for no
                 padding.
             position_ids: (batch, length); by default they count on from the cache.
@@ -215,6 +215,8 @@ class Qwen2Model(nn.Module):
                 where layers have windows, and the cache forgets.
         """
         end_streams_with_thread()
+        # One type throughout: mxfp4 unpacks embeddings to bfloat16, and in a float16 model all would become float32.
+        inputs_embeds = inputs_embeds.astype(self.norm.weight.dtype)
         masks = self._masks(inputs_embeds, attention_mask, cache)
         caches = cache or [None] * len(self.layers)
         eager = output_attentions or self.attn_implementation == "eager"
