@@ -13,6 +13,7 @@ There is no thread in here, no decision by the clock and no I/O: given the same 
 from __future__ import annotations
 
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
@@ -22,6 +23,7 @@ import mlx.core as mx
 
 from ..cache.prompt import PromptCache
 from ..errors import require, require_whole
+from ..models import wired
 from ..models.memory import free_memory
 from ..models.threads import end_streams_with_thread
 from .answer import Answer
@@ -81,6 +83,7 @@ class Engine:
         self._rows: list[Row] = []  # in the order of their arrival; all else about them can be made again from these
         self._crowds: dict[Any, Crowd] = {}
         self._unfinished = False  # whether a step was begun that has not come to its end
+        self._wired: weakref.finalize | None = None
         self.steps = 0
 
     @lists_options
@@ -174,6 +177,7 @@ class Engine:
             self._begin_again()
         if not self._rows and not self._waiting:
             return False
+        self._keep_wired()
         self._unfinished = True
         self._admit()
         self._read()
@@ -201,6 +205,18 @@ class Engine:
             self._leave_crowd(row)
             self._rows.remove(row)
         self._reader.keep_only([row for row in self._rows if row.pick is None])
+        self._keep_wired()
+
+    def _keep_wired(self):
+        """The weights stay in memory while there is anything to answer, and as long as somebody has the engine."""
+        busy = bool(self._rows or self._waiting)
+        if busy and self._wired is None:
+            wired.hold(self._model)
+            self._wired = weakref.finalize(self, wired.release, id(self._model))
+            self._wired.atexit = False
+        elif not busy and self._wired is not None:
+            self._wired()
+            self._wired = None
 
     def _leave_crowd(self, row: Row):
         crowd = self._crowds.get(Crowd.kind(row)) if row.merged else None
