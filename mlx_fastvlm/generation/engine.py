@@ -329,6 +329,8 @@ class Engine:
             if row.answer.ended:
                 continue
             pick.choice.read  # noqa: B018  # waits; an error of the device is no row's own
+            if row.encoded:
+                self._reader.put_features(row)
             if self._try(row, lambda row, pick=pick: row.deliver(pick, self._model)) and row.answer.finish_reason:
                 self._end(row)
 

@@ -109,16 +109,24 @@ class PromptReader:
         names = [name for name, image in missing.items() if image.pixels.shape == shape]
         names = names[: first.options.vision_batch_size]
         pixels = self._processor.to_pixel_values(np.stack([missing[name].pixels for name in names]))
-        encoder, encoded = self._encoder(), self._model.get_image_features(pixels)
+        encoded = self._model.get_image_features(pixels)
         found = {name: mx.contiguous(features) for name, features in zip(names, encoded)}
-        mx.eval(list(found.values()))
+        mx.async_eval(list(found.values()))  # the decoder's work can be made ready meanwhile
+        encoder = self._encoder()
         self._features |= found
         self._features_of = encoder
         for row in rows:
-            cache = self._cache_of(row)
-            if cache is not None:
-                for name in found.keys() & {image.fingerprint for image in row.images}:
-                    cache.put((encoder, name), found[name])
+            if self._cache_of(row) is not None:
+                of_row = found.keys() & {image.fingerprint for image in row.images}
+                row.encoded |= {(encoder, name): found[name] for name in of_row}
+
+    def put_features(self, row: Row):
+        """Give the vision cache what was encoded for a row that has a token, so that all of it is computed."""
+        cache = self._cache_of(row)
+        if cache is not None:
+            for key, features in row.encoded.items():
+                cache.put(key, features)
+            row.encoded = {}
 
     def keep_only(self, rows: list[Row]):
         """Forget features that none of these rows waits for."""

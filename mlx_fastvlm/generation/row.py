@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Hashable
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -36,6 +37,7 @@ class Row:
             answer so far. ``read`` of them are in the caches.
         images: those among the ids that are not read yet.
         embeddings: (1, ids that were not cached, hidden size), while they are being read.
+        encoded: features on their way, for a vision cache once they are there: by its keys.
         pick: the token that is on its way, None before, or the error that keeps it from coming.
         merged: whether its keys and values lie with those of others.
     """
@@ -59,6 +61,7 @@ class Row:
         self.read = 0
         self.images: list[Image] = []
         self.embeddings: mx.array | None = None
+        self.encoded: dict[Hashable, mx.array] = {}
         self.sampler: Sampler  # holds arrays, which belong to the thread that reads the prompt
         self._processor = processor
         self._text = TextStream(processor, options.stop_strings)
@@ -114,12 +117,15 @@ class Row:
         self.begin(model)
 
     def embed(self, model: FastVlmForConditionalGeneration, features: mx.array | None):
-        """Make the decoder's input of the ids and the images' features, (images, tokens, hidden size) or None."""
+        """Make the decoder's input of the ids and the images' features, (images, tokens, hidden size) or None.
+
+        Nothing waits for the features: the request was checked to have a placeholder for each.
+        """
         if self._prefill_start is None:
             self._prefill_start = time.perf_counter()
         said = min(len(self.said), len(self.ids) - self.read)  # where an image's token is one that the model chose
         prompt, answer = self.ids[self.read : len(self.ids) - said], self.ids[len(self.ids) - said :]
-        parts = [model.embed(mx.array([prompt]), features)] if prompt else []
+        parts = [model.embed(mx.array([prompt]), features, None, True)] if prompt else []
         parts += [model.get_input_embeddings()(mx.array([answer]))] if answer else []
         self.embeddings = mx.concatenate(parts, axis=1)
 

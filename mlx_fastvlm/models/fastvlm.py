@@ -179,6 +179,7 @@ class FastVlmModel(nn.Module):
         input_ids: mx.array | None = None,
         image_features: mx.array | None = None,
         inputs_embeds: mx.array | None = None,
+        counted: bool = False,
     ) -> mx.array:
         """Text embeddings with the image features written over the placeholders, in reading order.
 
@@ -191,6 +192,8 @@ class FastVlmModel(nn.Module):
                 in.
             image_features: (images, tokens, text hidden size), or None.
             inputs_embeds: (batch, length, text hidden size), instead of ``input_ids``.
+            counted: whether the caller knows that there are as many placeholders as features. Counting them waits for
+                all that the device has to do before.
 
         Returns:
             (batch, length, text hidden size), in the embedding's dtype.
@@ -204,7 +207,7 @@ class FastVlmModel(nn.Module):
         if image_features is None:
             return inputs_embeds
         mask = self._placeholders(input_ids, inputs_embeds)
-        return fill(inputs_embeds, mask, image_features, check_count(mask, image_features))
+        return fill(inputs_embeds, mask, image_features, counted or check_count(mask, image_features))
 
     def __call__(  # noqa: PLR0913  transformers' signature
         self,
