@@ -1,13 +1,17 @@
 """Fixtures that the tests share: what transformers computed, small checkpoints, models, a real vocabulary."""
 
 import dataclasses
+import os
 import shutil
 
 import numpy as np
 import pytest
 
+# On an M5, float32 products are TF32 unless MLX finds this when it is imported: too coarse to compare with.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
+
 import mlx_fastvlm  # before anything imports mlx, so that OpenBLAS is found
-from tests.support import checkpoints, differences, guidance
+from tests.support import as_on_gpu, checkpoints, differences, guidance
 from tests.support.images import IMAGE, PROMPT
 from tests.support.paths import REFERENCE, SHARED
 
@@ -93,6 +97,12 @@ def facts():
 
 def pytest_addoption(parser):
     parser.addoption("--differences", action="store_true", help="print what each test measured (docs/reference.md)")
+    parser.addoption("--as-on-gpu", action="store_true", help="tell the package that it is on a GPU; with -m gpu")
+
+
+def pytest_configure(config):
+    if config.getoption("--as-on-gpu"):
+        as_on_gpu.tell()
 
 
 def pytest_terminal_summary(terminalreporter, config):

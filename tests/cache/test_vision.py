@@ -9,6 +9,8 @@ from PIL import Image
 from mlx_fastvlm import VisionCache, generate, load
 from tests.support.images import IMAGE, PROMPT
 
+pytestmark = pytest.mark.gpu
+
 OTHER = Image.new("RGB", (40, 60), "white")
 
 

@@ -10,6 +10,8 @@ from mlx_fastvlm.models import released
 
 import mlx.core as mx  # isort: skip  (after mlx_fastvlm, so that OpenBLAS is found)
 
+DTYPE = "float32" if mx.default_device().type == mx.DeviceType.cpu else "bfloat16"  # the demo checkpoint's own
+
 
 def test_json_of_the_demo(tmp_path, capsys):
     arguments = [
@@ -29,8 +31,8 @@ def test_json_of_the_demo(tmp_path, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["model"] == "demo"
     assert [(row["weights"], row["image_size"]) for row in told["rows"]] == [
-        ("float32", 64),
-        ("float32", 128),
+        (DTYPE, 64),
+        (DTYPE, 128),
         ("4 bits", 64),
         ("4 bits", 128),
     ]
@@ -42,6 +44,7 @@ def test_json_of_the_demo(tmp_path, capsys):
     assert told["seconds"]["import"]["median"] > 0
 
 
+@pytest.mark.gpu
 def test_table_and_plot(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     plot = tmp_path / "plot.png"
@@ -49,7 +52,7 @@ def test_table_and_plot(tmp_path, capsys):
     assert benchmark.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[-3].startswith("| weights | pixels | preprocessing (s) |")
-    assert lines[-1].startswith("| float32 |")
+    assert lines[-1].startswith(f"| {DTYPE} |")
     assert load_image(plot).size[0] > 100
 
 

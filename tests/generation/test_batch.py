@@ -104,6 +104,7 @@ def test_an_image_in_many_rows_is_encoded_once(wide, monkeypatch):
         assert calls == [1, 1]
 
 
+@pytest.mark.gpu
 def test_the_options_of_the_kv_cache_in_a_batch(wide):
     """Also progress, which is told of each prompt; with a prompt cache the rows take turns."""
     prompts, images = ["a", "What is this?", "b"], [None, IMAGES[0], IMAGES[1:]]

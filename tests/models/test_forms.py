@@ -87,6 +87,7 @@ def test_a_model_computes_the_same_with_the_forms_of_any_device(model, device):
     assert mx.array_equal(logits(model), expected)
 
 
+@pytest.mark.gpu
 def test_loading_chooses_the_forms_of_the_device(checkpoint):
     device = mx.default_device().type
     model, _ = load(checkpoint("apple"))

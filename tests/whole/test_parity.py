@@ -10,6 +10,8 @@ from mlx_fastvlm.cache.policy import make_cache
 from tests.support import checkpoints, small
 from tests.support.differences import deviations
 
+pytestmark = pytest.mark.gpu
+
 LIMIT = 1e-4
 
 LAYOUTS = [
