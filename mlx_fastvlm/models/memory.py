@@ -11,9 +11,10 @@ from mlx.utils import tree_flatten
 if TYPE_CHECKING:
     from .fastvlm import FastVlmForConditionalGeneration
 
-# The tower's peak beyond its weights, in bytes a pixel in float32, with the released models' shape: on the CPU backend
-# measured at 512 and 1024 pixels, on a GPU told by the graph at 512 to 4096 (docs/security.md).
-TOWER_BYTES_PER_PIXEL = {mx.DeviceType.cpu: 430, mx.DeviceType.gpu: 140}
+# The tower's peak beyond its weights with the released models' shape: bytes, and bytes a pixel in float32. On the CPU
+# backend measured at 512 and 1024 pixels. On a GPU reckoned from the graph at 512 to 4096: few of an image's arrays are
+# needed at a time, but MLX sends work ahead, and what that reads and writes stays until it has run (docs/security.md).
+TOWER_BYTES = {mx.DeviceType.cpu: (0, 430), mx.DeviceType.gpu: (160_000_000, 440)}
 
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
@@ -35,7 +36,8 @@ def check_memory(name: str, model: FastVlmForConditionalGeneration, image_size: 
 
 def tower_memory(image_size: int, dtype: mx.Dtype) -> int:
     """Bytes that the tower needs for one image, beside its weights."""
-    return TOWER_BYTES_PER_PIXEL[mx.default_device().type] * image_size**2 * dtype.size // 4
+    fixed, of_pixel = TOWER_BYTES[mx.default_device().type]
+    return fixed + of_pixel * image_size**2 * dtype.size // 4
 
 
 def free_memory() -> int | None:

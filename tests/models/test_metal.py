@@ -178,10 +178,11 @@ def test_the_rules_see_what_is_not_fused():
 
 @pytest.mark.parametrize("size", [512, 1024, 2048, 4096])
 def test_the_memory_of_an_image_is_as_estimated(size, monkeypatch):
-    """What the kernels write, and the pixels: within 30% of what loading asks for."""
+    """With what MLX sends ahead: within 30% of what loading asks for. Without, 60 bytes a pixel at every size."""
+    graph = encoding(released(mx.bfloat16, layers=1), size)
+    assert graph.peak() == 60 * size**2
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-    needed = encoding(released(mx.bfloat16, layers=1), size).peak + 3 * 2 * size**2
-    assert 0.7 <= needed / memory.tower_memory(size, mx.bfloat16) <= 1
+    assert 0.7 <= graph.peak(ahead=10) / memory.tower_memory(size, mx.bfloat16) <= 1.3
 
 
 # Exactness

@@ -123,25 +123,42 @@ class Graph:
     def counts(self) -> Counter[str]:
         return Counter(kernel.name for kernel in self.kernels)
 
-    @property
-    def peak(self) -> int:
+    def peak(self, ahead: int = 0) -> int:
         """Bytes of what the kernels write that is in memory at a time, at most.
 
         What no later kernel reads is gone; an elementwise kernel writes over what it alone still reads.
+
+        Args:
+            ahead: command buffers that wait while one runs: what they read stays until they have run. MLX keeps up to
+                ten (mlx/transforms.cpp), of 50 operations or 50 MB that they read (mlx/backend/metal/device.cpp, for
+                larger chips).
         """
+        command_buffers = self._command_buffers()
         last = {x.buffer: i for i, kernel in enumerate(self.kernels) for x in kernel.inputs}
         alive: dict[int, int] = {}
         peak = 0
         for i, kernel in enumerate(self.kernels):
-            ends = [x.buffer for x in kernel.inputs if last[x.buffer] == i]
-            if kernel.elementwise:
-                for buffer in ends:
-                    alive.pop(buffer, None)
+            ended = [b for b in alive if last[b] < i and command_buffers[last[b]] + ahead <= command_buffers[i]]
+            for buffer in ended:
+                del alive[buffer]
+            size = kernel.outputs[0].nbytes
+            over = [x.buffer for x in kernel.inputs if last[x.buffer] == i and alive.get(x.buffer) == size]
+            if kernel.elementwise and over:
+                del alive[over[0]]
             alive |= {x.buffer: x.nbytes for x in kernel.outputs}
             peak = max(peak, sum(alive.values()))
-            for buffer in ends:
-                alive.pop(buffer, None)
         return peak
+
+    def _command_buffers(self) -> list[int]:
+        """For each kernel, which command buffer it is in."""
+        places, operations, size = [0], 0, 0
+        for kernel in self.kernels:
+            operations, size = operations + 1, size + sum(x.nbytes for x in kernel.inputs)
+            full = operations > 50 or size > 50 * 2**20
+            places.append(places[-1] + full)
+            if full:
+                operations = size = 0
+        return places
 
     def _see(self, event: dict[str, Any]):
         if event["type"] == "primitive":
