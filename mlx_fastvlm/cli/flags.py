@@ -26,6 +26,7 @@ def add_model_flags(parser: argparse.ArgumentParser):
     group.add_argument("--model", default=DEFAULT_MODEL, metavar="SOURCE", help="a folder, a hub id, or demo")
     group.add_argument("--dtype", choices=tuple(DTYPES), help="type of the weights")
     group.add_argument("--revision", help="branch, tag or commit of a hub id")
+    group.add_argument("--adapter-path", metavar="FOLDER", help="with the adapters that lora wrote to this folder")
     group.add_argument("--force", action="store_true", help="load it even if memory seems too small")
 
 
@@ -87,7 +88,13 @@ def add_cache_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 def load_chosen_model(arguments: argparse.Namespace) -> tuple[FastVlmForConditionalGeneration, FastVlmProcessor]:
     """The model that the flags name."""
-    return load(arguments.model, dtype=arguments.dtype, revision=arguments.revision, force=arguments.force)
+    return load(
+        arguments.model,
+        dtype=arguments.dtype,
+        revision=arguments.revision,
+        adapter_path=arguments.adapter_path,
+        force=arguments.force,
+    )
 
 
 def options(arguments: argparse.Namespace) -> GenerationOptions:
