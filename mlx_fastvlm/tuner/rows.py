@@ -1,0 +1,137 @@
+"""Files of training data -> rows, each with its place for errors; and the images that they name."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+
+from ..errors import one_line, short
+from ..processing.images import FORMATS
+from ..processing.sources import open_source
+
+SPLITS = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
+KINDS = (".jsonl", ".json", ".csv")
+Row = tuple[str, dict[str, Any]]  # the file and the number in it, as errors say it; the content
+
+csv.field_size_limit(2**24)
+
+
+def find_split(data: Path, split: str) -> Path | None:
+    """The file of a split in a folder, or None; a file that stands for a folder is its "train".
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: there are several.
+    """
+    if data.is_file():
+        return data if split == "train" else None
+    if not data.is_dir():
+        raise FileNotFoundError(
+            f"{short(str(data))} is no folder; give one with train.jsonl, and if you like valid.jsonl and test.jsonl."
+        )
+    found = [data / f"{name}{kind}" for name in SPLITS[split] for kind in KINDS if (data / f"{name}{kind}").is_file()]
+    if len(found) > 1:
+        raise ValueError(f"{data} has {' and '.join(file.name for file in found)}; leave one.")
+    return found[0] if found else None
+
+
+def read_rows(file: Path) -> Iterator[Row]:
+    """The rows of a file, in order: JSON lines, a JSON list (LLaVA's form), or CSV with a line of names.
+
+    Raises:
+        ValueError: it is of another kind, or a row is broken.
+    """
+    if file.suffix not in KINDS:
+        raise ValueError(f"{file} is none of {', '.join(KINDS)}; write it as JSON lines.")
+    try:
+        yield from {".jsonl": _json_lines, ".json": _json_list, ".csv": _table}[file.suffix](file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file.name} is not UTF-8 ({error.reason}); convert it first.") from None
+
+
+def _json_lines(file: Path) -> Iterator[Row]:
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                place = f"{file.name}, row {number}"
+                yield place, _an_object(_parsed(line, place), place)
+
+
+def _json_list(file: Path) -> Iterator[Row]:
+    rows = _parsed(file.read_text(encoding="utf-8"), file.name)
+    if not isinstance(rows, list):
+        raise ValueError(f"{file.name} holds no list; LLaVA's form is a list of objects, others are JSON lines.")
+    for number, row in enumerate(rows, 1):
+        place = f"{file.name}, row {number}"
+        yield place, _an_object(row, place)
+
+
+def _table(file: Path) -> Iterator[Row]:
+    with file.open(encoding="utf-8", newline="") as lines:
+        table = csv.DictReader(lines)
+        try:
+            for number, row in enumerate(table, 2):  # below the line of names
+                place = f"{file.name}, row {number}"
+                if None in row or None in row.values():
+                    raise ValueError(f"{place} has not as many fields as the line of names; quote texts with commas.")
+                yield place, dict(row)
+        except csv.Error as error:
+            raise ValueError(f"{file.name} is no CSV ({error}); write it as JSON lines.") from None
+
+
+def _parsed(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{place} is nested too deeply.") from None
+    except ValueError as error:
+        raise ValueError(f"{place} is not valid JSON ({error}).") from None
+
+
+def _an_object(row: Any, place: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise ValueError(f"{place} is no JSON object but {short(row)}.")
+    return row
+
+
+def image_source(value: Any, folder: Path, place: str) -> Path | str:
+    """What a row calls an image, as a file: a path, relative to ``folder``, or itself for a ``data:`` URI.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is something else. Nothing is ever fetched for training.
+    """
+    if isinstance(value, dict) and isinstance(value.get("path"), str):
+        value = value["path"]
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{place}: an image is the path of a file, got {short(value)}.")
+    if value.startswith("data:"):
+        return value
+    if value.lower().startswith(("http://", "https://")):
+        raise ValueError(f"{place}: {one_line(value)} is a URL; download the images first, training reads only files.")
+    path = folder / value
+    try:
+        exists = path.is_file()
+    except (OSError, ValueError):  # a name too long for the system; a zero byte
+        exists = False
+    if not exists:
+        raise FileNotFoundError(f"{place}: {one_line(str(path))}: no such image; check the path.")
+    return path
+
+
+def check_image(source: Path | str, place: str):
+    """``ValueError`` unless a file begins as an image does that can be read; it is not decoded yet."""
+    try:
+        file, name = open_source(source)
+        with file:
+            try:
+                PIL.Image.open(file, formats=FORMATS).close()
+            except Exception:  # whatever Pillow makes of it
+                raise ValueError(f"{name} is no image that can be read; convert or remove it.") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{place}: {error}") from None
