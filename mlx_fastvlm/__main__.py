@@ -11,6 +11,8 @@ from . import __version__
 COMMANDS = {
     "generate": "ask about images; what a flag in the first place means, too",
     "chat": "talk about images in the terminal",
+    "lora": "fine-tune on own images and answers",
+    "fuse": "a model and its adapters to one checkpoint",
     "convert": "convert, quantize and verify a checkpoint",
     "benchmark": "time each step of an answer on this machine",
     "server": "answer clients of OpenAI's API over HTTP",

@@ -63,7 +63,8 @@ class LoRALinear(nn.Module):
 
     def update_of(self, x: mx.array) -> mx.array:
         """What the adapter adds, (..., outputs), float32."""
-        return self.scale * ((self.dropout(x) @ self.lora_a) @ self.lora_b)
+        rows = self.dropout(x).flatten(0, -2)  # as one matrix: over a batch of them it would be a product each
+        return self.scale * ((rows @ self.lora_a) @ self.lora_b).reshape(*x.shape[:-1], -1)
 
     def adapted_weight(self) -> mx.array:
         """(outputs, inputs), float32: the layer's matrix and the adapter's."""

@@ -1,0 +1,19 @@
+"""Fine-tuning: ``mlx_fastvlm.tuner.train``, and what it takes."""
+
+from ..checkpoints.adapters import AdapterConfig
+from .conversations import read_conversations
+from .fusing import fuse_adapters
+from .options import TrainingOptions
+from .samples import encode_all
+from .trainer import Report, evaluate, train
+
+__all__ = [
+    "AdapterConfig",
+    "Report",
+    "TrainingOptions",
+    "encode_all",
+    "evaluate",
+    "fuse_adapters",
+    "read_conversations",
+    "train",
+]

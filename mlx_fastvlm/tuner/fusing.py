@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 
+from ..checkpoints import quantization
 from ..models.forms import specialize
 from ..models.lora import adapters_of, plain_weight
 
@@ -53,6 +54,14 @@ def dequantize_model(model: nn.Module):
         plain.append((name, _embedding(weight) if isinstance(layer, nn.QuantizedEmbedding) else _linear(weight, layer)))
     model.update_modules(tree_unflatten(plain))
     specialize(model)
+
+
+def quantize_model(model: nn.Module, bits: int, group_size: int | None = None) -> list[str]:
+    """Quantize a plain model's decoder, in place, as the converter does; the modules that the group does not divide."""
+    chosen = quantization.plan(dict(tree_flatten(model.parameters())), bits=bits, group_size=group_size)
+    quantization.quantize_modules(model, chosen.modules)
+    specialize(model)
+    return chosen.kept
 
 
 def _linear(weight: mx.array, like: nn.Module) -> nn.Linear:

@@ -7,7 +7,7 @@ template that changes texts can move the mask.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,16 +41,29 @@ class Sample:
         return sum(stop - start for start, stop in self.learnt)
 
 
-def encode(conversation: Conversation, processor: FastVlmProcessor, image_size: int | None = None) -> Sample:
+def encode(
+    conversation: Conversation, processor: FastVlmProcessor, image_size: int | None = None, mask_prompt: bool = True
+) -> Sample:
     """A conversation's ids, rendered by the checkpoint's template.
+
+    Args:
+        mask_prompt: learn the answers only; False learns everything but images and the first token.
 
     Raises:
         ValueError: the template fails, or shows an answer otherwise than the model would have to give it.
     """
     try:
-        return _encode(conversation, processor, image_size)
+        sample = _encode(conversation, processor, image_size)
     except ValueError as error:
         raise ValueError(f"{conversation.place}: {error}") from None
+    return sample if mask_prompt else replace(sample, learnt=_words(sample.ids, processor.image_token_id))
+
+
+def _words(ids: tuple[int, ...], image_token_id: int) -> tuple[tuple[int, int], ...]:
+    """(start, stop) of each run of tokens that are no image's, without the first token, which nothing predicts."""
+    is_word = [False, *(id != image_token_id for id in ids[1:]), False]
+    borders = [i for i in range(1, len(is_word)) if is_word[i] != is_word[i - 1]]
+    return tuple(zip(borders[::2], borders[1::2]))
 
 
 def _encode(conversation: Conversation, processor: FastVlmProcessor, image_size: int | None) -> Sample:
@@ -92,13 +105,14 @@ def encode_all(
     *,
     max_seq_length: int,
     image_size: int | None = None,
+    mask_prompt: bool = True,
 ) -> tuple[list[Sample], list[Sample]]:
     """Samples of at most ``max_seq_length`` tokens, images included, and those that are longer; none is cut.
 
     Raises:
         ValueError: as for :func:`encode`, and where all of several are too long.
     """
-    samples = [encode(conversation, processor, image_size) for conversation in conversations]
+    samples = [encode(conversation, processor, image_size, mask_prompt) for conversation in conversations]
     fitting = [sample for sample in samples if len(sample.ids) <= max_seq_length]
     if samples and not fitting:
         shortest = min(len(sample.ids) for sample in samples)

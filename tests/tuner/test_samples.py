@@ -106,3 +106,10 @@ def test_image_tokens_count(processor):
 def test_images_of_samples(processor):
     samples = [encode(row("Who?", "A fox.", images=n), processor) for n in (2, 1, 3)]
     assert [path.name for path in images_of(samples)] == [f"shapes-{n}.png" for n in (1, 2, 3)]
+
+
+def test_everything_is_learnt_where_that_is_wanted(processor):
+    sample = encode(row("<image>Who?", "A fox.", images=1), processor, mask_prompt=False)
+    learnt = {i for start, stop in sample.learnt for i in range(start, stop)}
+    assert learnt == {i for i, id in enumerate(sample.ids) if id != -200} - {0}
+    assert len(sample.learnt) == 2

@@ -1,0 +1,93 @@
+"""``python -m mlx_fastvlm.fuse``: a model and its adapters -> one checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from .checkpoints import quantization
+from .checkpoints.adapters import read_adapter_config
+from .checkpoints.weights import DTYPES
+from .cli.flags import DEFAULT_MODEL
+from .cli.parser import Parser, run
+from .conversion.options import LAYOUTS
+from .conversion.source import LICENSE_PATTERNS
+from .errors import UsageError
+from .files import check_target
+from .hub import find_checkpoint, is_within
+from .models.pretrained import load
+from .tuner.fusing import dequantize_model, fuse_adapters, quantize_model
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of ``python -m mlx_fastvlm.fuse``."""
+    parser = Parser(
+        prog="python -m mlx_fastvlm.fuse",
+        description="Fuse trained adapters into their model, and write it as a checkpoint that needs them no more.",
+        epilog="example: python -m mlx_fastvlm.fuse --model demo --adapter-path adapters --save-path fused",
+    )
+    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="SOURCE", help="the model that was trained")
+    parser.add_argument("--adapter-path", type=Path, default="adapters", metavar="FOLDER", help="(adapters)")
+    parser.add_argument("--save-path", type=Path, default="fused_model", metavar="FOLDER", help="(fused_model)")
+    parser.add_argument("--layout", choices=LAYOUTS, default="mlx", help="of the result (mlx)")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="type of the weights")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument("--force", action="store_true", help="replace the folder if it has content")
+    packing = parser.add_argument_group("quantization")
+    packing.add_argument(
+        "--dequantize", action="store_true", help="unpack a quantized model; its adapters can't be fused otherwise"
+    )
+    packing.add_argument("--q-bits", type=int, choices=quantization.BITS, metavar="N", help="quantize the result")
+    packing.add_argument(
+        "--q-group-size", type=int, choices=quantization.GROUP_SIZES, metavar="N", help="32, 64 or 128 (64)"
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _fuse(arguments: argparse.Namespace):
+    if arguments.q_group_size and not arguments.q_bits:
+        raise UsageError("--q-group-size says how to quantize; add --q-bits, or leave it out.")
+    if arguments.q_bits and arguments.layout == "transformers":
+        raise UsageError("transformers can't load MLX's quantized weights; leave out --q-bits, or write layout mlx.")
+    check_target(arguments.save_path, force=arguments.force)
+    source = find_checkpoint(arguments.model, arguments.revision, LICENSE_PATTERNS)
+    for read in (source.resolve(), arguments.adapter_path.resolve()):
+        if arguments.save_path.resolve() in (read, *read.parents):
+            raise UsageError(f"{arguments.save_path} is or holds what is read, which would be overwritten.")
+    kind = read_adapter_config(arguments.adapter_path).fine_tune_type
+    how: dict[str, Any] = {"dtype": arguments.dtype, "revision": arguments.revision}
+    model, processor = load(arguments.model, adapter_path=arguments.adapter_path, **how)
+    if kind == "full":
+        if arguments.dequantize:
+            dequantize_model(model)
+        print("the weights of a full fine-tuning: there is nothing to fuse")
+    else:
+        print(f"fused {len(fuse_adapters(model, dequantize=arguments.dequantize))} adapters ({kind})")
+    if arguments.q_bits:
+        quantize_model(model, arguments.q_bits, arguments.q_group_size)
+    folder = arguments.save_path
+    model.save_pretrained(folder, layout=arguments.layout, processor=processor, force=arguments.force)
+    _copy_licenses(source, folder)
+    print(f"wrote {folder}")
+
+
+def _copy_licenses(source: Path, folder: Path):
+    """The terms of the weights go with them."""
+    for pattern in LICENSE_PATTERNS:
+        for file in source.glob(pattern):
+            if file.is_file() and is_within(file, source):
+                shutil.copyfile(file, folder / file.name)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``python -m mlx_fastvlm.fuse``."""
+    arguments = parser().parse_args(argv)
+    return run(lambda: _fuse(arguments), debug=arguments.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,297 @@
+"""``python -m mlx_fastvlm.lora``: fine-tune a FastVLM on own images and answers."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlx.utils import tree_flatten
+
+from .checkpoints.adapters import KINDS, AdapterConfig
+from .checkpoints.weights import DTYPES
+from .cli.flags import DEFAULT_MODEL
+from .cli.parser import Parser, run
+from .cli.terminal import ProgressBars
+from .errors import UsageError
+from .files import check_size
+from .models.pretrained import load
+from .tuner.conversations import read_conversations
+from .tuner.curves import LOG, Log, plot_losses
+from .tuner.features import ImageFeatures
+from .tuner.options import OPTIMIZERS, SCHEDULES, TrainingOptions
+from .tuner.samples import encode_all
+from .tuner.trainer import evaluate, train
+
+if TYPE_CHECKING:
+    from .models.fastvlm import FastVlmForConditionalGeneration
+    from .processing.processor import FastVlmProcessor
+    from .tuner.conversations import Conversation
+    from .tuner.samples import Sample
+    from .tuner.trainer import Report
+
+SPLITS = ("train", "valid", "test")
+# Of what is no option of the training itself; the rest are the dataclasses' defaults.
+OWN = {
+    "model": DEFAULT_MODEL,
+    "dtype": None,
+    "revision": None,
+    "force": False,
+    "data": None,
+    "image_folder": None,
+    "train": False,
+    "test": False,
+    "test_batches": 500,
+    "plot": None,
+}
+ADAPTER = {field.name for field in fields(AdapterConfig)}
+TRAINING = {field.name for field in fields(TrainingOptions)} - {"adapters"}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of ``python -m mlx_fastvlm.lora``; a flag that is not given is None."""
+    parser = Parser(
+        prog="python -m mlx_fastvlm.lora",
+        description="Fine-tune a FastVLM on own images and answers: LoRA, DoRA, QLoRA (of a quantized model), or full.",
+        epilog="example: python -m mlx_fastvlm.lora --model demo --data my-data --train --iters 200",
+    )
+    defaults = {field.name: field.default for kind in (TrainingOptions, AdapterConfig) for field in fields(kind)}
+
+    def add(group, flag: str, kind: Any, words: str, metavar: str = "N", choices: Any = None):
+        default = defaults.get(flag[2:].replace("-", "_"), OWN.get(flag[2:].replace("-", "_")))
+        said = "" if default is None else f" ({default})"
+        group.add_argument(flag, type=kind, metavar=None if choices else metavar, choices=choices, help=words + said)
+
+    def switch(group, flag: str, words: str, **how: Any):
+        group.add_argument(flag, action="store_true", default=None, help=words, **how)
+
+    model = parser.add_argument_group("model")
+    add(model, "--model", str, "a folder, a hub id, or demo; quantized ones too", "SOURCE")
+    add(model, "--dtype", str, "type of the weights", choices=tuple(DTYPES))
+    add(model, "--revision", str, "branch, tag or commit of a hub id", "NAME")
+    switch(model, "--force", "load it even if memory seems too small")
+
+    data = parser.add_argument_group("data")
+    add(data, "--data", Path, "a folder with train.jsonl, and valid.jsonl and test.jsonl, or one file", "DIR")
+    add(data, "--image-folder", Path, "where relative paths of images begin (the data's folder)", "DIR")
+    add(data, "--image-size", int, "a multiple of 64; ask with the same later", "PIXELS")
+    add(data, "--max-seq-length", int, "rows of more tokens are left out and counted")
+    mask: Any = argparse.BooleanOptionalAction
+    data.add_argument("--mask-prompt", action=mask, default=None, help="learn the answers only (the default)")
+    add(data, "--feature-folder", Path, "keep images' features here (features in the adapters' folder)", "DIR")
+
+    what = parser.add_argument_group("what is trained")
+    switch(what, "--train", "train")
+    switch(what, "--test", "then measure the loss of the test set; without --train that of --adapter-path")
+    add(what, "--fine-tune-type", str, "(lora)", choices=KINDS)
+    add(what, "--num-layers", int, "of the decoder's layers, from the end; -1 is all")
+    switch(what, "--train-projector", "the projector too")
+    switch(what, "--train-vision", "the vision tower too: nothing of an image can be kept then")
+    add(what, "--rank", int, "of an adapter")
+    add(what, "--scale", float, "of what an adapter adds: alpha / rank", "X")
+    add(what, "--dropout", float, "of an adapter's input, while it is trained", "X")
+    add(what, "--keys", str, "linear layers, as self_attn.q_proj,self_attn.v_proj (all of a decoder layer)", "NAMES")
+
+    how = parser.add_argument_group("how")
+    add(how, "--iters", int, "batches to train on")
+    add(how, "--batch-size", int, "rows in a batch")
+    add(how, "--grad-accumulation-steps", int, "batches that make one update")
+    add(how, "--learning-rate", float, "", "X")
+    add(
+        how,
+        "--lr-schedule",
+        str,
+        "down to nothing at the end; the config file can name any of MLX's",
+        choices=SCHEDULES,
+    )
+    add(how, "--warmup", int, "updates in which the rate rises")
+    add(how, "--optimizer", str, "(adam)", choices=tuple(OPTIMIZERS))
+    add(how, "--weight-decay", float, "of the optimizers that have one", "X")
+    add(how, "--max-grad-norm", float, "clip gradients to this length", "X")
+    switch(how, "--grad-checkpoint", "less memory, more time")
+    add(how, "--seed", int, "of the order, the new adapters and the dropout")
+
+    files = parser.add_argument_group("files and reports")
+    add(files, "--adapter-path", Path, "the adapters' folder (adapters)", "DIR")
+    switch(files, "--resume", "go on from what is there, exactly")
+    add(files, "--resume-adapter-file", Path, "begin with these weights", "FILE")
+    add(files, "--save-every", int, "iterations between saved states")
+    add(files, "--steps-per-report", int, "iterations between reports")
+    add(files, "--steps-per-eval", int, "iterations between evaluations")
+    add(files, "--val-batches", int, "batches of an evaluation; -1 is all")
+    add(files, "--test-batches", int, "batches of the test; -1 is all")
+    add(files, "--plot", Path, "draw the losses; needs matplotlib", "PNG")
+    files.add_argument("-c", "--config", type=Path, metavar="YAML", help="the same options by name; flags go first")
+    files.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def settings(arguments: argparse.Namespace) -> tuple[dict[str, Any], TrainingOptions]:
+    """The command's own settings, and the training's, from flags and the config file.
+
+    Raises:
+        UsageError: for unknown names in the file, and values that can't be.
+    """
+    given = _read_yaml(arguments.config) if arguments.config else {}
+    flags = {name: value for name, value in vars(arguments).items() if value is not None}
+    if "keys" in flags:
+        flags["keys"] = tuple(name.strip() for name in flags["keys"].split(","))
+    given |= {name: value for name, value in flags.items() if name not in ("config", "debug")}
+    own = {name: given.pop(name, default) for name, default in OWN.items()}
+    adapters = AdapterConfig(**{name: given.pop(name) for name in ADAPTER & given.keys()})
+    given.setdefault("adapter_path", "adapters")
+    given.setdefault("feature_folder", Path(given["adapter_path"]) / "features")
+    return own, TrainingOptions(adapters=adapters, **given)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """A config file's options; ``lora_parameters`` hold the adapters', as mlx-lm's do."""
+    try:
+        import yaml  # noqa: PLC0415  an extra
+    except ImportError:
+        raise UsageError('--config needs PyYAML: pip install "mlx-fastvlm[yaml]".') from None
+    try:
+        check_size(path)
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"{path} is no YAML ({error}).") from None
+    if not isinstance(given, dict):
+        raise UsageError(f"{path} holds no options; write lines such as `iters: 200`.")
+    parameters = given.pop("lora_parameters", None) or {}
+    if not isinstance(parameters, dict):
+        raise UsageError(f"{path}: lora_parameters must hold rank, scale, dropout or keys.")
+    given |= parameters
+    known = OWN.keys() | ADAPTER | TRAINING
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            raise UsageError(f"{path}: there is no option {name}" + (f"; did you mean {near[0]}?" if near else "."))
+    if isinstance(given.get("keys"), list):
+        given["keys"] = tuple(given["keys"])
+    # YAML takes 1e-5 for a text; it wants 1.0e-5.
+    return {name: _number(value) if name in FLOATS else value for name, value in given.items()}
+
+
+FLOATS = ("learning_rate", "scale", "dropout", "weight_decay", "max_grad_norm")
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _lora(arguments: argparse.Namespace):
+    own, options = settings(arguments)
+    if not (own["train"] or own["test"]):
+        raise UsageError("Say what to do: --train, --test, or both.")
+    if own["data"] is None:
+        raise UsageError("Say what to learn: --data DIR, with train.jsonl in it.")
+    if own["plot"]:
+        _need_matplotlib()
+    wanted = (("train", "valid") if own["train"] else ()) + (("test",) if own["test"] else ())
+    data = {split: read_conversations(own["data"], split, own["image_folder"]) for split in wanted}
+    for split in ("train", "test"):
+        if split in wanted and not data[split]:
+            raise FileNotFoundError(f"{own['data']} has no {split} set; put {split}.jsonl there.")
+    adapters = None if own["train"] else options.adapter_path
+    loading = {name: own[name] for name in ("dtype", "revision", "force")}
+    model, processor = load(own["model"], adapter_path=adapters, **loading)
+    samples = {split: _samples(split, rows, processor, options) for split, rows in data.items()}
+    if own["train"]:
+        _train(model, processor, samples, options, own["plot"])
+    if own["test"]:
+        _test(model, processor, samples["test"], options, own["test_batches"])
+
+
+def _samples(
+    split: str, rows: list[Conversation], processor: FastVlmProcessor, options: TrainingOptions
+) -> list[Sample]:
+    how: dict[str, Any] = {"max_seq_length": options.max_seq_length, "image_size": options.image_size}
+    samples, dropped = encode_all(rows, processor, mask_prompt=options.mask_prompt, **how)
+    if rows:
+        tokens, learnt = sum(len(s.ids) for s in samples), sum(s.answer_tokens for s in samples)
+        left_out = f"; {len(dropped)} rows longer than {options.max_seq_length} tokens are left out" if dropped else ""
+        print(f"{split}: {len(samples)} rows, {tokens} tokens, {learnt} of them to learn{left_out}")
+    return samples
+
+
+def _train(
+    model: FastVlmForConditionalGeneration,
+    processor: FastVlmProcessor,
+    samples: dict[str, list[Sample]],
+    options: TrainingOptions,
+    plot: Path | None,
+):
+    folder = Path(str(options.adapter_path)).expanduser()
+    log = Log(folder / LOG, options.resume)
+
+    def report(told: Report):
+        print(line(told), flush=True)
+        log.add(told)
+
+    with ProgressBars({"images": " images"}) as bars:
+        shown = _Counter(bars)
+        config = train(model, processor, samples["train"], samples["valid"], options, report=report, progress=shown)
+    trained = sum(x.size for _, x in tree_flatten(model.trainable_parameters()))
+    print(f"wrote {folder}: {config.fine_tune_type}, {trained} trained parameters")
+    if plot:
+        plot_losses(log.told, plot, f"Fine-tuning ({config.fine_tune_type})")
+
+
+class _Counter:
+    """Turns "so many are done" into what a progress bar takes."""
+
+    def __init__(self, bars: ProgressBars):
+        self._bars, self._done = bars, 0
+
+    def __call__(self, step: str, done: int, total: int):
+        self._bars(step, done - self._done, total)
+        self._done = done
+
+
+def line(told: Report) -> str:
+    """A report for people."""
+    if told.valid_loss is not None:
+        return f"Iter {told.iteration}: validation loss {told.valid_loss:.4f}"
+    return (
+        f"Iter {told.iteration}: loss {told.loss:.4f}, learning rate {told.learning_rate:.2e}, "
+        f"{told.images_per_second:.1f} images/s, {told.tokens_per_second:.0f} tokens/s, "
+        f"{told.answer_tokens} answer tokens, peak memory {told.peak_memory:.2f} GB"
+    )
+
+
+def _test(
+    model: FastVlmForConditionalGeneration,
+    processor: FastVlmProcessor,
+    samples: list[Sample],
+    options: TrainingOptions,
+    batches: int,
+):
+    model.freeze()
+    features = ImageFeatures(model, processor, options.image_size, Path(str(options.feature_folder)).expanduser())
+    features.prepare(samples)
+    loss = evaluate(model, processor, samples, features, batch_size=options.batch_size, batches=batches)
+    print(f"Test loss {loss:.4f}, perplexity {math.exp(min(loss, 700)):.4f}")
+
+
+def _need_matplotlib():
+    try:
+        import matplotlib  # noqa: F401, PLC0415  an extra
+    except ImportError:
+        raise UsageError('--plot needs matplotlib: pip install "mlx-fastvlm[plot]".') from None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``python -m mlx_fastvlm.lora``."""
+    arguments = parser().parse_args(argv)
+    return run(lambda: _lora(arguments), debug=arguments.debug)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

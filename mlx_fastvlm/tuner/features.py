@@ -1,0 +1,154 @@
+"""Images' features for training, computed once: while the tower is frozen, every epoch would compute the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ..cache.fingerprint import model_fingerprint
+from ..files import atomic_file, read_safetensors
+from ..processing.sources import open_source
+
+if TYPE_CHECKING:
+    from ..models.fastvlm import FastVlmForConditionalGeneration
+    from ..processing.processor import FastVlmProcessor
+    from .samples import Sample
+
+AT_A_TIME = 4  # images through the tower
+NAME = "features"
+Progress = Callable[[int, int], None]
+
+
+def trains(model: FastVlmForConditionalGeneration, part: str) -> bool:
+    """Whether any parameter of a part of the model is to be trained."""
+    return bool(tree_flatten(model[part].trainable_parameters()))
+
+
+class ImageFeatures:
+    """What the first trained part of a model is given for an image: projected features, or the tower's if the projector
+    is trained; each (tokens, width). A trained tower is given pixels, of which nothing is kept.
+
+    Args:
+        model: ready for training, that is, frozen where it is not trained.
+        image_size: see ``FastVlmProcessor.prepare``.
+        folder: where they are kept, a file an image; None keeps them in memory. A file's name is made of the image's
+            bytes, how the processor makes pixels of them, and the weights in front.
+    """
+
+    def __init__(
+        self,
+        model: FastVlmForConditionalGeneration,
+        processor: FastVlmProcessor,
+        image_size: int | None = None,
+        folder: Path | None = None,
+    ):
+        self._model, self._processor, self._image_size = model, processor, image_size
+        self.of_pixels = trains(model, "vision_tower")
+        self._projects = not trains(model, "multi_modal_projector")
+        self._kept: dict[str, mx.array] = {}
+        self._names: dict[Path | str, str] = {}
+        self._folder: Path | None = None
+        if not self.of_pixels:
+            parts = [model.vision_tower, *([model.multi_modal_projector] if self._projects else [])]
+            self._made_by = f"{model_fingerprint(*parts)} {processor.check_image_size(image_size)} " + repr(
+                processor.image_settings
+            )
+            self._folder = folder
+
+    def prepare(self, samples: list[Sample], progress: Progress = lambda done, total: None):
+        """Compute what is not kept yet for these samples' images; a trained tower's are only decoded, as a check.
+
+        Args:
+            progress: is told how many images are done, and of how many.
+
+        Raises:
+            ValueError, OSError: an image can't be read; the sentence begins with its row.
+        """
+        places = {image: sample.place for sample in samples for image in sample.images}
+        missing: list[tuple[Path | str, str]] = []
+        for done, (image, place) in enumerate(places.items(), 1):
+            if self.of_pixels:
+                self._pixels([image], place)
+            elif self._find(self._name(image, place)) is None:
+                missing.append((image, place))
+            if len(missing) == AT_A_TIME or (missing and done == len(places)):
+                self._compute(missing)
+                missing = []
+            progress(done, len(places))
+
+    def of(self, samples: list[Sample]) -> mx.array | None:
+        """What the model is given for these samples' images, in reading order; None where there are none.
+
+        Returns:
+            Pixel values, (images, size, size, 3), or features, (images, tokens, width).
+        """
+        images = [(image, sample.place) for sample in samples for image in sample.images]
+        if not images:
+            return None
+        if self.of_pixels:
+            return mx.concatenate([self._pixels([image], place) for image, place in images])
+        lacking = [pair for pair in dict.fromkeys(images) if self._find(self._name(*pair)) is None]
+        if lacking:  # somebody emptied the folder meanwhile
+            self._compute(lacking)
+        found = [self._find(self._name(*pair)) for pair in images]
+        return mx.stack([features for features in found if features is not None])
+
+    def embeddings(self, given: mx.array) -> mx.array:
+        """What :meth:`of` gave -> (images, tokens, text hidden size); differentiable in what is trained."""
+        if self.of_pixels:
+            return self._model.get_image_features(given)
+        return given if self._projects else self._model.multi_modal_projector(given)
+
+    def _pixels(self, images: list[Path | str], place: str) -> mx.array:
+        try:
+            return self._processor.preprocess(list(images), self._image_size)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{place}: {error}") from None
+
+    def _compute(self, images: list[tuple[Path | str, str]]):
+        pixels = mx.concatenate([self._pixels([image], place) for image, place in images])
+        features = self._model.vision_tower(pixels).last_hidden_state.flatten(1, 2)
+        if self._projects:
+            features = self._model.multi_modal_projector(features)
+        mx.eval(features)
+        for (image, place), found in zip(images, features):
+            self._keep(self._name(image, place), mx.contiguous(found))
+        mx.clear_cache()
+
+    def _name(self, image: Path | str, place: str) -> str:
+        """What an image is kept under."""
+        if image not in self._names:
+            digest = hashlib.sha256(self._made_by.encode())
+            try:
+                file, _ = open_source(image)
+            except (ValueError, OSError) as error:
+                raise ValueError(f"{place}: {error}") from None
+            with file:
+                digest.update(file.read())
+            self._names[image] = digest.hexdigest()[:32]
+        return self._names[image]
+
+    def _find(self, name: str) -> mx.array | None:
+        if self._folder is None:
+            return self._kept.get(name)
+        path = self._folder / f"{name}.safetensors"
+        if not path.is_file():
+            return None
+        try:
+            return read_safetensors(path)[0].get(NAME)
+        except ValueError:  # damaged: it is computed again
+            return None
+
+    def _keep(self, name: str, features: mx.array):
+        if self._folder is None:
+            mx.eval(features)
+            self._kept[name] = features
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self._folder / f"{name}.safetensors") as unfinished:
+            mx.save_safetensors(str(unfinished), {NAME: features})

@@ -1,0 +1,357 @@
+"""The training loop: any of a FastVLM's layers, or adapters around them, on conversations about images."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_map
+
+from ..errors import UsageError
+from ..models.lora import add_adapters, with_keys
+from . import state
+from .batches import Batch, Order, in_order, make_batch
+from .features import ImageFeatures
+
+if TYPE_CHECKING:
+    from ..checkpoints.adapters import AdapterConfig
+    from ..models.fastvlm import FastVlmForConditionalGeneration
+    from ..processing.processor import FastVlmProcessor
+    from .options import TrainingOptions
+    from .samples import Sample
+
+# Options that a training can only go on with unchanged.
+PLANNED = (
+    *("batch_size", "grad_accumulation_steps", "seed", "optimizer", "optimizer_config", "weight_decay"),
+    *("learning_rate", "lr_schedule", "warmup", "max_grad_norm", "image_size", "train_projector", "train_vision"),
+)
+MOST_CACHED = 2**30  # bytes that MLX may keep for arrays to come, between steps
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is told on the way.
+
+    Attributes:
+        iteration: how many batches are done.
+        loss: mean cross entropy of the answers' tokens, in nats, since the last report.
+        learning_rate: of the last update.
+        images_per_second, tokens_per_second: since the last report; tokens are all that the decoder reads.
+        answer_tokens: learnt from so far.
+        peak_memory: in gigabytes, of MLX.
+        valid_loss: the same of the validation set; then this is all that is told, with the iteration.
+    """
+
+    iteration: int
+    loss: float | None = None
+    learning_rate: float | None = None
+    images_per_second: float | None = None
+    tokens_per_second: float | None = None
+    answer_tokens: int | None = None
+    peak_memory: float | None = None
+    valid_loss: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is known, for a line of JSON."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def prepare_model(model: FastVlmForConditionalGeneration, options: TrainingOptions) -> AdapterConfig:
+    """Freeze a model but for what is to be trained, in place, with new adapters where they are wanted.
+
+    Returns:
+        The config with every layer named, as it is saved.
+
+    Raises:
+        UsageError: for layers that there are not, and for full fine-tuning of quantized ones.
+    """
+    mx.random.seed(options.seed)
+    config = with_keys(model, options.adapters, projector=options.train_projector, vision=options.train_vision)
+    model.freeze()
+    if config.fine_tune_type != "full":
+        add_adapters(model, config)
+        return config
+    layers = model.language_model.layers
+    chosen: list[nn.Module] = [*layers[0 if config.num_layers < 0 else len(layers) - config.num_layers :]]
+    chosen += [model.multi_modal_projector] if options.train_projector else []
+    chosen += [model.vision_tower] if options.train_vision else []
+    for part in chosen:
+        if any("scales" in layer for layer in part.modules()):
+            raise UsageError("Full fine-tuning needs plain weights; take a model that is not quantized, or train lora.")
+        part.unfreeze()
+    if not chosen:
+        raise UsageError("Nothing is chosen to be trained; num_layers must be at least 1, or the projector trained.")
+    return config
+
+
+def answer_loss(model: FastVlmForConditionalGeneration, features: ImageFeatures, batch: Batch, given: Any) -> mx.array:
+    """Summed cross entropy of a batch's answer tokens, in float32.
+
+    The head runs for those tokens alone: logits of a whole vocabulary for each image token would be the largest array.
+
+    Args:
+        given: what ``features.of`` gave for the batch.
+    """
+    images = None if given is None else features.embeddings(given)
+    hidden = model.language_model(model.embed(batch.input_ids, images)).last_hidden_state
+    logits = model.logits(hidden.flatten(0, 1)[batch.predicting]).astype(mx.float32)
+    return nn.losses.cross_entropy(logits, batch.targets, reduction="sum")
+
+
+def evaluate(
+    model: FastVlmForConditionalGeneration,
+    processor: FastVlmProcessor,
+    samples: list[Sample],
+    features: ImageFeatures,
+    *,
+    batch_size: int = 4,
+    batches: int = -1,
+) -> float:
+    """Mean cross entropy of the answers' tokens, without dropout; of all samples, or the first so many batches."""
+    training = model.training
+    model.eval()
+    total, tokens = 0.0, 0
+    for some in in_order(samples, batch_size, batches):
+        batch = make_batch(some, processor.pad_token_id)
+        total += _number(answer_loss(model, features, batch, features.of(some)))
+        tokens += batch.targets.size
+        _bound_cache()
+    model.train(training)
+    return total / tokens
+
+
+def train(
+    model: FastVlmForConditionalGeneration,
+    processor: FastVlmProcessor,
+    train_set: list[Sample],
+    valid_set: list[Sample],
+    options: TrainingOptions,
+    report: Callable[[Report], None] = lambda report: None,
+    progress: Callable[[str, int, int], None] = lambda step, done, total: None,
+) -> AdapterConfig:
+    """Train a model, in place.
+
+    Args:
+        train_set, valid_set: samples, of which the second may be none.
+        report, progress: are told how it goes: a :class:`Report`, and ("images", done, total).
+
+    Returns:
+        What was trained, as it is saved.
+
+    Raises:
+        UsageError, ValueError, OSError: before anything is trained; and ValueError for a loss or gradients that are not
+            finite: the last update was not made then, and its rows are named.
+    """
+    trainer = _Trainer(model, processor, train_set, valid_set, options)
+    trainer.report = report
+    if options.resume_adapter_file is not None:
+        state.load_weights(Path(options.resume_adapter_file).expanduser(), model)
+    trainer.prepare_features(lambda done, total: progress("images", done, total))
+    if options.resume:
+        trainer.resume()
+    try:
+        trainer.run()
+    finally:
+        model.eval()
+        model.gradient_checkpointing_disable()
+    return trainer.config
+
+
+class _Trainer:
+    """A training under way."""
+
+    def __init__(
+        self,
+        model: FastVlmForConditionalGeneration,
+        processor: FastVlmProcessor,
+        train_set: list[Sample],
+        valid_set: list[Sample],
+        options: TrainingOptions,
+    ):
+        if not train_set:
+            raise ValueError("There is nothing to train on; the data has no train set.")
+        self.model, self.processor, self.options = model, processor, options
+        self.train_set, self.valid_set = train_set, valid_set
+        self.config = prepare_model(model, options)
+        self.optimizer = options.make_optimizer()
+        self.optimizer.init(model.trainable_parameters())
+        self.order = Order(train_set, options.batch_size, options.seed)
+        self.folder = None if options.adapter_path is None else Path(options.adapter_path).expanduser()
+        self.report: Callable[[Report], None] = lambda report: None
+        self.done = self.saved = self.answer_tokens = 0
+        self.features: ImageFeatures
+        self._clock = _Clock()
+
+    def prepare_features(self, progress: Callable[[int, int], None]):
+        options = self.options
+        folder = None if options.feature_folder is None else Path(options.feature_folder).expanduser()
+        self.features = ImageFeatures(self.model, self.processor, options.image_size, folder)
+        self.features.prepare([*self.train_set, *self.valid_set], progress)
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """What a training must have in common with the one that it goes on from."""
+        options, digest = self.options, hashlib.sha256()
+        for sample in self.train_set:
+            digest.update(repr((sample.ids, sample.learnt, [str(image) for image in sample.images])).encode())
+        plan = {name: getattr(options, name) for name in PLANNED}
+        if isinstance(options.lr_schedule, str):
+            plan["iters"] = options.iters  # at whose end the rate is nothing
+        return {**plan, **self.config.to_dict(), "train set": digest.hexdigest()[:32]}
+
+    def resume(self):
+        assert self.folder is not None
+        self.done = self.saved = state.resume(self.folder, self.model, self.optimizer, self.plan)
+        if self.done >= self.options.iters:
+            raise UsageError(
+                f"{self.folder} has had {self.done} iterations already; to go on, ask for more than that in all "
+                "(--iters)."
+            )
+
+    def run(self):
+        options, model = self.options, self.model
+        if options.grad_checkpoint:
+            model.gradient_checkpointing_enable()
+        model.train()
+        mx.eval(model.parameters(), self.optimizer.state)
+        gradients_of = nn.value_and_grad(model, answer_loss)
+        if self.done == 0:
+            self._evaluate()
+        self._clock = _Clock()
+        while self.done < options.iters:
+            self._update(gradients_of)
+            if self._due(options.steps_per_report):
+                self.report(self._clock.told(self.done, self.optimizer, self.answer_tokens))
+                self._clock = _Clock()
+            if self._due(options.steps_per_eval):
+                with self._clock.stopped():
+                    self._evaluate()
+            if self._due(options.save_every):
+                with self._clock.stopped():
+                    self._save()
+
+    def _due(self, every: int) -> bool:
+        """Whether an iteration that is a multiple of ``every`` was among the last update's, or all are done."""
+        before = self.done - self.options.grad_accumulation_steps
+        return self.done // every > before // every or self.done == self.options.iters
+
+    def _update(self, gradients_of: Callable[..., tuple[mx.array, Any]]):
+        """One update, of the gradients of so many batches, as if they were one."""
+        first, count = self.done, self.options.grad_accumulation_steps
+        mx.random.seed(_seed(self.options.seed, first))  # so that dropout needs no state to go on exactly
+        batches = [make_batch(self.order[first + i], self.processor.pad_token_id) for i in range(count)]
+        tokens = sum(batch.targets.size for batch in batches)
+        total, gradients = mx.array(0.0), None
+        for batch in batches:
+            loss, some = gradients_of(self.model, self.features, batch, self.features.of(batch.samples))
+            total, gradients = total + loss, some if gradients is None else tree_map(mx.add, gradients, some)
+            mx.eval(total, gradients)
+        gradients = tree_map(lambda x: x / tokens, gradients)
+        norm = mx.sqrt(sum(x.astype(mx.float32).square().sum() for _, x in tree_flatten(gradients)))
+        if not (math.isfinite(_number(total)) and math.isfinite(_number(norm))):
+            self._give_up(batches, _number(total), _number(norm))
+        if self.options.max_grad_norm is not None:
+            gradients, _ = optim.clip_grad_norm(gradients, self.options.max_grad_norm)
+        self.optimizer.update(self.model, gradients)
+        mx.eval(self.model.trainable_parameters(), self.optimizer.state)
+        _bound_cache()
+        self.done += count
+        self.answer_tokens += tokens
+        self._clock.count(batches, _number(total), tokens)
+
+    def _give_up(self, batches: list[Batch], loss: float, norm: float):
+        """What is known of an update that can't be made; the weights before it are saved, if they are any good."""
+        what = f"a loss of {loss}" if not math.isfinite(loss) else f"gradients of length {norm}"
+        rows = [sample.place for batch in batches for sample in batch.samples]
+        shown = "; ".join(rows[:8]) + ("; ..." if len(rows) > 8 else "")
+        if self.folder is not None and self.done > self.saved and self._is_finite():
+            self._save()
+        kept = f"the adapters of iteration {self.saved} are in {self.folder}" if self.saved else "nothing was saved"
+        raise ValueError(
+            f"Iteration {self.done + 1} has {what} ({shown}); {kept}. Look at these rows, lower --learning-rate, or "
+            "take float32."
+        )
+
+    def _is_finite(self) -> bool:
+        return all(mx.isfinite(x).all().item() for x in state.trained(self.model).values())
+
+    def _evaluate(self):
+        if not self.valid_set or self.options.val_batches == 0:
+            return
+        sizes = {"batch_size": self.options.batch_size, "batches": self.options.val_batches}
+        loss = evaluate(self.model, self.processor, self.valid_set, self.features, **sizes)
+        self.report(Report(self.done, valid_loss=loss))
+
+    def _save(self):
+        if self.folder is not None:
+            state.save(self.folder, self.done, self.model, self.optimizer, self.config, self.plan)
+            self.saved = self.done
+
+
+class _Clock:
+    """What has happened since the last report."""
+
+    def __init__(self):
+        self._start, self._loss = time.perf_counter(), 0.0
+        self._answer_tokens = self._tokens = self._images = 0
+
+    def count(self, batches: list[Batch], loss: float, answer_tokens: int):
+        samples = [sample for batch in batches for sample in batch.samples]
+        self._loss += loss
+        self._answer_tokens += answer_tokens
+        self._tokens += sum(len(sample.ids) for sample in samples)
+        self._images += sum(len(sample.images) for sample in samples)
+
+    def told(self, iteration: int, optimizer: optim.Optimizer, answer_tokens: int) -> Report:
+        seconds = time.perf_counter() - self._start
+        return Report(
+            iteration,
+            self._loss / self._answer_tokens,
+            _number(mx.array(optimizer.learning_rate)),
+            self._images / seconds,
+            self._tokens / seconds,
+            answer_tokens,
+            mx.get_peak_memory() / 1e9,
+        )
+
+    def stopped(self) -> _Pause:
+        return _Pause(self)
+
+    def forget(self, seconds: float):
+        self._start += seconds
+
+
+class _Pause:
+    """A time that does not count."""
+
+    def __init__(self, clock: _Clock):
+        self._clock = clock
+
+    def __enter__(self):
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_):
+        self._clock.forget(time.perf_counter() - self._start)
+
+
+def _seed(seed: int, iteration: int) -> int:
+    """A number of its own for each iteration."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {iteration}".encode()).digest()[:8], "big")
+
+
+def _number(x: mx.array) -> float:
+    return float(x.item())  # type: ignore[arg-type]  # a real one
+
+
+def _bound_cache():
+    """Batches of many lengths would each leave their arrays behind."""
+    if mx.get_cache_memory() > MOST_CACHED:
+        mx.clear_cache()
