@@ -147,3 +147,16 @@ def odd_image(width, height):
 
 ODD_SIZES = [(300, 200), (201, 333), (64, 64), (1000, 37), (128, 127)]
 SQUARE = 64
+
+# Fine-tuning: which layers of a decoder layer have adapters, and how; of the last two of its three layers.
+TUNED = ("self_attn.q_proj", "self_attn.v_proj", "mlp.up_proj", "mlp.down_proj")
+RANK, SCALE, RATE = 4, 3.0, 1e-2
+# AdamW's. Some keys' biases hardly matter: by their gradients' rounding, 1e-8 would make a step of full length.
+EPS = {"lora": 1e-8, "dora": 1e-8, "full": 1e-4}
+
+
+def adapter(name, shape):
+    """An adapter's matrix by its name and this package's shape; None for ``m``, which the layer gives."""
+    if name.endswith(".m"):
+        return None
+    return tensor(name, shape[::-1]).T.copy() if name.endswith("lora_a") else 0.3 * tensor(name, shape)
