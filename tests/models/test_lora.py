@@ -15,6 +15,7 @@ from mlx_fastvlm import FastVlmForConditionalGeneration, load
 from mlx_fastvlm.cache.fingerprint import model_fingerprint
 from mlx_fastvlm.checkpoints.adapters import AdapterConfig, write_adapter
 from mlx_fastvlm.errors import UsageError
+from mlx_fastvlm.models.forms import specialize
 from mlx_fastvlm.models.lora import adapter_tensors, adapters_of, add_adapters, load_adapters, with_keys
 from tests.support.adapters import adapted, logits, new_model, randomize, written
 
@@ -260,3 +261,11 @@ def test_bfloat16_stays(checkpoint):
     model, _ = load(checkpoint("apple"), dtype="bfloat16")
     add_adapters(model, AdapterConfig("dora"))
     assert logits(model).dtype == mx.bfloat16
+
+
+def test_a_gpus_forms_run_them_too(checkpoint):
+    """Those that read the parameters of layers inside step aside."""
+    model, _ = adapted(checkpoint("apple"), "dora", projector=True, vision=True)
+    expected = logits(model)
+    specialize(model, mx.gpu)
+    assert mx.abs(logits(model) - expected).max() <= 1e-4 * expected.std()
