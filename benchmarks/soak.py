@@ -34,7 +34,8 @@ from mlx_fastvlm import (
     save_prompt_cache,
     stream_generate,
 )
-from mlx_fastvlm.generation.captions import caption_folder
+from mlx_fastvlm.data.sinks import Destination
+from mlx_fastvlm.generation.dataset import Job, caption_dataset
 
 from long_run import images, resident  # isort: skip  (it lies beside this file)
 
@@ -88,7 +89,8 @@ class Soak:
 
     def captions(self):
         folder, output = self.folder / "images", self.folder / "captions.jsonl"
-        caption_folder(self.model, self.processor, folder, output, "What are these?", max_tokens=4)
+        job = Job([folder], Destination(str(output), overwrite=True), "What are these?")
+        caption_dataset(self.model, self.processor, job, max_tokens=4)
         output.unlink()
 
     def loaded(self):

@@ -2,8 +2,8 @@
 
     python examples/batch_folder.py photos --model apple/FastVLM-0.5B --prompt "Describe the image." --batch-size 8
 
-For large folders there is `python -m mlx_fastvlm.generate --images-dir photos --output captions.jsonl`, which can be
-interrupted and goes on where it stopped.
+For large folders there is `python -m mlx_fastvlm.caption photos --output captions.jsonl`, which can be interrupted and
+goes on where it stopped.
 """
 
 import argparse

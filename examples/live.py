@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image, ImageSequence
 
 from mlx_fastvlm import load, stream_generate
-from mlx_fastvlm.generation.captions import find_images
+from mlx_fastvlm.data.folders import find_images
 from mlx_fastvlm.processing.video import iter_video
 
 

@@ -10,6 +10,7 @@ from . import __version__
 
 COMMANDS = {
     "generate": "ask about images; what a flag in the first place means, too",
+    "caption": "ask about all images of folders, archives and lists",
     "chat": "talk about images in the terminal",
     "lora": "fine-tune on own images and answers",
     "fuse": "a model and its adapters to one checkpoint",

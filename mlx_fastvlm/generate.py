@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,16 +17,13 @@ from .cli.terminal import shown, statistics
 from .errors import UsageError
 from .files import SIZE_LIMIT, json_line
 from .generation.api import stream_answers
-from .generation.captions import write_captions
 from .generation.decision import decide, decision_options
 
 if TYPE_CHECKING:
     from .generation.answer import GenerationResponse
     from .generation.api import Responses
     from .generation.decision import DecisionOptions
-    from .generation.options import GenerationOptions
     from .models.fastvlm import FastVlmForConditionalGeneration
-    from .processing.processor import FastVlmProcessor
 
 DEFAULT_PROMPT = "Describe the image."
 
@@ -52,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     asking.add_argument(
         "--choices",
         dest="decide_among",
-        type=_choices,
+        type=flags.choices,
         metavar="A,B",
         help="choose among these answers; how likely each is goes to stderr",
     )
@@ -67,10 +63,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="go on from this prompt cache; written if there is none",
     )
-    folder = parser.add_argument_group("a folder of images")
-    folder.add_argument("--images-dir", metavar="DIR", help="ask about every image in it; goes on where it stopped")
-    folder.add_argument("--output", metavar="FILE", help="a JSON line for each image goes here")
-    folder.add_argument("--batch-size", type=int, default=16, metavar="N", help="images at a time (16)")
     printing = parser.add_argument_group("output")
     printing.add_argument("--json", action="store_true", help="print each answer as a JSON object, with the statistics")
     printing.add_argument("--logprobs", action="store_true", help="with --json, each token's log-probability")
@@ -83,21 +75,14 @@ def parser() -> argparse.ArgumentParser:
 
 def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace):
     """Flags that only make sense together."""
-    if (arguments.images_dir is None) != (arguments.output is None):
-        parser.error("--images-dir and --output go together: a folder of images, and the file for the answers")
-    for flag, given in (("--images-dir", arguments.images_dir), ("--prompt-cache", arguments.cache_file)):
-        if given == "":
-            parser.error(f"{flag} is empty; give a path")
-    if arguments.images_dir and (arguments.image or arguments.json or arguments.cache_file):
-        parser.error("--images-dir goes without --image, --json and --prompt-cache")
+    if arguments.cache_file == "":
+        parser.error("--prompt-cache is empty; give a path")
     if arguments.n < 1:
         parser.error(f"--n must be at least 1, got {arguments.n}")
-    if arguments.video and arguments.images_dir:
-        parser.error("--images-dir goes without --video")
-    if arguments.n > 1 and (arguments.images_dir or arguments.cache_file):
-        parser.error("--n goes without --images-dir and --prompt-cache")
-    if arguments.decide_among and (arguments.images_dir or arguments.cache_file or arguments.n > 1):
-        parser.error("--choices goes without --images-dir, --prompt-cache and --n")
+    if arguments.n > 1 and arguments.cache_file:
+        parser.error("--n goes without --prompt-cache")
+    if arguments.decide_among and (arguments.cache_file or arguments.n > 1):
+        parser.error("--choices goes without --prompt-cache and --n")
     for flag, given in (("--logprobs", arguments.logprobs), ("--top-logprobs", arguments.top_logprobs)):
         if given and not arguments.json:
             parser.error(f"{flag} needs --json")
@@ -112,8 +97,6 @@ def _run(arguments: argparse.Namespace):
         return _decide(arguments, decision_options(options))
     prompt = _read_prompt(arguments.prompt)
     model, processor = flags.load_chosen_model(arguments)
-    if arguments.images_dir:
-        return _caption(model, processor, prompt, arguments, options)
     file = arguments.cache_file
     if file:
         cache = _open_cache(file, model, options.cache_policy)
@@ -135,10 +118,6 @@ def _decide(arguments: argparse.Namespace, options: DecisionOptions):
         print(shown(found.choice))
         for choice, probability in found.probabilities.items():
             print(f"{probability:8.2%}  {shown(choice)}", file=sys.stderr)
-
-
-def _choices(text: str) -> list[str]:
-    return [choice.strip() for choice in text.split(",")]
 
 
 def _print(responses: Responses, as_json: bool, tokens: bool) -> str | None:
@@ -195,21 +174,6 @@ def _open_cache(file: str, model: FastVlmForConditionalGeneration, policy: Cache
     if policy not in (CachePolicy(), cache.policy):
         raise UsageError(f"{file} was made with {cache.policy}, which stays; leave out the flags of the KV cache.")
     return cache
-
-
-def _caption(
-    model: FastVlmForConditionalGeneration,
-    processor: FastVlmProcessor,
-    prompt: str,
-    arguments: argparse.Namespace,
-    options: GenerationOptions,
-):
-    start = time.perf_counter()
-    captioned, broken = write_captions(
-        model, processor, arguments.images_dir, arguments.output, prompt, options, arguments.batch_size
-    )
-    seconds = time.perf_counter() - start
-    print(f"{captioned} images captioned, {broken} not readable, {seconds:.1f} s", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -35,6 +35,11 @@ def add_image_flags(parser: argparse.ArgumentParser):
     group.add_argument(
         "--image", action="append", metavar="IMAGE", help="a path, URL, data: URI, or - for standard input; repeats"
     )
+    add_pixel_flags(group)
+
+
+def add_pixel_flags(group: argparse._ArgumentGroup):
+    """How images become pixels, wherever they come from."""
     group.add_argument("--image-size", type=int, metavar="PIXELS", help="a multiple of 64; less is faster")
     group.add_argument("--frames", type=int, default=1, metavar="N", help="frames of an animation (1, the first)")
     _number(group, "--vision-batch-size", int, "images that go through the vision tower at a time")
@@ -104,6 +109,11 @@ def options(arguments: argparse.Namespace) -> GenerationOptions:
     if chosen["logit_bias"]:
         chosen["logit_bias"] = dict(chosen["logit_bias"])
     return GenerationOptions(**chosen)
+
+
+def choices(text: str) -> list[str]:
+    """The answers that ``--choices`` lists."""
+    return [choice.strip() for choice in text.split(",")]
 
 
 def _number(group, flag: str, kind: type, help: str, *aliases: str):

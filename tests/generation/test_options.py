@@ -10,12 +10,13 @@ import pytest
 from mlx_fastvlm import ChatSession, PromptCache, VisionCache, batch_generate, generate, stream_generate
 from mlx_fastvlm.cache.policy import CachePolicy
 from mlx_fastvlm.errors import UsageError
-from mlx_fastvlm.generation.captions import caption_folder
+from mlx_fastvlm.generation.dataset import caption_dataset
 from mlx_fastvlm.generation.options import GenerationOptions, Options, SessionOptions
+from tests.support.datasets import job
 from tests.support.images import PROMPT
 from tests.support.models import wide_model
 
-TAKERS = [generate, stream_generate, batch_generate, caption_folder, ChatSession]
+TAKERS = [generate, stream_generate, batch_generate, caption_dataset, ChatSession]
 
 
 VIDEO = {"video", "fps", "max_frames"}  # of single questions only
@@ -36,7 +37,7 @@ def stable(value):
 def test_help_and_completion_list_the_options(taker):
     parameters = inspect.signature(taker).parameters
     assert all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters.values())
-    refused = VIDEO if taker in (ChatSession, caption_folder) else set()
+    refused = VIDEO if taker in (ChatSession, caption_dataset) else set()
     assert refused.isdisjoint(parameters)
     for field in fields(GenerationOptions):
         assert field.name in refused or parameters[field.name].default == field.default
@@ -99,7 +100,9 @@ def test_wrong_batch_sizes(size, tmp_path):
     with pytest.raises(UsageError, match="batch_size"):
         batch_generate(*wide_model(), ["a"], batch_size=size)
     with pytest.raises(UsageError, match="batch_size"):
-        caption_folder(*wide_model(), tmp_path, tmp_path / "out.jsonl", "a", batch_size=size)
+        job(tmp_path, tmp_path / "out.jsonl", batch_size=size)
+    with pytest.raises(UsageError, match="threads"):
+        job(tmp_path, tmp_path / "out.jsonl", threads=size)
 
 
 @pytest.mark.parametrize("policy", [{"max_kv_size": 100.5}, {"kv_bits": 5}, {"kv_group_size": "64"}], ids=str)

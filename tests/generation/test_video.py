@@ -7,10 +7,11 @@ from PIL import Image
 from mlx_fastvlm import ChatSession, Engine, decide, generate, load
 from mlx_fastvlm.errors import UsageError
 from mlx_fastvlm.generate import main
-from mlx_fastvlm.generation.captions import caption_folder
+from mlx_fastvlm.generation.dataset import caption_dataset
 from mlx_fastvlm.generation.options import GenerationOptions
 from mlx_fastvlm.generation.request import make_request
 from mlx_fastvlm.processing.video import load_video
+from tests.support.datasets import job
 from tests.support.films import film
 from tests.support.models import wide_model
 
@@ -68,7 +69,7 @@ def test_where_films_do_not_go(wide, tmp_path):
     with pytest.raises(UsageError, match="takes no film"):
         ChatSession(*wide, video=FRAMES)
     with pytest.raises(UsageError, match="Captions are of images"):
-        caption_folder(*wide, tmp_path, tmp_path / "o.jsonl", "Hi", video=FRAMES)
+        caption_dataset(*wide, job(tmp_path, tmp_path / "o.jsonl"), video=FRAMES)
     with pytest.raises(ValueError, match="goes before a question"):
         asked(wide, [{"role": "system", "content": "s"}], video=FRAMES)
     for options in ({"fps": 2}, {"max_frames": 3}):
@@ -88,5 +89,3 @@ def test_on_the_command_line(checkpoint, tmp_path, capfd):
     assert main([*command, "--video", str(tmp_path / "film.mp4"), "--max-frames", "2", "--image-size", "64"]) == 0
     assert main([*command, "--video", str(tmp_path / "none.mp4")]) == 1
     assert "no such film" in capfd.readouterr().err
-    with pytest.raises(SystemExit):
-        main([*command, "--video", "x", "--images-dir", "a", "--output", "b"])

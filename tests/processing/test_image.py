@@ -10,8 +10,9 @@ import pytest
 from PIL import Image as PILImage
 
 from mlx_fastvlm import ChatSession, PromptCache, batch_generate, generate, load_image
-from mlx_fastvlm.generation.captions import caption_folder
+from mlx_fastvlm.generation.dataset import caption_dataset
 from mlx_fastvlm.processing import preprocess
+from tests.support.datasets import job
 from tests.support.images import IMAGE, PROMPT, encoded
 from tests.support.models import wide_model
 
@@ -123,7 +124,7 @@ def test_a_folder_of_captions(wide, made, tmp_path):
     folder.mkdir()
     for i in range(5):
         IMAGE.resize((60 + i, 50)).save(folder / f"{i}.png")
-    caption_folder(*wide, folder, tmp_path / "out.jsonl", "What?", max_tokens=2, batch_size=2)
+    caption_dataset(*wide, job(folder, tmp_path / "out.jsonl", batch_size=2), max_tokens=2)
     assert len([json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]) == 5
     assert made == {"square": 5, "image_fingerprint": 5}
 

@@ -66,7 +66,7 @@ def test_one_line_and_nothing_left(name, place, monkeypatch, capfd):
         arguments += ["--model", place.good]
     if case.command is generate_main:
         arguments += ["--max-tokens", "3"] if "--max-tokens" not in arguments else []
-        if not {"--image", "--images-dir"} & set(arguments):
+        if "--image" not in arguments:
             arguments += ["--image", "data:image/png;base64," + base64.b64encode(encoded(IMAGE)).decode()]
     try:
         code = case.command(arguments)

@@ -97,24 +97,6 @@ def test_a_prompt_cache_in_a_file(arguments, tmp_path, capfd):
     assert answers[0]["text"] == answers[1]["text"]
 
 
-def test_a_folder_of_images(arguments, image, tmp_path, capfd):
-    output = tmp_path / "captions.jsonl"
-    model = arguments[:2]
-    command = [*model, "--images-dir", str(tmp_path), "--output", str(output), "--max-tokens", "4", "--batch-size", "2"]
-    (tmp_path / "broken.png").write_bytes(b"no")
-    assert main(command) == 0
-    assert "1 images captioned, 1 not readable" in capfd.readouterr().err
-    assert [sorted(json.loads(line)) for line in output.read_text().splitlines()] == [
-        ["error", "file"],
-        ["file", "finish_reason", "text"],
-    ]
-    assert main(command) == 0
-    assert "0 images captioned" in capfd.readouterr().err
-    assert main([*command, "--kv-bits", "8"]) == 0  # nothing to do, so nothing wrong with it
-    output.unlink()
-    assert main([*command, "--kv-bits", "8"]) == 2
-
-
 def test_every_option_reaches_the_generator(arguments, monkeypatch, capfd):
     seen = {}
 
@@ -188,9 +170,7 @@ def test_debug_shows_the_traceback(arguments):
         ["--max-tokens", "many"],
         ["--logit-bias", "42"],
         ["--logit-bias", "a:b"],
-        ["--images-dir", "images"],
-        ["--output", "captions.jsonl"],
-        ["--images-dir", "images", "--output", "captions.jsonl", "--json"],
+        ["--output", "captions.jsonl"],  # of caption
         ["--logprobs"],
     ],
     ids=" ".join,
@@ -206,7 +186,7 @@ def test_help_is_grouped_and_has_an_example(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    for group in ("question:", "images:", "model:", "sampling:", "memory:", "a folder of images:", "output:"):
+    for group in ("question:", "images:", "model:", "sampling:", "memory:", "output:"):
         assert f"\n{group}\n" in text
     assert text.count("memory:") == 1
     assert "example: python -m" in text

@@ -11,7 +11,15 @@ from hypothesis.extra import numpy as arrays
 from mlx_fastvlm import load_image
 from tests.support import fuzz
 
-INPUTS = {"images": 1000, "prompts": 1000, "config": 150, "tokenizer": 300, "tensors": 150, "requests": 1000}
+INPUTS = {
+    "images": 1000,
+    "prompts": 1000,
+    "config": 150,
+    "tokenizer": 300,
+    "tensors": 150,
+    "requests": 1000,
+    "shards": 600,
+}
 
 
 @pytest.mark.parametrize("target", fuzz.TARGETS)

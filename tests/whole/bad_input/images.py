@@ -2,10 +2,12 @@
 
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from mlx_fastvlm.caption import main as caption
 from tests.support.images import encoded
 
 from .cases import IMAGE, Case
@@ -63,11 +65,12 @@ CASES = {
     "image: a file URL": image("no such image", lambda p: "file:///etc/passwd"),
     "image: more than marks": Case("one mark for each", lambda p: ["--prompt", "<image> <image>"]),
     "image: a folder of none": Case(
-        "no folder", lambda p: ["--images-dir", str(p.folder / "none"), "--output", "captions.jsonl"]
+        "no such file or folder", lambda p: [str(p.folder / "none"), "--output", "captions.jsonl"], command=caption
     ),
     "image: captions into a file of something else": Case(
         "other things than captions",
-        lambda p: ["--images-dir", str(p.folder), "--output", p.file("mine.txt", "precious")],
+        lambda p: [str(Path(p.file("a.png", encoded(IMAGE))).parent), "--output", p.file("mine.jsonl", "precious")],
+        command=caption,
     ),
 }
 

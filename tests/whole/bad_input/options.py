@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from mlx_fastvlm import PrefixCache, PromptCache, batch_generate, convert, generate
+from mlx_fastvlm.caption import main as caption
 from mlx_fastvlm.chat import main as chat
 from tests.support.images import encoded
 
@@ -51,20 +52,35 @@ CASES = {
     "option: like none": option("--help lists all", "--zzz"),
     "option: an answer on the command line": option("there is no What", "What", "is", "this?"),
     "option: logprobs without json": option("--logprobs needs --json", "--logprobs"),
-    "option: images-dir alone": option("go together", "--images-dir", "images"),
-    "option: a folder and an image": option("goes without", "--images-dir", "a", "--output", "b", "--image", "c"),
+    "option: no output": option("required: --output", "images", command=caption),
+    "option: images-dir, of old": option("there is no --images-dir", "--images-dir", "images"),
     "option: batch_size 0": Case(
         "batch_size must be at least 1",
-        lambda p: ["--images-dir", str(p.folder), "--output", "captions.jsonl", "--batch-size", "0"],
+        lambda p: [str(p.folder), "--output", "captions.jsonl", "--batch-size", "0"],
         code=2,
+        command=caption,
     ),
     "option: kv_bits for a folder": Case(
         "kv_group_size must divide",
         lambda p: [
-            *("--images-dir", str(Path(p.file("a.png", encoded(IMAGE))).parent)),
+            str(Path(p.file("a.png", encoded(IMAGE))).parent),
             *("--output", "captions.jsonl", "--kv-bits", "8"),
         ],
         code=2,
+        command=caption,
+    ),
+    "option: output of no kind": option("output must end with", "a", "--output", "a.csv", command=caption),
+    "option: output empty": option("output must end with", "a", "--output", "", command=caption),
+    "option: shard 2/2": option("must look like 0/8", "a", "--output", "a.jsonl", "--shard", "2/2", command=caption),
+    "option: append as a path": option(
+        "letters, digits", "a", "--output", "a.jsonl", "--append-as", "../b", command=caption
+    ),
+    "option: no threads": option("threads must be at least 1", "a", "--output", "-", "--threads", "0", command=caption),
+    "option: retry on standard output": option(
+        "nothing to overwrite", "a", "--output", "-", "--retry-errors", command=caption
+    ),
+    "option: captions by temperature among choices": option(
+        "leave out temperature", "a", "--output", "-", "--choices", "a,b", "--temperature", "1", command=caption
     ),
     "option: temperature next to nothing": option("float32 can hold", "--temperature", "1e-42"),
     "option: temperature beyond float32": option("float32 can hold", "--temperature", "1e39"),
@@ -79,8 +95,6 @@ CASES = {
     "option: top_logprobs 21": option("at most 20", "--json", "--top-logprobs", "21"),
     "option: no answers": option("--n must be at least 1", "--n", "0"),
     "option: several answers and a prompt cache": option("--n goes without", "--n", "2", "--prompt-cache", "a"),
-    "option: images-dir empty": option("--images-dir is empty", "--images-dir", "", "--output", "a"),
-    "option: output empty": option("go together", "--output", ""),
     "option: prompt-cache empty": option("--prompt-cache is empty", "--prompt-cache", ""),
     "option: image empty": option("name is empty", "--image", "", code=1),
     "option: model empty": option("is no folder here and no hub id", "--model", "", code=1),

@@ -1,0 +1,144 @@
+"""``python -m mlx_fastvlm.caption``: data sets of images in, a record for each out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+
+from .cli import flags
+from .cli.parser import Parser, run
+from .cli.progress import DatasetProgress
+from .data.shards import read_shard, shard_of_launch
+from .data.sinks import Destination
+from .files import json_line
+from .generation.dataset import Job, Summary, as_dict, write_records
+from .generation.decision import decision_options
+
+SOME_FAILED = 3  # the exit code where all was done, and some records are errors
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of ``python -m mlx_fastvlm.caption``."""
+    parser = Parser(
+        prog="fastvlm caption",
+        description="Ask FastVLM about every image of a data set. Each gets a record; interrupted, it goes on where it "
+        "stopped. The exit code is 3 where some records are errors.",
+        epilog='example: python -m mlx_fastvlm.caption photos --output captions.jsonl --prompt "Describe the image."',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        metavar="SOURCE",
+        help="a folder, a pattern, .tar, .parquet, .jsonl or .csv files, or - for a list on standard input",
+    )
+    _add_record_flags(parser)
+    asking = parser.add_argument_group("question")
+    asking.add_argument(
+        "--prompt", default="Describe the image.", metavar="TEXT", help="asked about each image without its own"
+    )
+    asking.add_argument("--system", metavar="TEXT", help="a system prompt instead of the template's own")
+    asking.add_argument(
+        "--choices",
+        dest="decide_among",
+        type=flags.choices,
+        metavar="A,B",
+        help="choose among these answers; records have how likely each is",
+    )
+    flags.add_pixel_flags(parser.add_argument_group("images"))
+    flags.add_model_flags(parser)
+    flags.add_sampling_flags(parser)
+    flags.add_constraint_flags(parser)
+    flags.add_cache_flags(parser)
+    speed = parser.add_argument_group("speed")
+    speed.add_argument("--batch-size", type=int, default=16, metavar="N", help="answers at a time (16)")
+    speed.add_argument("--threads", type=int, default=4, metavar="N", help="images opened at a time, ahead (4)")
+    speed.add_argument("--dedupe", action="store_true", help="ask once about images with the same pixels")
+    speed.add_argument("--shard", metavar="I/N", help="only part I, from 0, of N; mlx.launch sets it by itself")
+    printing = parser.add_argument_group("messages")
+    printing.add_argument("--quiet", action="store_true", help="no progress and no summary, only errors")
+    printing.add_argument("--json", action="store_true", help="print the summary as a JSON object")
+    printing.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _add_record_flags(parser: argparse.ArgumentParser):
+    group = parser.add_argument_group("records")
+    group.add_argument(
+        "--output",
+        required=True,
+        metavar="DEST",
+        help="a file that ends with .jsonl, .parquet or .tar; .txt for texts beside the images; - for standard output",
+    )
+    group.add_argument("--records-per-file", type=int, default=10_000, metavar="N", help="of parquet and tar (10000)")
+    group.add_argument("--overwrite", action="store_true", help="drop the records that are there")
+    group.add_argument("--append-as", metavar="NAME", help="keep them, and add this run's under a name")
+    group.add_argument("--retry-errors", action="store_true", help="ask again about images whose record is an error")
+
+
+def _run(arguments: argparse.Namespace) -> Summary:
+    options = flags.options(arguments)  # what is wrong with them is told before the model loads
+    if arguments.decide_among:
+        decision_options(options)
+    destination = Destination(
+        arguments.output,
+        read_shard(arguments.shard) if arguments.shard else shard_of_launch(),
+        arguments.append_as,
+        arguments.overwrite,
+        arguments.retry_errors,
+        arguments.records_per_file,
+    )
+    job = Job(
+        arguments.sources,
+        destination,
+        arguments.prompt,
+        arguments.decide_among,
+        arguments.batch_size,
+        arguments.threads,
+        arguments.dedupe,
+    )
+    model, processor = flags.load_chosen_model(arguments)
+    with DatasetProgress(hidden=arguments.quiet) as progress:
+        summary = write_records(model, processor, job, options, progress)
+    if summary.duplicates:
+        warnings.warn(
+            f"{summary.duplicates} images have the key of an earlier one, the first is {summary.first_duplicate}; only "
+            "the earlier ones were asked about.",
+            stacklevel=1,
+        )
+    return summary
+
+
+def _print(summary: Summary, arguments: argparse.Namespace):
+    if arguments.json:
+        print(json_line(as_dict(summary)), file=sys.stderr if arguments.output == "-" else sys.stdout)
+    elif not arguments.quiet:
+        found = as_dict(summary)
+        hits = f" ({summary.hits} by the same pixels)" if summary.hits else ""
+        retry = f" ({summary.failed_before} errors; --retry-errors)" if summary.failed_before else ""
+        skipped = f", {summary.skipped} done before{retry}" if summary.skipped else ""
+        print(
+            f"{summary.answered} images answered{hits}, {summary.errors} errors{skipped}; {summary.seconds:.1f} s, "
+            f"{found['images_per_second']:.2f} images/s, {summary.waited:.1f} s of waiting for images",
+            file=sys.stderr,
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``python -m mlx_fastvlm.caption``."""
+    arguments = parser().parse_args(argv)
+    summary: Summary | None = None
+
+    def command():
+        nonlocal summary
+        summary = _run(arguments)
+        _print(summary, arguments)
+
+    code = run(command, debug=arguments.debug)
+    failed = summary is not None and (summary.errors or summary.failed_before or summary.duplicates)
+    return SOME_FAILED if code == 0 and failed else code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
