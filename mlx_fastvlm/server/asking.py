@@ -96,6 +96,8 @@ class _Request:
                 ask, questions = await self._prepare(data, served, left)
                 del data
                 body.release()
+                if not inbox.empty():  # whoever left meanwhile gets no row
+                    raise _for_client(inbox.get_nowait().error)  # type: ignore[union-attr, arg-type]  # only ends come
                 work = Work(self.client, questions, self.record.start, inbox)
                 with service.queued(work):
                     await self._answer(ask, work, self.dialect.writer(ask, served), (scope, receive, send))

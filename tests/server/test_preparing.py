@@ -63,6 +63,8 @@ def test_who_leaves_while_it_is_prepared_gets_no_row(slow):
     with running() as server, server.client() as client:
         with pytest.raises(Exception, match="timed out"):
             client.post(CHAT, json=chat("slow"), timeout=0.2)
+        wait_for(lambda: not server._server.server_state.connections)
+        time.sleep(0.1)
         slow.go_on.set()
         wait_for(lambda: server.service._open.total() == 0)
         time.sleep(0.1)
