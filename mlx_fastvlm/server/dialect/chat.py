@@ -14,11 +14,9 @@ from .options import (
     NO_TOOLS,
     check_model,
     read_format,
-    read_logit_bias,
     read_max_tokens,
     read_n,
     read_sampling,
-    read_stop,
     read_stream,
 )
 from .told import Answers
@@ -82,8 +80,6 @@ def read(body: dict[str, Any], served: Served) -> Ask:
     options = {
         "max_tokens": read_max_tokens(fields, served, "max_completion_tokens", "max_tokens"),
         **read_sampling(fields),
-        **read_stop(fields),
-        **read_logit_bias(fields),
         **_read_logprobs(fields),
         **read_format(*_format(fields)),
         **conversation.options(fields),

@@ -11,11 +11,9 @@ from .options import (
     BOOKKEEPING,
     EXTENSIONS,
     check_model,
-    read_logit_bias,
     read_max_tokens,
     read_n,
     read_sampling,
-    read_stop,
     read_stream,
 )
 from .told import Answers
@@ -63,8 +61,6 @@ def read(body: dict[str, Any], served: Served) -> Ask:
     options = {
         "max_tokens": read_max_tokens(fields, served, "max_tokens"),
         **read_sampling(fields),
-        **read_stop(fields),
-        **read_logit_bias(fields),
         **({} if logprobs is None else {"logprobs": True, "top_logprobs": logprobs}),
         **Conversation(served).options(fields),
     }

@@ -70,7 +70,7 @@ def read_max_tokens(body: Fields, served: Served, *names: str) -> int:
 
 
 def read_sampling(body: Fields) -> dict[str, Any]:
-    """How tokens are chosen; ranges are the library's."""
+    """How tokens are chosen, and what ends an answer; ranges are the library's."""
     options = {
         "temperature": body.number("temperature"),
         "top_p": body.number("top_p"),
@@ -82,30 +82,31 @@ def read_sampling(body: Fields) -> dict[str, Any]:
         "presence_penalty": body.number("presence_penalty"),
         "frequency_penalty": body.number("frequency_penalty"),
         "min_tokens": body.whole("min_tokens", 0),
+        "stop": _read_stop(body),
+        "logit_bias": _read_logit_bias(body),
     }
     return {name: value for name, value in options.items() if value is not None}
 
 
-def read_stop(body: Fields) -> dict[str, Any]:
+def _read_stop(body: Fields) -> list[str] | None:
     stop = body.texts("stop", MAX_STOPS)
     for text in stop or []:
         if not 1 <= len(text) <= MAX_STOP_LENGTH:
             body.refuse("stop", f"stop must hold strings of 1 to {MAX_STOP_LENGTH} characters, got {len(text)}.")
-    return {"stop": stop} if stop else {}
+    return stop or None
 
 
-def read_logit_bias(body: Fields) -> dict[str, Any]:
+def _read_logit_bias(body: Fields) -> dict[int, float] | None:
     """Token ids are strings in JSON."""
     biases = body.inner("logit_bias")
     if biases is None or not biases.values:
-        return {}
+        return None
     if len(biases.values) > MAX_BIASES:
         body.refuse("logit_bias", f"logit_bias must have at most {MAX_BIASES} token ids, got {len(biases.values)}.")
     for id in biases.values:
         if not re.fullmatch(r"[0-9]{1,9}", id):
             body.refuse("logit_bias", "logit_bias must have token ids, whole numbers as strings, for its names.")
-    found = {int(id): biases.needed(id, biases.number(id)) for id in biases.values}
-    return {"logit_bias": found}
+    return {int(id): biases.needed(id, biases.number(id)) for id in biases.values}
 
 
 def read_n(body: Fields, served: Served, prompts: int = 1) -> int:

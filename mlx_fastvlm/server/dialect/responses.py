@@ -14,10 +14,8 @@ from .options import (
     NO_TOOLS,
     check_model,
     read_format,
-    read_logit_bias,
     read_max_tokens,
     read_sampling,
-    read_stop,
     read_stream,
 )
 from .told import Answers, new_id
@@ -92,8 +90,6 @@ def read(body: dict[str, Any], served: Served) -> Ask:
     options = {
         "max_tokens": read_max_tokens(fields, served, "max_output_tokens"),
         **read_sampling(fields),
-        **read_stop(fields),
-        **read_logit_bias(fields),
         **_read_logprobs(fields),
         **_read_text(text),
         **conversation.options(fields),
