@@ -48,7 +48,7 @@ class Texts:
         if answer.error is not None:
             return outcome_of_error(answer.error)
         found: Outcome = {"text": pending.text}
-        if self._options.json_schema is not None:
+        if self._options.json_schema is not None and answer.finish_reason == "stop":
             with contextlib.suppress(ValueError, RecursionError):
                 found = {"json": json.loads(pending.text)}
         usage = answer.usage

@@ -35,6 +35,12 @@ def test_json_where_it_is_whole(text, found):
     assert outcome(ended(text))["text"] == text
 
 
+def test_what_was_cut_is_no_json_though_it_may_look_like_some():
+    found = outcome(ended("12", reason="length"), json_schema={"type": "integer"})  # of 1234, perhaps
+    assert (found["text"], found["finish_reason"]) == ("12", "length")
+    assert "json" not in found
+
+
 def test_an_error_is_one_line():
     assert outcome(ended("a", error=ValueError("one\n  line"))) == {"error": "one line"}
     assert outcome_of_error(RuntimeError("x"))["error"] == "RuntimeError: x"
