@@ -1,10 +1,12 @@
 """What the engine costs one answer, and what it gains for many; prints Markdown tables.
 
-    python benchmarks/engine.py [one] [stream] [gaps] [long] [--before DIR] [--figure FILE]
+    python benchmarks/engine.py [one] [stream] [gaps] [long] [--before DIR] [--mlx-vlm PYTHON] [--figure FILE]
 
 ``one`` compares a single answer with another checkout of this package (``--before``), turn by turn. ``stream`` lets
-prompts with images arrive at random times, and ``gaps`` long prompts beside a running answer. These run FastVLM-0.5B's
-shapes with random weights, float32 (2.6 GB). ``long`` runs 5,000 answers of the demo checkpoint through one engine.
+prompts with images arrive at random times (``--mlx-vlm``: also at mlx-vlm's batch generator, with the same decoder
+weights, prompts, embedded images and times), and ``gaps`` long prompts beside a running answer. These run
+FastVLM-0.5B's shapes with random weights, float32 (2.6 GB). ``long`` runs 5,000 answers of the demo checkpoint through
+one engine.
 Let nothing else run beside it.
 """
 
@@ -16,6 +18,7 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,9 +26,11 @@ import mlx_fastvlm  # before mlx, so that OpenBLAS is found
 
 import mlx.core as mx  # isort: skip
 import numpy as np  # isort: skip
+from mlx.utils import tree_flatten  # isort: skip
 from PIL import Image  # isort: skip
 
-from mlx_fastvlm import Engine, VisionCache, stream_generate
+from mlx_fastvlm import Engine, GenerationOptions, VisionCache, stream_generate
+from mlx_fastvlm.generation.request import make_request
 from mlx_fastvlm.models.released import random_model
 
 SIDE = 256  # pixels of an image: 16 tokens, since the tower is not the point
@@ -105,6 +110,66 @@ def watch_decoder(model):
     return rows
 
 
+# mlx-vlm's decoder and batch generator, its settings as they come. The clock starts when everything is loaded.
+MLX_VLM = """
+import json, sys, time, types
+import mlx.core as mx
+from mlx_vlm.generate.ar import BatchGenerator
+from mlx_vlm.models import fastvlm
+folder = sys.argv[1]
+job = json.load(open(f"{folder}/job.json"))
+decoder = fastvlm.LanguageModel(fastvlm.TextConfig.from_dict(job["config"]))
+decoder.load_weights(f"{folder}/decoder.safetensors")
+mx.eval(decoder.parameters())
+prompts = mx.load(f"{folder}/prompts.safetensors")
+mx.eval(prompts)
+
+class Never:
+    def add_eos_token_ids(self, ids): pass
+    def __call__(self, token): return False
+
+def run(due):
+    generator = BatchGenerator(decoder, types.SimpleNamespace(stopping_criteria=Never()), compute_logprobs=False)
+    tokens, start, due = {}, time.perf_counter(), list(due)
+    while due or generator.has_work:
+        while due and due[0][0] <= time.perf_counter() - start:
+            _, number, most = due.pop(0)
+            embeddings = prompts[str(number)]
+            generator.insert([[0] * embeddings.shape[1]], [most], [{"inputs_embeds": embeddings}])
+        if generator.has_work:
+            for response in generator.next()[1]:
+                tokens.setdefault(response.uid, []).append(response.token)
+    return time.perf_counter() - start, tokens
+
+run([[0, number, 2] for _, number, _ in job["due"][:2]])  # warm
+seconds, tokens = run(job["due"])
+print(json.dumps([seconds, tokens]))
+"""
+
+
+def at_mlx_vlm(python, own, processor, due):
+    """Seconds that mlx-vlm takes for the same prompts at the same times, and each answer's tokens."""
+    text = dataclasses.asdict(own.config.text_config)
+    config = {**text, "model_type": "qwen2", "tie_word_embeddings": own.config.tie_word_embeddings}
+    job = {"config": config, "due": [(moment, number, asked["max_tokens"]) for number, (moment, asked) in due]}
+    prompts = {}
+    for number, (_, asked) in due:
+        request = make_request(processor, asked["prompt"], asked["image"], GenerationOptions(image_size=SIDE))
+        pixels = processor.to_pixel_values(request.images[0].pixels[None])
+        prompts[str(number)] = own.embed(mx.array([request.ids]), own.get_image_features(pixels))
+        mx.eval(prompts)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "job.json").write_text(json.dumps(job))
+        mx.save_safetensors(f"{folder}/prompts.safetensors", prompts)
+        decoder = {f"model.{name}": x for name, x in tree_flatten(own.language_model.parameters())}
+        mx.save_safetensors(f"{folder}/decoder.safetensors", decoder)
+        environment = {**os.environ, "LD_PRELOAD": "libopenblas.so.0"} if sys.platform == "linux" else None
+        command = [python, "-c", MLX_VLM, folder]
+        run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    seconds, tokens = json.loads(run.stdout.splitlines()[-1])
+    return seconds, list(tokens.values())
+
+
 def stream(arguments):
     """Prompts with images that arrive at random, against one at a time."""
     own, processor = model()
@@ -127,6 +192,7 @@ def stream(arguments):
     for job in asked:
         due.append((moment, job))
         moment += chance.expovariate(1 / mean_gap)
+    arrivals = list(enumerate(due))
     engine, answers = Engine(own, processor), []
     rows.clear()
     start = time.perf_counter()
@@ -142,6 +208,11 @@ def stream(arguments):
     print("| | seconds | tokens/s |\n|---|---|---|")
     print(f"| one at a time | {alone:.1f} | {tokens / alone:.1f} |")
     print(f"| the engine | {together:.1f} | {tokens / together:.1f} |")
+    if arguments.mlx_vlm:
+        theirs, told = at_mlx_vlm(arguments.mlx_vlm, own, processor, arrivals)
+        print(f"| mlx-vlm's batch generator | {theirs:.1f} | {tokens / theirs:.1f} |")
+        same = sum(answer in told for answer in singles)
+        print(f"\nagainst mlx-vlm {theirs / together:.2f}; it answers {same} with the same tokens", end="")
     print(f"\nratio {alone / together:.2f}; rows per decoder call: mean {np.mean(rows):.1f}, most {max(rows)}")
 
 
@@ -208,6 +279,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="*", choices=[*TABLES, []], default=[])
     parser.add_argument("--before", help="a checkout of this package, for `one`")
+    parser.add_argument("--mlx-vlm", metavar="PYTHON", help="of an environment with mlx-vlm, for `stream`")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--longest", type=int, default=96)

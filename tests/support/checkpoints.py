@@ -63,7 +63,9 @@ def apple(tensors, network=NETWORK):
         name = name.replace("multi_modal_projector.linear_2", "mm_projector.2")
         out[name] = value
     # Beside what inference needs, Apple's files carry the classification head.
-    out["model.vision_tower.vision_tower.model.head.proj"] = np.ones((512, 24), np.float32)
+    last = f"{TOWER}final_conv."
+    channels = max(value.shape[0] for name, value in tensors.items() if name.startswith(last) and value.ndim == 4)
+    out["model.vision_tower.vision_tower.model.head.proj"] = np.ones((channels, 768), np.float32)
     return out
 
 

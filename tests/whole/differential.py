@@ -2,6 +2,7 @@
 
     python -m tests.whole.differential --cases 2000 --seed 0
     python -m tests.whole.differential --prompts 20000        # only tokenizer, template and images
+    python -m tests.whole.differential --mlx-vlm PYTHON       # through the converter of that environment's mlx-vlm
     python -m tests.whole.differential --case '{"width": 24, ...}'
 
 Needs what ``pip install ".[reference]"`` brings. A case is a checkpoint with random shapes, weights, tokenizer, chat
@@ -83,12 +84,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, metavar="N", help="compare what is read of so many prompts, not models")
     parser.add_argument("--show", metavar="TEXT", help="print the first case with this text in its kind or reason")
     parser.add_argument("--case", metavar="JSON", help="try one case, as an earlier run printed it")
+    parser.add_argument("--mlx-vlm", metavar="PYTHON", help="convert Apple's layout with this environment's mlx-vlm")
     args = parser.parse_args(argv)
     from tests.support.differential import compare  # noqa: PLC0415  needs torch, which --help does not
 
+    converter = compare.Converter(args.mlx_vlm) if args.mlx_vlm else None
+
+    def tried(case: draws.Case) -> compare.Outcome:
+        return compare.tried(case, converter)
+
     tally = Tally(args.seed)
     if args.case is not None:
-        outcome = compare.tried(draws.read(args.case))
+        outcome = tried(draws.read(args.case))
         print(outcome)
         return outcome.kind == "different"
     if args.prompts is not None:
@@ -104,10 +111,10 @@ def main(argv: list[str] | None = None) -> int:
         return tally.different > 0
     for number in range(args.start, args.cases):
         case = draws.draw(args.seed, number)
-        outcome = compare.tried(case)
-        tally.add(number, case, outcome, compare.tried)
+        outcome = tried(case)
+        tally.add(number, case, outcome, tried)
         if args.show and args.show in f"{outcome.kind}: {outcome.reason}":
-            print(f"{outcome.reason}\n    --case '{draws.written(smaller(case, compare.tried))}'")
+            print(f"{outcome.reason}\n    --case '{draws.written(smaller(case, tried))}'")
             return 0
         if number % 100 == 99:
             tally.progress(number + 1)

@@ -17,6 +17,7 @@ from tests.support.differential import folders, prompts, theirs  # isort: skip  
 import mlx.core as mx  # isort: skip
 import numpy as np
 
+from tests.support.differential.converter import Converter, ConverterError
 from tests.support.differential.draws import Case
 
 LIMIT = 1e-4  # of the reference's standard deviation: features, logits; of the loss itself
@@ -43,15 +44,24 @@ class Outcome:
     largest: dict[str, float] = field(default_factory=dict)
 
 
-def tried(case: Case) -> Outcome:
-    """Write the case's checkpoint, and let both read and compute it."""
+def tried(case: Case, converter: Converter | None = None) -> Outcome:
+    """Write the case's checkpoint, and let both read and compute it.
+
+    Args:
+        converter: mlx-vlm's; it then makes what is read here of Apple's layout.
+    """
+    if converter is not None:
+        # Where the files leave the image's size to the tower's name, its converter writes 1024, whatever the name says.
+        case = {**case, "layout": "apple", "settings": case["settings"] or {"do_convert_rgb": True}}
     largest: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
-            outcome = _compared(case, Path(name), largest)
+            outcome = _compared(case, Path(name), largest, converter)
         except DifferentError as error:
             outcome = Outcome("different", str(error))
+        except ConverterError as error:
+            outcome = Outcome("refused by mlx-vlm", _general(str(error)))
         except (ValueError, OSError) as error:
             outcome = Outcome("refused" if "\n" not in str(error) else "different", _general(str(error)))
         except Exception as error:
@@ -63,7 +73,7 @@ def tried(case: Case) -> Outcome:
     return outcome
 
 
-def _compared(case: Case, folder: Path, largest: dict[str, float]) -> Outcome:
+def _compared(case: Case, folder: Path, largest: dict[str, float], converter: Converter | None) -> Outcome:
     there, here = folder / "there", folder / "here"
     there.mkdir()
     ids = folders.write_prompt_files(there, case)
@@ -97,6 +107,9 @@ def _compared(case: Case, folder: Path, largest: dict[str, float]) -> Outcome:
     if not all(np.isfinite(x).all() for x in (logits, chosen_from)):
         return Outcome("refused there", "not a number")
     source = _here(case, folder, there, here, described, made, ids)
+    if converter is not None:
+        source = folder / "mlx-vlm"
+        converter(here, source, dtype="float32")
     if case["layout"] == "there and back":
         model, report = theirs.load_model(here)
         logits, loss = theirs.forward(model, given, labels)

@@ -15,12 +15,9 @@ FILE = Path(__file__).with_suffix(".json")
 
 
 def main():
-    import torch  # noqa: PLC0415  tests need the path only
-
-    library = torch.library.Library("torchvision", "DEF")  # whose compiled part nobody needs here
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    from tests.support.reference import operators  # noqa: F401, PLC0415  before timm  # isort: skip
     import timm  # noqa: PLC0415  as above
+    import torch  # noqa: PLC0415  tests need the path only
 
     prefix, pixels, recorded = "model.vision_tower.timm_model.", torch.from_numpy(small.pixels(1)), {}
     for form in ("inference", "training"):

@@ -14,11 +14,7 @@ import sys
 import numpy as np
 import torch
 
-# timm wants torchvision, of which only the Python part is needed; without its compiled part these two are missing.
-if not hasattr(torch.ops.torchvision, "nms"):
-    _library = torch.library.Library("torchvision", "DEF")
-    _library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+from tests.support.reference import operators  # noqa: F401  before timm  # isort: skip
 
 import timm
 import transformers

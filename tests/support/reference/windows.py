@@ -45,10 +45,7 @@ def sample(states, padding):
 
 def main():
     import torch  # noqa: PLC0415  the tests need the cases only
-
-    library = torch.library.Library("torchvision", "DEF")  # whose compiled part nobody needs here
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    from tests.support.reference import operators  # noqa: F401, PLC0415  before timm  # isort: skip
     from transformers import Qwen2Config, Qwen2Model  # noqa: PLC0415  as above
 
     ids, mask, positions = (torch.from_numpy(x) for x in inputs())
