@@ -51,8 +51,7 @@ def tried(case: Case, converter: Converter | None = None) -> Outcome:
         converter: mlx-vlm's; it then makes what is read here of Apple's layout.
     """
     if converter is not None:
-        # Where the files leave the image's size to the tower's name, its converter writes 1024, whatever the name says.
-        case = {**case, "layout": "apple", "settings": case["settings"] or {"do_convert_rgb": True}}
+        case = {**case, "layout": "apple", **_kept_by_mlx_vlm(case)}
     largest: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -71,6 +70,14 @@ def tried(case: Case, converter: Converter | None = None) -> Outcome:
         outcome = Outcome("warned", f"{outcome.reason} ({_general(said[0])})")
     outcome.largest = largest
     return outcome
+
+
+def _kept_by_mlx_vlm(case: Case) -> Case:
+    """In place of what its converter loses: an image size that only the tower's name or ``processor_config.json`` says
+    (it writes 1024), and a head of its own where the configuration says that there is none."""
+    head = "own" if case["head"] == "own though tied" else case["head"]
+    settings = case["settings"] or {"do_convert_rgb": True}
+    return {"head": head, "settings": settings, "settings' place": "preprocessor_config.json"}
 
 
 def _compared(case: Case, folder: Path, largest: dict[str, float], converter: Converter | None) -> Outcome:
