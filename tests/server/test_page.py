@@ -1,6 +1,5 @@
-"""The page as it is served, and as far as it works without a browser."""
+"""The page as it is served, and its modules as far as they need no browser."""
 
-import contextlib
 import re
 
 import pytest
@@ -67,10 +66,7 @@ def test_it_needs_no_key_and_holds_none():
 
 @needs_node
 @pytest.mark.parametrize("name", sorted(path.name for path in TESTS.glob("*.test.mjs")))
-def test_modules(name, server):
-    """Those named page_ try all of the page, in a stand-in for a browser, with a server."""
-    with running(api_keys=(KEY,)) if name.startswith("page_") else contextlib.nullcontext(server) as locked:
-        urls = {"FASTVLM_URL": server.url, "FASTVLM_LOCKED_URL": locked.url, "FASTVLM_API_KEY": KEY}
-        told = node("--test", "--test-reporter=tap", str(TESTS / name), **urls)
+def test_modules(name):
+    told = node("--test", "--test-reporter=tap", str(TESTS / name))
     assert re.search(r"^# fail 0$", told, re.M)
     assert re.search(r"^# skipped 0$", told, re.M)

@@ -11,7 +11,7 @@ from tests.support.paths import ROOT
 PAGE = ROOT / "mlx_fastvlm" / "server" / "page"
 HTML = (PAGE / "index.html").read_text(encoding="utf-8")
 MODULES = {path.name: path.read_text(encoding="utf-8") for path in PAGE.glob("*.js")}
-STYLE = (PAGE / "style.css").read_text(encoding="utf-8")
+STYLES = {path.name: path.read_text(encoding="utf-8") for path in PAGE.glob("*.css")}
 
 
 class Reader(HTMLParser):
@@ -40,8 +40,11 @@ def test_index_refers_to_files_that_exist():
     assert len(references) >= 3
     for reference in references:
         folder, _, name = reference.partition("/")
+        name, _, symbol = name.partition("#")
         assert folder == "page"
         assert (PAGE / name).is_file(), reference
+        assert not symbol or f'<symbol id="{symbol}"' in (PAGE / name).read_text(encoding="utf-8"), reference
+    assert set(STYLES) == {reference.removeprefix("page/") for reference in references if reference.endswith(".css")}
 
 
 def test_modules_import_files_that_exist_and_names_that_these_export():
@@ -81,7 +84,7 @@ def test_no_outside_address(name):
     for address in re.findall(r"\w+://[^\s\"')`]*", code):
         assert address in ("http://www.w3.org/2000/svg", "http://127.0.0.1"), address
     assert "@import" not in text
-    assert name != "style.css" or "url(" not in text
+    assert not name.endswith(".css") or "url(" not in text
 
 
 def strip(code):
@@ -109,11 +112,11 @@ def test_ids_are_unique_and_those_that_the_modules_look_up():
         calls = re.findall(r"\bbyId\(([^)]*)\)", code)
         wanted |= {argument[1:-1] for argument in calls if re.fullmatch(r'"[\w-]+"', argument)}
         others = {argument for argument in calls if not re.fullmatch(r'"[\w-]+"', argument)}
-        assert others <= {"id", "name", "`show-${name}`", "form", "prompt"}, name
-    wanted |= {"chat", "camera", "show-chat", "show-camera", "question", "prompt", "camera-form", "camera-prompt"}
+        assert others <= {"id", "name", "`show-${name}`", "button", "group"}, name
+    wanted |= {"chat", "camera", "show-chat", "show-camera", "pick", "pick-first", "presets", "camera-presets"}
     referred = {
         attributes.get(name) for _, attributes in READ.elements for name in ("aria-labelledby", "aria-describedby")
-    }
+    } | set(re.findall(r"#([\w-]+)[\s,.{]", "".join(STYLES.values())))
     assert wanted <= set(IDS)
     assert set(IDS) <= wanted | referred
 
@@ -128,7 +131,7 @@ def test_labels_and_descriptions_resolve():
 def test_every_control_has_a_name():
     labelled = {attributes["for"] for tag, attributes in READ.elements if tag == "label"}
     for tag, attributes in READ.elements:
-        if tag in ("input", "textarea", "video", "dialog"):
+        if tag in ("input", "select", "textarea", "video", "dialog"):
             named = attributes.get("id") in labelled or "aria-label" in attributes or "aria-labelledby" in attributes
             assert named, (tag, attributes)
         if tag == "button":
@@ -138,15 +141,15 @@ def test_every_control_has_a_name():
 def test_what_speaks_dark_light_and_still():
     roles = [attributes["role"] for _, attributes in READ.elements if "role" in attributes]
     assert {"alert", "status"} <= set(roles)
-    assert "prefers-color-scheme: dark" in STYLE
-    assert "prefers-reduced-motion: reduce" in STYLE
-    assert "outline: none" not in STYLE
+    assert "prefers-color-scheme: dark" in STYLES["theme.css"]
+    assert "prefers-reduced-motion: reduce" in STYLES["theme.css"]
+    assert "outline: none" not in "".join(STYLES.values())
 
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_colours_are_far_enough_apart(scheme):
     """WCAG's contrast: 4.5 for text, 3 for lines around controls."""
-    colours = dict(re.findall(r"--([\w-]+): (#\w+);", STYLE.split("@media")[scheme]))
+    colours = dict(re.findall(r"--([\w-]+): (#\w+);", STYLES["theme.css"].split("@media")[scheme]))
     pairs = [(text, back) for text in ("text", "quiet", "bad") for back in ("back", "raised")] + [("on-main", "main")]
     for text, back in pairs:
         assert contrast(colours[text], colours[back]) >= 4.5, (text, back)

@@ -4,21 +4,15 @@ import { chatChunks, servedModel } from "./api.js";
 import { Camera } from "./camera.js";
 import { Chat } from "./chat.js";
 import { byId } from "./dom.js";
-import { FieldError, readSettings } from "./settings.js";
+import { exampleSchema, isDemo, offerPresets, presetsOf } from "./presets.js";
+import { FieldError } from "./settings.js";
+import { SettingsDialog } from "./settings_dialog.js";
 import { SnippetDialog } from "./snippet_dialog.js";
 
 const KEY = "fastvlm-api-key"; // in sessionStorage, which ends with the tab
 
-/** Fields of the settings, by their names in settings.js. */
-const FIELDS = {
-  temperature: byId("temperature"),
-  maxTokens: byId("max-tokens"),
-  imageSize: byId("image-size"),
-  seed: byId("seed"),
-  system: byId("system"),
-  schema: byId("schema"),
-};
 const key = byId("api-key");
+const prompts = { presets: byId("prompt"), "camera-presets": byId("camera-prompt") };
 
 const server = {
   base: new URL("v1/", document.baseURI).href,
@@ -29,25 +23,31 @@ const server = {
   },
 };
 
+const settings = new SettingsDialog(() => exampleSchema(server.model));
 const snippets = new SnippetDialog();
 
 /** What the views have in common. */
 const page = {
   server,
 
-  /** The settings; a FieldError for what can't be read, after going there. */
-  settings() {
-    for (const field of Object.values(FIELDS)) field.removeAttribute("aria-invalid");
-    try {
-      return readSettings(Object.fromEntries(Object.entries(FIELDS).map(([name, field]) => [name, field.value])));
-    } catch (error) {
-      if (error instanceof FieldError) {
-        FIELDS[error.field].setAttribute("aria-invalid", "true");
-        openSettings(FIELDS[error.field]);
-      }
-      throw error;
-    }
+  settings: () => settings.read(),
+
+  /** The server told its model. */
+  met(model) {
+    if (server.model === model) return;
+    const first = server.model === null;
+    server.model = model;
+    byId("model").textContent = model;
+    byId("model").title = model;
+    byId("model").hidden = false;
+    byId("demo").hidden = !isDemo(model);
+    for (const [group, field] of Object.entries(prompts)) offerPresets(presetsOf(model), group, field);
+    if (first && prompts["camera-presets"].value === "") prompts["camera-presets"].value = page.firstQuestion();
   },
+
+  firstQuestion: () => presetsOf(server.model)[0][1],
+
+  dialogOpen: () => byId("settings").open || byId("snippet").open,
 
   /** Tell what is wrong; "" for nothing. */
   notify(message) {
@@ -59,9 +59,10 @@ const page = {
     byId("said").textContent = text;
   },
 
-  /** A request failed: where only the key is missing, go there. */
-  failed(error) {
-    if (error.status === 401) openSettings(key);
+  /** The same of an error: of a setting, or where only the key is missing, it is told there. */
+  tell(error, message = error.message) {
+    if (error.status === 401) settings.open(key, message);
+    else if (!(error instanceof FieldError)) page.notify(message);
   },
 
   showSnippet(kind, body) {
@@ -72,16 +73,12 @@ const page = {
 const chat = new Chat(page);
 const camera = new Camera(page);
 
-function openSettings(field) {
-  byId("settings").open = true;
-  field.focus();
-}
-
 function show(view) {
   for (const name of ["chat", "camera"]) {
     byId(name).hidden = name !== view;
     byId(`show-${name}`).setAttribute("aria-pressed", String(name === view));
   }
+  byId("question").hidden = view !== "chat";
   page.notify("");
   if (view !== "chat") chat.stop();
   if (view !== "camera") camera.close();
@@ -89,12 +86,11 @@ function show(view) {
 
 async function connect() {
   try {
-    server.model = await servedModel({ base: server.base, key: key.value });
-    byId("model").textContent = server.model;
+    page.met(await servedModel({ base: server.base, key: key.value }));
+    settings.clear();
     page.notify("");
   } catch (error) {
-    page.failed(error);
-    page.notify(error.message);
+    page.tell(error);
   }
 }
 
@@ -118,14 +114,6 @@ function storeKey() {
 
 byId("show-chat").addEventListener("click", () => show("chat"));
 byId("show-camera").addEventListener("click", () => show("camera"));
-for (const [form, prompt] of [["question", "prompt"], ["camera-form", "camera-prompt"]]) {
-  for (const preset of byId(form).querySelectorAll("button[value]")) {
-    preset.addEventListener("click", () => {
-      byId(prompt).value = preset.value;
-      byId(prompt).focus();
-    });
-  }
-}
 key.value = storedKey();
 key.addEventListener("change", () => {
   storeKey();

@@ -8,19 +8,27 @@ export class Attachments {
   #images = [];
   #reading = Promise.resolve();
   #notify;
+  #accepts;
+  #added;
 
-  /** @param {(message: string) => void} notify */
-  constructor(notify) {
+  /**
+   * @param {(message: string) => void} notify
+   * @param {() => boolean} accepts whether dropped and pasted images belong here now
+   * @param {() => void} added called after images came
+   */
+  constructor({ notify, accepts, added }) {
     this.#notify = notify;
+    this.#accepts = accepts;
+    this.#added = added;
     const files = byId("files");
-    byId("pick").addEventListener("click", () => files.click());
+    for (const button of ["pick", "pick-first"]) byId(button).addEventListener("click", () => files.click());
     files.addEventListener("change", () => {
       this.add([...files.files]);
       files.value = ""; // so that the same file can be picked again
     });
     document.addEventListener("paste", (event) => {
       const pasted = [...(event.clipboardData?.files ?? [])];
-      if (pasted.length === 0) return;
+      if (pasted.length === 0 || !this.#accepts()) return;
       event.preventDefault();
       this.add(pasted);
     });
@@ -51,21 +59,17 @@ export class Attachments {
   async #read(file) {
     try {
       this.#show(await readImage(file));
+      this.#added();
     } catch (error) {
       this.#notify(error.message);
     }
   }
 
   #show(image) {
-    const remove = element("button", { type: "button", textContent: "Remove" });
-    remove.setAttribute("aria-label", `Remove ${image.name}`);
-    const shown = element(
-      "li",
-      {},
-      element("img", { src: image.url, alt: image.name }),
-      element("span", { className: "quiet", textContent: image.note }),
-      remove,
-    );
+    const remove = element("button", { type: "button", textContent: "×", title: `Remove ${image.name}` });
+    remove.setAttribute("aria-label", remove.title);
+    const title = `${image.name}, ${image.note}`;
+    const shown = element("li", {}, element("img", { src: image.url, alt: title, title }), remove);
     remove.addEventListener("click", () => {
       this.#images = this.#images.filter((other) => other !== image);
       shown.remove();
@@ -81,7 +85,7 @@ export class Attachments {
     document.addEventListener("dragover", (event) => {
       if (!carriesFiles(event)) return;
       event.preventDefault(); // else the browser would open the file
-      mark(true);
+      mark(this.#accepts());
     });
     document.addEventListener("dragleave", (event) => {
       if (event.relatedTarget === null) mark(false);
@@ -90,7 +94,7 @@ export class Attachments {
       if (!carriesFiles(event)) return;
       event.preventDefault();
       mark(false);
-      this.add([...event.dataTransfer.files]);
+      if (this.#accepts()) this.add([...event.dataTransfer.files]);
     });
   }
 }

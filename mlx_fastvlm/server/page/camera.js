@@ -3,13 +3,14 @@
 import { Answer } from "./answer.js";
 import { drawn } from "./attachments.js";
 import { singleBody, streamed } from "./conversation.js";
-import { byId } from "./dom.js";
+import { cameraOf, cameras, openCamera, release } from "./devices.js";
+import { byId, element } from "./dom.js";
 import { FrameLoop } from "./frames.js";
 import { fitted } from "./images.js";
+import { duration } from "./stats.js";
 
 const LARGEST = 1024; // side of a frame where the model's own size is asked for
 const MAX_TOKENS = 100; // of a caption, unless the settings say otherwise
-const WANTED = { facingMode: { ideal: "environment" }, width: { ideal: 1280 } };
 const SAY_EVERY = 5000; // milliseconds: a screen reader can't read each caption
 
 export class Camera {
@@ -19,6 +20,7 @@ export class Camera {
   #start = byId("camera-start");
   #pause = byId("camera-pause");
   #size = byId("camera-size");
+  #choice = byId("camera-device");
   #wanted = false; // whether the camera shall be open
   #stream = null;
   #saidAt = -Infinity;
@@ -34,38 +36,37 @@ export class Camera {
       now: () => performance.now(),
     });
     byId("camera-form").addEventListener("submit", (event) => event.preventDefault());
-    this.#start.addEventListener("click", () => (this.#wanted ? this.close() : this.#open()));
+    this.#start.addEventListener("click", () => (this.#wanted ? this.close() : this.#open("")));
     this.#pause.addEventListener("click", () => this.#setRunning(!this.#loop.running));
     this.#size.addEventListener("input", () => this.#showSize());
+    this.#choice.addEventListener("change", () => {
+      this.close();
+      this.#open(this.#choice.value);
+    });
     this.#showSize();
   }
 
   /** Let go of the camera. */
   close() {
     this.#wanted = false;
-    this.#setRunning(false);
+    this.#loop.pause();
     release(this.#stream);
     this.#stream = null;
     this.#video.srcObject = null;
-    this.#start.textContent = "Start camera";
-    this.#pause.disabled = true;
-    this.#pause.textContent = "Pause";
+    byId("caption").textContent = "";
+    this.#showState();
   }
 
-  async #open() {
+  async #open(id) {
     this.#page.notify("");
-    if (!navigator.mediaDevices) {
-      this.#page.notify("Browsers give the camera only to pages of this machine (http://127.0.0.1) or over HTTPS.");
-      return;
-    }
     this.#wanted = true;
     this.#start.disabled = true; // until the browser has answered
     try {
-      await this.#show(await navigator.mediaDevices.getUserMedia({ video: WANTED, audio: false }));
+      await this.#show(await openCamera(id));
     } catch (error) {
       const closed = !this.#wanted;
       this.close();
-      if (!closed) this.#page.notify(`The camera can't be used (${error.name}). Allow it for this page in the browser.`);
+      if (!closed) this.#page.notify(error.message);
     } finally {
       this.#start.disabled = false;
     }
@@ -74,13 +75,27 @@ export class Camera {
   async #show(stream) {
     if (!this.#wanted) return release(stream); // closed while the browser asked
     this.#stream = stream;
-    for (const track of stream.getTracks()) track.addEventListener("ended", () => this.close());
+    for (const track of stream.getTracks()) track.addEventListener("ended", () => this.#lost(stream));
     this.#video.srcObject = stream;
     await this.#video.play();
-    this.#start.textContent = "Stop camera";
-    this.#pause.disabled = false;
+    await this.#offerCameras(stream);
+    if (this.#stream !== stream) return; // closed meanwhile
     this.#setRunning(true);
     this.#watch(stream);
+  }
+
+  #lost(stream) {
+    if (this.#stream !== stream) return;
+    this.close();
+    this.#page.notify("The camera has gone. Start it again once it is back.");
+  }
+
+  async #offerCameras(stream) {
+    const found = await cameras();
+    const options = found.map(({ id, name }) => element("option", { value: id, textContent: name }));
+    this.#choice.replaceChildren(...options);
+    this.#choice.value = cameraOf(stream);
+    byId("camera-choice").hidden = found.length < 2;
   }
 
   #setRunning(running) {
@@ -90,7 +105,20 @@ export class Camera {
     } else {
       this.#loop.pause();
     }
+    this.#showState();
+  }
+
+  #showState() {
+    const [open, running] = [this.#stream !== null, this.#loop.running];
+    byId("camera").classList.toggle("closed", !open);
+    this.#start.textContent = open ? "Stop camera" : "Start camera";
+    this.#start.classList.toggle("main", !open);
+    this.#pause.hidden = !open;
     this.#pause.textContent = running ? "Pause" : "Resume";
+    const state = byId("camera-state");
+    state.hidden = !open;
+    state.textContent = running ? "Live" : "Paused";
+    state.classList.toggle("live", running);
   }
 
   /** Offer each new frame, as long as this stream is shown. */
@@ -125,23 +153,23 @@ export class Camera {
     await answer.read(server.chunks(streamed(body), signal), () => {
       byId("caption").textContent = answer.text;
     });
-    server.model ??= answer.model;
+    if (answer.model !== null) this.#page.met(answer.model);
     byId("caption").textContent = answer.text;
     this.#page.notify("");
-    this.#showStats(answer);
+    this.#showFigures(answer.stats);
     this.#say(answer.text);
   }
 
   #failed(error, paused) {
     if (paused) this.#setRunning(false);
-    this.#page.failed(error);
-    this.#page.notify(paused ? error.message : `${error.message} The camera goes on then.`);
+    this.#page.tell(error, paused ? error.message : `${error.message} The camera goes on then.`);
   }
 
-  #showStats(answer) {
-    const rate = this.#loop.rate.perSecond;
-    const frames = rate === null ? "" : `${rate.toFixed(1)} frames/s · `;
-    byId("camera-stats").textContent = `${frames}${answer.stats}`;
+  #showFigures({ firstToken, rate }) {
+    const ofLoop = this.#loop.rate.perSecond;
+    if (ofLoop !== null) byId("camera-rate").textContent = ofLoop.toFixed(1);
+    if (firstToken !== null) byId("camera-first").textContent = duration(firstToken);
+    if (rate !== null) byId("camera-tokens").textContent = rate.toFixed(1);
   }
 
   #say(text) {
@@ -150,9 +178,9 @@ export class Camera {
     this.#page.announce(text);
   }
 
-  /** Side in pixels, or undefined for the model's own. */
+  /** Side in pixels, or undefined for the model's own, which is the slider's end. */
   get #imageSize() {
-    return Number(this.#size.value) || undefined;
+    return this.#size.value === this.#size.max ? undefined : Number(this.#size.value);
   }
 
   #showSize() {
@@ -160,8 +188,4 @@ export class Camera {
     byId("camera-size-shown").textContent = shown;
     this.#size.setAttribute("aria-valuetext", shown);
   }
-}
-
-function release(stream) {
-  for (const track of stream?.getTracks() ?? []) track.stop();
 }

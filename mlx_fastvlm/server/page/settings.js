@@ -28,6 +28,22 @@ export function readSettings(texts) {
   };
 }
 
+const NAMES = {
+  schema: "JSON schema",
+  system: "system prompt",
+  temperature: "temperature",
+  maxTokens: "tokens",
+  imageSize: "pixels",
+  seed: "seed",
+};
+
+/** Which of the chat's settings are given, for people: "JSON schema · temperature 0.7"; "" for none. */
+export function inForce(texts) {
+  const given = Object.keys(NAMES).filter((field) => texts[field].trim() !== "");
+  const told = given.map((field) => (["schema", "system"].includes(field) ? "" : ` ${texts[field].trim()}`));
+  return given.map((field, i) => `${NAMES[field]}${told[i]}`).join(" · ");
+}
+
 function number(texts, field, name, least) {
   const text = texts[field].trim().replace(",", ".");
   if (text === "") return undefined;

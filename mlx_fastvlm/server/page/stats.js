@@ -1,11 +1,16 @@
 // How fast answers come. Times are in milliseconds, as performance.now() gives them.
 
+// Pieces that come closer together than this, in milliseconds, were read from the connection at once: how long each took
+// to be made can't be told from when they came.
+const AT_ONCE = 1;
+
 /** One answer. */
 export class AnswerStats {
   #start;
   #first = null;
   #last = null;
   #pieces = 0;
+  #untimed = 0; // pieces that came at once with the first
   #tokens = null;
 
   constructor(start) {
@@ -15,6 +20,7 @@ export class AnswerStats {
   /** A piece of text came. */
   piece(now) {
     this.#first ??= now;
+    if (this.#untimed === this.#pieces && now - (this.#last ?? now) < AT_ONCE) this.#untimed += 1;
     this.#last = now;
     this.#pieces += 1;
   }
@@ -34,11 +40,10 @@ export class AnswerStats {
     return { count: this.#tokens ?? this.#pieces, exact: this.#tokens !== null };
   }
 
-  /** Tokens a second after the first, or null where there is no time between them. */
+  /** Tokens a second after the first, or null where they all came at once. */
   get rate() {
-    const elapsed = this.#first === null ? 0 : (this.#last - this.#first) / 1000;
-    const { count } = this.tokens;
-    return elapsed > 0 && count > 1 ? (count - 1) / elapsed : null;
+    if (this.#untimed === this.#pieces) return null;
+    return ((this.tokens.count - this.#untimed) * 1000) / (this.#last - this.#first);
   }
 
   /** For people: "first token after 120 ms · 45.6 tokens/s · 23 tokens". */

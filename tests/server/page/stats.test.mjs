@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { drawnType, fitted, isSentAsItIs, unreadable } from "../../../mlx_fastvlm/server/page/images.js";
+import { inForce } from "../../../mlx_fastvlm/server/page/settings.js";
 import { AnswerStats, Rate, duration } from "../../../mlx_fastvlm/server/page/stats.js";
 import { toTable } from "../../../mlx_fastvlm/server/page/table.js";
 
@@ -26,11 +27,23 @@ test("an answer that came at once has no rate", () => {
   assert.equal(`${stats}`, "first token after 5 ms · 9 tokens");
 });
 
+test("what was read at once with the first is not timed", () => {
+  const stats = new AnswerStats(0);
+  for (const time of [100, 100.2, 100.4, 600, 600.1, 1100]) stats.piece(time);
+  assert.equal(stats.rate, 3); // three pieces in a second, after the first three
+});
+
 test("the rate is that of the last times", () => {
   const rate = new Rate(3);
   assert.equal(rate.perSecond, null);
   for (const time of [0, 10000, 10500, 11000]) rate.note(time);
   assert.equal(rate.perSecond, 2);
+});
+
+test("settings that are given are told", () => {
+  const none = { temperature: "", maxTokens: "", imageSize: "", seed: "", system: " ", schema: "" };
+  assert.equal(inForce(none), "");
+  assert.equal(inForce({ ...none, temperature: "0.7 ", schema: "{}", seed: "3" }), "JSON schema · temperature 0.7 · seed 3");
 });
 
 test("durations", () => {
