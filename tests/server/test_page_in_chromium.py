@@ -188,7 +188,8 @@ def test_large_images_are_scaled_down(visit, tmp_path):
     Image.new("RGB", (4096, 1024), "red").save(tmp_path / "wide.png")
     visit.page.set_input_files("#files", tmp_path / "wide.png")
     attached(visit, 1)
-    assert visit.page.get_attribute("#thumbnails img", "alt") == "wide.png, 2048 \N{MULTIPLICATION SIGN} 512, scaled down"
+    told = visit.page.get_attribute("#thumbnails img", "alt")
+    assert re.fullmatch(r"wide\.png, 2048 . 512, scaled down", told)
     visit.page.click("#thumbnails button")
     assert visit.page.locator("#thumbnails li").count() == 0
 

@@ -126,7 +126,7 @@ def visiting(browser, url, *, expected=(), permissions=(), **options):
         context.close()
 
 
-def write_film(path, images, *, seconds=2.0, rate=10):
+def write_film(path, images, *, seconds=1.5, rate=4):
     """A y4m file that shows one image after the other, ``seconds`` each. Images: of one size, with even sides."""
     width, height = images[0].size
     with open(path, "wb") as file:
