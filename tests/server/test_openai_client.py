@@ -5,6 +5,7 @@ import base64
 import json
 import sys
 import time
+from typing import Literal
 
 import pytest
 
@@ -324,14 +325,17 @@ def test_parse(client):
     pydantic = pytest.importorskip("pydantic")
 
     class Seen(pydantic.BaseModel):
-        shapes: int
-        colour: str
+        colour: Literal["red", "blue", "green"]  # no free text: the demo would write on and on
+        shape: Literal["star", "circle", "ring"]
 
     parsed = client.chat.completions.parse(model="demo", messages=asking(), response_format=Seen)
     assert isinstance(parsed.choices[0].message.parsed, Seen)
     response = client.responses.parse(model="demo", input=response_input(), text_format=Seen)
     assert isinstance(response.output_parsed, Seen)
     assert response.output_parsed == parsed.choices[0].message.parsed
+    with client.responses.stream(model="demo", input=response_input(), text_format=Seen) as stream:
+        list(stream)
+        assert stream.get_final_response().output_parsed == response.output_parsed
 
 
 @real

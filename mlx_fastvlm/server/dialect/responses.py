@@ -43,6 +43,7 @@ FIELDS: Table = {
     "stream_options": Honoured("include_obfuscation pads nothing here"),
     "metadata": Honoured("repeated in the response"),
     "background": Refused("send it without, and wait.", (False,)),
+    "background_options": Refused("send it without, and wait."),
     "conversation": Refused(NO_MEMORY),
     "previous_response_id": Refused(NO_MEMORY),
     "context_management": Refused("nothing is made shorter.", ([],)),
@@ -56,6 +57,10 @@ FIELDS: Table = {
     "tool_choice": Refused(NO_TOOLS, ("none", "auto")),
     "moderation": Refused("nothing is moderated."),
     "images": Refused("send them as parts of the input.", ([],)),
+    "image": Refused(
+        "images are read as they are; image_size says how large.",
+        ({}, {"context_compression": "auto"}, {"context_compression": "disabled"}),
+    ),
     "messages": Refused("send input, or ask /v1/chat/completions."),
     "response_format": Refused("send text with a format."),
     "max_tokens": Refused("send max_output_tokens."),
