@@ -58,8 +58,8 @@ class FastVlmProcessor:
         chat_template: jinja source, of which :mod:`.jinja` renders what is harmless.
         special_tokens: ``bos_token`` and its like, as templates call them, with their texts.
         max_characters: of a prompt; more are refused before they are tokenized, since no model has as many positions.
-        max_pixels: of an image as it comes; larger ones are refused before they are decoded. None is the library's own
-            limit, ``processing.images.MAX_PIXELS``.
+        max_pixels: of an image or a film's frame as it comes; larger ones are refused before they are decoded. None is
+            the library's own limit, ``processing.images.MAX_PIXELS``.
     """
 
     tokenizer: Tokenizer
@@ -137,7 +137,8 @@ class FastVlmProcessor:
         One is held at its full size at a time.
         """
         settings = self._settings(image_size)
-        return [(time, make_image(frame, settings)) for time, frame in iter_video(source, fps, max_frames)]
+        frames = iter_video(source, fps, max_frames, self.max_pixels)
+        return [(time, make_image(frame, settings)) for time, frame in frames]
 
     def to_pixel_values(self, pixels: np.ndarray) -> mx.array:
         """(images, size, size, 3), uint8 -> the same shape, float32, in [0, 1]."""

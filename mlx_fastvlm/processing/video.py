@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from PIL import Image
 
 from ..errors import UsageError, one_line, require, require_whole
-from .images import MAX_PIXELS, load_image
+from .images import MAX_PIXELS, iter_frames
 from .sources import open_source
 
 # FFmpeg's other readers stay shut: playlists and scripts among them lead to further files and addresses.
@@ -29,7 +29,9 @@ def load_video(source: VideoSource, fps: float = 1.0, max_frames: int = 8) -> li
     return list(iter_video(source, fps, max_frames))
 
 
-def iter_video(source: VideoSource, fps: float = 1.0, max_frames: int = 8) -> Iterator[tuple[float, Image.Image]]:
+def iter_video(
+    source: VideoSource, fps: float = 1.0, max_frames: int = 8, max_pixels: int | None = None
+) -> Iterator[tuple[float, Image.Image]]:
     """Some frames of a film, one at a time.
 
     Args:
@@ -38,6 +40,8 @@ def iter_video(source: VideoSource, fps: float = 1.0, max_frames: int = 8) -> It
             taken.
         fps: how many frames a second to take. Of a longer film they are further apart, so that they span all of it.
         max_frames: at most so many.
+        max_pixels: of a frame as it comes; larger ones are refused before they are decoded. None is the library's own
+            limit, ``processing.images.MAX_PIXELS``.
 
     Returns:
         Pairs of seconds since the film's first frame and a PIL image of mode RGB, in order: of each time, the frame
@@ -52,9 +56,9 @@ def iter_video(source: VideoSource, fps: float = 1.0, max_frames: int = 8) -> It
     require_whole("max_frames", max_frames)
     require(max_frames >= 1, "max_frames must be at least 1", max_frames)
     if isinstance(source, (list, tuple)):
-        return _listed(source, fps, max_frames)
+        return _listed(source, fps, max_frames, max_pixels)
     file, name = open_source(source, "film")
-    return _decoded(file, name, fps, max_frames)
+    return _decoded(file, name, fps, max_frames, MAX_PIXELS if max_pixels is None else max_pixels)
 
 
 def _is_positive(value: Any) -> bool:
@@ -62,10 +66,10 @@ def _is_positive(value: Any) -> bool:
     return number and math.isfinite(value) and value > 0
 
 
-def _listed(images: Any, fps: float, max_frames: int) -> Iterator[tuple[float, Image.Image]]:
+def _listed(images: Any, fps: float, max_frames: int, max_pixels: int | None) -> Iterator[tuple[float, Image.Image]]:
     require(len(images) > 0, "a list of frames must not be empty", images)
     for i in _spread(len(images), max_frames):
-        yield i / fps, load_image(images[i])
+        yield i / fps, next(iter_frames(images[i], 1, max_pixels))
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -74,19 +78,22 @@ def _spread(count: int, most: int) -> list[int]:
     return [round(i * (count - 1) / (taken - 1)) for i in range(taken)] if taken > 1 else [0]
 
 
-def _decoded(file: BinaryIO, name: str, fps: float, max_frames: int) -> Iterator[tuple[float, Image.Image]]:
+def _decoded(
+    file: BinaryIO, name: str, fps: float, max_frames: int, max_pixels: int
+) -> Iterator[tuple[float, Image.Image]]:
     av = _av()
     with file, _one_sentence(name), av.open(file, options={"format_whitelist": CONTAINERS}) as container:
         if not container.streams.video:
             raise _VideoError(f"{name} has no moving images; give a film.")
-        yield from _Film(container, name).frames_at(fps, max_frames)
+        yield from _Film(container, name, max_pixels).frames_at(fps, max_frames)
 
 
 class _Film:
     """The first video stream of an open file."""
 
-    def __init__(self, container: Any, name: str):
+    def __init__(self, container: Any, name: str, max_pixels: int):
         self._container, self._stream, self._name = container, container.streams.video[0], name
+        self._max_pixels = max_pixels
         self._frames_decoded = self._pixels_decoded = 0
 
     def frames_at(self, fps: float, max_frames: int) -> Iterator[tuple[float, Image.Image]]:
@@ -152,7 +159,7 @@ class _Film:
     def _check(self, pixels: int):
         self._frames_decoded += 1
         self._pixels_decoded += pixels
-        if pixels > MAX_PIXELS:
+        if pixels > self._max_pixels:
             raise _VideoError(f"{self._name} has too many pixels to be decoded safely; scale it down first.")
         if self._pixels_decoded > MAX_DECODED_PIXELS or self._frames_decoded > MAX_DECODED_FRAMES:
             raise _VideoError(f"{self._name} takes too long to be decoded; cut it or scale it down.")

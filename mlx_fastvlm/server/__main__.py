@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     images.add_argument("--image-root", type=Path, metavar="DIR", help="requests may name image files in it (none)")
     images.add_argument("--allow-urls", action="store_true", help="requests may name images at public addresses")
     _setting(images, "--max-images", int, "of a request")
-    _setting(images, "--max-pixels", int, "of an image as it comes")
+    _setting(images, "--max-pixels", int, "of an image or a film's frame as it comes")
     limits = parser.add_argument_group("limits")
     _setting(limits, "--max-rows", int, "answers that are made at once")
     _setting(limits, "--max-queue", int, "further requests that may wait; the next are refused with status 429")

@@ -26,7 +26,7 @@ class ServerSettings:
         max_body: bytes of a request.
         max_bodies: bytes of all requests that are not prepared yet; one client's may take half of it.
         max_images: of a request, the frames of animations and films counted.
-        max_pixels: of an image as it comes, before it is decoded.
+        max_pixels: of an image or a film's frame as it comes, before it is decoded.
         max_tokens: the longest answer that may be asked for.
         default_max_tokens: the longest answer of a request that sets no length.
         max_n: answers to one request.

@@ -120,6 +120,21 @@ def test_what_takes_too_long_is_refused(monkeypatch):
         load_video(film(1), 1, 1)
 
 
+def png():
+    file = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("make", [lambda: film(seconds=1), lambda: [png(), png()]], ids=["film", "list"])
+def test_frames_of_too_many_pixels(make):
+    """A server's own limit, which may be below the library's."""
+    source = make()
+    assert [frame.size for _, frame in video.iter_video(source, 1, 1, max_pixels=64 * 48)] == [(64, 48)]
+    with pytest.raises(ValueError, match="too many pixels"):
+        list(video.iter_video(source, 1, 1, max_pixels=64 * 48 - 1))
+
+
 @pytest.mark.parametrize(("fps", "most"), [(0, 8), (-1, 8), (float("nan"), 8), ("2", 8), (1, 0), (1, 1.5), (True, 8)])
 def test_impossible_rates(fps, most):
     with pytest.raises(UsageError, match=r"fps|max_frames"):

@@ -85,6 +85,13 @@ def animation():
     return "data:image/tiff;base64," + base64.b64encode(file.getvalue()).decode()
 
 
+def about_a_film(size):
+    film = pytest.importorskip("tests.support.films").film(seconds=1, rate=5, size=size)
+    url = "data:video/mp4;base64," + base64.b64encode(film).decode()
+    parts = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": "a"}]
+    return {"messages": [{"role": "user", "content": parts}], "max_tokens": 1, "max_frames": 1}
+
+
 def test_images_of_too_many_pixels():
     with running(max_pixels=100_000) as server, server.client() as client:
         small, large = Image.new("RGB", (250, 400)), Image.new("RGB", (251, 400))
@@ -97,6 +104,9 @@ def test_images_of_too_many_pixels():
         body = {"messages": [{"role": "user", "content": parts}], "max_tokens": 1}
         assert client.post(CHAT, json=body).status_code == 200
         assert client.post(CHAT, json={**body, "frames": 4}).status_code == 400  # its last one is larger
+        for size, status in (((250, 400), 200), ((400, 400), 400)):
+            response = client.post(CHAT, json=about_a_film(size))
+            assert response.status_code == status, response.text
         assert client.get("/ready").status_code == 200
 
 
