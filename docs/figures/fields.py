@@ -7,17 +7,31 @@ They come from the tables that the server itself reads, and a test compares them
 
 import json
 
-from mlx_fastvlm.server.dialect import chat, completions, decisions, options, responses
-from mlx_fastvlm.server.dialect.fields import Honoured, Ignored, Refused
+from mlx_fastvlm.server.dialect import chat, completions, decisions, options, responses, sampling
+from mlx_fastvlm.server.dialect.table import Honoured, Ignored, Refused
 
-# Each table's heading in the page.
-TABLES = {
+# What several endpoints have is told once.
+SHARED = {
+    "How tokens are chosen, in chat, completions and responses": sampling.SAMPLING,
+    "Of this server, in all of them": options.EXTENSIONS,
+    "What changes nothing, in all of them": options.BOOKKEEPING,
+}
+ENDPOINTS = {
     "/v1/chat/completions": chat.FIELDS,
     "/v1/completions": completions.FIELDS,
     "/v1/responses": responses.FIELDS,
     "/v1/decisions": decisions.FIELDS,
-    "Of this server, in all of them": options.EXTENSIONS,
 }
+
+
+def own(fields):
+    """Without what the shared tables say of it."""
+    shared = {name: decision for table in SHARED.values() for name, decision in table.items()}
+    return {name: decision for name, decision in fields.items() if decision is not shared.get(name)}
+
+
+# Each table's heading in the page.
+TABLES = {**{path: own(fields) for path, fields in ENDPOINTS.items()}, **SHARED}
 
 
 def table(fields):

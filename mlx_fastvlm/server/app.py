@@ -11,11 +11,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
 
+from .. import __version__
 from .asking import Asking, Dialect
 from .dialect import chat, completions, decisions, models, responses
 from .dialect.errors import RequestError, internal, no_such_page, wrong_method
 from .guard import OPEN_FOLDER, Guard
 from .log import Recorder
+from .openapi import description
 from .responses import error_response, json_response
 from .static import pages
 
@@ -28,10 +30,18 @@ if TYPE_CHECKING:
     Endpoint = Callable[[Request], Awaitable[Response]]
 
 ANSWERING = {
-    "/v1/chat/completions": Dialect(chat.read, chat.Writer),
-    "/v1/completions": Dialect(completions.read, completions.Writer),
-    "/v1/responses": Dialect(responses.read, responses.Writer),
-    "/v1/decisions": Dialect(decisions.read, decisions.Writer),
+    "/v1/chat/completions": Dialect(
+        chat.read, chat.Writer, chat.BODY, "chat.completion", "Conversations with images and films"
+    ),
+    "/v1/completions": Dialect(
+        completions.read, completions.Writer, completions.BODY, "text_completion", "For old clients: a prompt"
+    ),
+    "/v1/responses": Dialect(
+        responses.read, responses.Writer, responses.BODY, "response", "OpenAI's newer interface, without a memory"
+    ),
+    "/v1/decisions": Dialect(
+        decisions.read, decisions.Writer, decisions.BODY, "decision", "Which of given answers, and how likely each is"
+    ),
 }
 
 
@@ -44,7 +54,7 @@ def make_app(service: Service) -> ASGIApp:
             yield
 
     asked = {"/health": _health, "/ready": _ready, "/metrics": _metrics, "/v1/models": _models}
-    asked["/v1/models/{id:path}"] = _model
+    asked |= {"/v1/models/{id:path}": _model, "/openapi.json": _openapi}
     routes = [Route(path, _noted(path, endpoint(service)), methods=["GET"]) for path, endpoint in asked.items()]
     routes += [Route(path, _noted(_page_name(path), page), methods=["GET"]) for path, page in pages().items()]
     routes += [Route(path, Asking(path, dialect, service), methods=["POST"]) for path, dialect in ANSWERING.items()]
@@ -107,6 +117,15 @@ def _model(service: Service) -> Endpoint:
         return json_response(models.one(request.path_params["id"], service.served))
 
     return one_model
+
+
+def _openapi(_: Service) -> Endpoint:
+    described = description(ANSWERING, __version__)
+
+    async def openapi(_: Request) -> Response:
+        return json_response(described)
+
+    return openapi
 
 
 async def _no_route(request: Request, error: HTTPException) -> Response:

@@ -38,10 +38,16 @@ class Dialect:
     Attributes:
         read: a body -> what it asks.
         writer: of the answers to it.
+        body: the JSON schema of what it reads.
+        answer: the ``object`` that a whole answer calls itself.
+        summary: what it is for.
     """
 
     read: Callable[[dict[str, Any], Served], Ask]
     writer: Callable[[Ask, Served], Writer]
+    body: dict[str, Any]
+    answer: str
+    summary: str
 
 
 class Asking:

@@ -82,15 +82,8 @@ class Service:
                 processor.eos_token_ids,
                 aliases=(settings.model,),
                 created=int(time.time()),
-                default_max_tokens=settings.default_max_tokens,
-                max_tokens=settings.max_tokens,
-                max_n=settings.max_n,
-                max_images=settings.max_images,
-                max_image_bytes=settings.max_body,
-                max_frames=settings.max_images,
                 max_image_size=max(MAX_IMAGE_SIZE, processor.image_settings.size),
-                image_root=settings.image_root,
-                allow_urls=settings.allow_urls,
+                limits=settings,
             )
         return self._served
 

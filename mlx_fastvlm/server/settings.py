@@ -8,11 +8,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..errors import UsageError, require, require_whole
+from .dialect.limits import Limits
 
 
 @dataclass(frozen=True)
-class ServerSettings:
-    """The server's limits and permissions.
+class ServerSettings(Limits):
+    """The server's limits and permissions: those of requests, and its own.
 
     Attributes:
         model: what is served, as :func:`mlx_fastvlm.load` takes it.
@@ -23,15 +24,8 @@ class ServerSettings:
         max_queue: requests that are there beyond ``max_rows``, waiting for their turn; further ones are refused with
             status 429.
         max_connections: at once; beyond, the one that has been idle longest is closed.
-        max_body: bytes of a request.
         max_bodies: bytes of all requests that are not prepared yet; one client's may take half of it.
-        max_images: of a request, the frames of animations and films counted.
         max_pixels: of an image or a film's frame as it comes, before it is decoded.
-        max_tokens: the longest answer that may be asked for.
-        default_max_tokens: the longest answer of a request that sets no length.
-        max_n: answers to one request.
-        image_root: files below it may be named as images; None allows no files.
-        allow_urls: whether images may be fetched from public addresses.
         allow_origins: origins of pages, such as ``https://chat.example``, that may use the server from a browser.
         allow_hosts: further names by which the server may be addressed.
         decode_threads: requests that are parsed, and whose images are decoded, at a time.
@@ -57,15 +51,8 @@ class ServerSettings:
     max_rows: int = 16
     max_queue: int = 64
     max_connections: int = 512
-    max_body: int = 64 * 10**6
     max_bodies: int = 512 * 10**6
-    max_images: int = 32
     max_pixels: int = 50_000_000
-    max_tokens: int = 4096
-    default_max_tokens: int = 1024
-    max_n: int = 16
-    image_root: Path | None = None
-    allow_urls: bool = False
     allow_origins: tuple[str, ...] = ()
     allow_hosts: tuple[str, ...] = ()
     decode_threads: int = 4

@@ -13,6 +13,7 @@ from mlx_fastvlm.server.asking import prepare
 from mlx_fastvlm.server.dialect import chat, completions, decisions, responses
 from mlx_fastvlm.server.dialect.ask import Served
 from mlx_fastvlm.server.dialect.errors import RequestError
+from mlx_fastvlm.server.dialect.limits import Limits
 from tests.support import small
 from tests.support.damage import damaged, disturbed
 
@@ -27,7 +28,9 @@ class Requests:
         model, processor = mlx_fastvlm.load("demo")
         self.engine = Engine(model, processor)
         size = processor.image_settings.size
-        self.served = Served("demo", size, processor.token_bytes, processor.eos_token_ids, image_root=Path(folder))
+        self.served = Served(
+            "demo", size, processor.token_bytes, processor.eos_token_ids, limits=Limits(image_root=Path(folder))
+        )
         buffer = io.BytesIO()
         Image.fromarray(small.odd_image(20, 20)).save(buffer, "PNG")
         (Path(folder) / "a.png").write_bytes(buffer.getvalue())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from .limits import Limits
 
 if TYPE_CHECKING:
     from ...generation.answer import GenerationResponse
@@ -26,15 +27,8 @@ class Served:
         ends: ids of the tokens that end an answer, which have no text.
         aliases: other names under which clients may ask for the model.
         created: when the model was loaded, in seconds since 1970.
-        default_max_tokens: the longest answer of a request that does not say.
-        max_tokens: the longest answer that a request may ask for.
-        max_n: the most answers that one request may ask for.
-        max_images: the most images that one request may bring, the frames of animations and films counted.
-        max_frames: of one animation or film.
-        max_image_bytes: of all the images and films of a request, as files.
         max_image_size: the largest side, in pixels, that a request may have images scaled to.
-        image_root: the folder that requests may name image files of; None for no folder.
-        allow_urls: whether requests may have images fetched from public addresses.
+        limits: what requests may ask for.
     """
 
     model: str
@@ -43,15 +37,8 @@ class Served:
     ends: frozenset[int] = frozenset()
     aliases: tuple[str, ...] = ()
     created: int = 0
-    default_max_tokens: int = 1024
-    max_tokens: int = 4096
-    max_n: int = 16
-    max_images: int = 32
-    max_frames: int = 32
-    max_image_bytes: int = 64 * 2**20
     max_image_size: int = 1024
-    image_root: Path | None = None
-    allow_urls: bool = False
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True)

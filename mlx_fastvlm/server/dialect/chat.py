@@ -6,19 +6,28 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .ask import Ask
-from .fields import Fields, Honoured, Ignored, Refused, Table, check_table
-from .messages import Conversation, Part, refuse_part
+from .fields import Fields
+from .messages import ADDRESS, Conversation, Part, messages_schema, part_schema, refuse_part
 from .options import (
     BOOKKEEPING,
+    COUNT,
     EXTENSIONS,
+    LENGTH,
+    MODEL,
     NO_TOOLS,
+    STREAM,
+    STREAM_OPTIONS,
+    TOP_LOGPROBS,
     check_model,
     read_format,
     read_max_tokens,
     read_n,
-    read_sampling,
     read_stream,
+    schema_of_format,
 )
+from .sampling import SAMPLING, read_sampling
+from .shapes import FLAG, TEXT, given
+from .table import Honoured, Ignored, Refused, Table, check_table, schema_of
 from .told import Answers
 
 if TYPE_CHECKING:
@@ -27,25 +36,26 @@ if TYPE_CHECKING:
     from .errors import RequestError
     from .logprobs import Scored
 
-# What is done about each field of openai's CompletionCreateParams.
+MESSAGES = messages_schema(
+    part_schema("text", text=TEXT.schema),
+    part_schema("image_url", image_url=ADDRESS),
+    part_schema("video_url", video_url=ADDRESS),
+)
+RESPONSE_FORMAT = schema_of_format(lambda schema: {"json_schema": schema}, "json_schema")
+# What is done about each field of openai's CompletionCreateParams, and about others.
 FIELDS: Table = {
-    "messages": Honoured("roles system, developer, user, assistant; parts text, image_url, video_url"),
-    "model": Honoured("the served one, one of its aliases, or left out"),
-    "max_tokens": Honoured("the longest answer, in tokens"),
-    "max_completion_tokens": Honoured("the same; both together must agree"),
-    "temperature": Honoured("0 unless given: the likeliest token each time, where OpenAI's is 1"),
-    "top_p": Honoured("sample among the likeliest tokens of this total probability"),
-    "seed": Honoured("the same seed gives the same text; answer i of n has seed + i"),
-    "stop": Honoured("up to 16 strings, which end the answer and are not in it"),
-    "n": Honoured("so many answers to one prompt, which is read once"),
-    "logprobs": Honoured("with the tokens whose text is in the answer"),
-    "top_logprobs": Honoured("0 to 20, with logprobs"),
-    "logit_bias": Honoured("token ids as strings"),
-    "presence_penalty": Honoured("-2 to 2"),
-    "frequency_penalty": Honoured("-2 to 2"),
-    "response_format": Honoured("text, json_object, json_schema; a schema holds with strict and without"),
-    "stream": Honoured("server-sent events"),
-    "stream_options": Honoured("include_usage; include_obfuscation pads nothing here"),
+    "messages": Honoured("roles system, developer, user, assistant; parts text, image_url, video_url", given(MESSAGES)),
+    "model": MODEL,
+    "max_tokens": Honoured("the longest answer, in tokens", LENGTH),
+    "max_completion_tokens": Honoured("the same; both together must agree", LENGTH),
+    "n": Honoured("so many answers to one prompt, which is read once", COUNT),
+    "logprobs": Honoured("with the tokens whose text is in the answer", FLAG),
+    "top_logprobs": Honoured("0 to 20, with logprobs", TOP_LOGPROBS),
+    "response_format": Honoured(
+        "text, json_object, json_schema; a schema holds with strict and without", given(RESPONSE_FORMAT)
+    ),
+    "stream": STREAM,
+    "stream_options": Honoured("include_usage; include_obfuscation pads nothing here", STREAM_OPTIONS),
     "audio": Refused("the model only writes."),
     "modalities": Refused("the model only writes.", (["text"],)),
     "tools": Refused(NO_TOOLS, ([],)),
@@ -63,14 +73,17 @@ FIELDS: Table = {
     "parallel_tool_calls": Ignored("there are no tools"),
     "prediction": Ignored("it would only make answers come sooner"),
     "store": Ignored("nothing is stored"),
+    **SAMPLING,
+    **EXTENSIONS,
     **BOOKKEEPING,
 }
+BODY = schema_of(FIELDS, "messages")
 
 
 def read(body: dict[str, Any], served: Served) -> Ask:
     """A request's JSON object -> what it asks; ``RequestError`` for what can't be."""
     fields = Fields(body)
-    check_table(fields, {**FIELDS, **EXTENSIONS})
+    check_table(fields, FIELDS)
     check_model(fields, served)
     conversation = Conversation(served)
     if not fields.needed("messages", fields.items("messages")):

@@ -5,17 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .ask import Ask
-from .fields import Fields, Honoured, Refused, Table, check_table
+from .fields import Fields
 from .messages import Conversation, user_says
 from .options import (
     BOOKKEEPING,
+    COUNT,
     EXTENSIONS,
+    LENGTH,
+    MODEL,
+    STREAM,
+    STREAM_OPTIONS,
+    TOP_LOGPROBS,
     check_model,
     read_max_tokens,
     read_n,
-    read_sampling,
     read_stream,
 )
+from .sampling import SAMPLING, read_sampling
+from .shapes import TEXT, a_list, either, given
+from .table import Honoured, Refused, Table, check_table, schema_of
 from .told import Answers
 
 if TYPE_CHECKING:
@@ -26,34 +34,33 @@ if TYPE_CHECKING:
 
 # What is done about each field of openai's CompletionCreateParams.
 FIELDS: Table = {
-    "prompt": Honoured("a string, or several; each is asked as a message of the user, within the chat template"),
-    "model": Honoured("the served one, one of its aliases, or left out"),
-    "max_tokens": Honoured("the longest answer, in tokens; the default is that of chat, not OpenAI's 16"),
-    "temperature": Honoured("0 unless given: the likeliest token each time, where OpenAI's is 1"),
-    "top_p": Honoured("sample among the likeliest tokens of this total probability"),
-    "seed": Honoured("the same seed gives the same text; answer i of n has seed + i"),
-    "stop": Honoured("up to 16 strings, which end the answer and are not in it"),
-    "n": Honoured("so many answers to each prompt"),
-    "logprobs": Honoured("0 to 20: so many of the likeliest tokens, beside the chosen one"),
-    "logit_bias": Honoured("token ids as strings"),
-    "presence_penalty": Honoured("-2 to 2"),
-    "frequency_penalty": Honoured("-2 to 2"),
-    "stream": Honoured("server-sent events"),
-    "stream_options": Honoured("include_usage; include_obfuscation pads nothing here"),
+    "prompt": Honoured(
+        "a string, or several; each is asked as a message of the user, within the chat template",
+        given(either(TEXT.schema, a_list(TEXT.schema, 1))),
+    ),
+    "model": MODEL,
+    "max_tokens": Honoured("the longest answer, in tokens; the default is that of chat, not OpenAI's 16", LENGTH),
+    "n": Honoured("so many answers to each prompt", COUNT),
+    "logprobs": Honoured("0 to 20: so many of the likeliest tokens, beside the chosen one", TOP_LOGPROBS),
+    "stream": STREAM,
+    "stream_options": Honoured("include_usage; include_obfuscation pads nothing here", STREAM_OPTIONS),
     "best_of": Refused("answers are not ranked; send n.", (1,)),
     "echo": Refused("prompts are not repeated.", (False,)),
     "suffix": Refused("the model writes no text between others.", ("",)),
     "response_format": Refused("ask /v1/chat/completions for JSON.", ({"type": "text"},)),
     "images": Refused("ask /v1/chat/completions.", ([],)),
     "messages": Refused("ask /v1/chat/completions."),
+    **SAMPLING,
+    **EXTENSIONS,
     **BOOKKEEPING,
 }
+BODY = schema_of(FIELDS, "prompt")
 
 
 def read(body: dict[str, Any], served: Served) -> Ask:
     """A request's JSON object -> what it asks; ``RequestError`` for what can't be."""
     fields = Fields(body)
-    check_table(fields, {**FIELDS, **EXTENSIONS})
+    check_table(fields, FIELDS)
     check_model(fields, served)
     prompts = _read_prompts(fields, served)
     stream, include_usage = read_stream(fields)
@@ -73,7 +80,7 @@ def _read_prompts(fields: Fields, served: Served) -> list[str]:
     prompt = fields.needed("prompt", fields.get("prompt"))
     if isinstance(prompt, list) and prompt and not isinstance(prompt[0], str):
         fields.refuse("prompt", "prompt must hold strings; token ids are not read here.")
-    prompts = fields.texts("prompt", served.max_n)
+    prompts = fields.texts("prompt", served.limits.max_n)
     if not prompts:
         fields.refuse("prompt", "prompt is an empty list; give a string.")
     return prompts

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from . import chat
 from .ask import Ask
-from .fields import Fields, Honoured, Ignored, Refused, Table, check_table
+from .fields import Fields
 from .logprobs import LEAST
-from .messages import Conversation, Part, said
-from .options import BOOKKEEPING, check_model
-from .options import EXTENSIONS as SHARED_EXTENSIONS
+from .messages import ADDRESS, Conversation, Part, said
+from .options import BOOKKEEPING, EXTENSIONS, MODEL, check_model
+from .sampling import SAMPLING
+from .shapes import TEXT, a_list, given
+from .table import Honoured, Ignored, Refused, Table, check_table, schema_of
 from .told import Answers
 
 if TYPE_CHECKING:
@@ -22,45 +24,41 @@ if TYPE_CHECKING:
 MAX_CHOICES, MAX_CHOICE_LENGTH = 256, 500
 NO_SAMPLING = "a decision samples nothing."
 
+CHOICES = {
+    "type": "array",
+    "items": {"type": "string", "minLength": 1, "maxLength": MAX_CHOICE_LENGTH},
+    "minItems": 2,
+    "maxItems": MAX_CHOICES,
+    "uniqueItems": True,
+}
+HARMLESS: dict[str, tuple[Any, ...]] = {"temperature": (0, 0.0), "stop": ([],)}
 FIELDS: Table = {
-    "choices": Honoured("2 to 256 answers to choose from, spelled as the model would begin its own"),
-    "question": Honoured("a text; it or messages"),
-    "images": Honoured("before the question: addresses, or objects of url and detail, as image_url in chat"),
-    "image": Honoured("the same for one"),
-    "messages": Honoured("as in chat, instead of question and images"),
-    "model": Honoured("the served one, one of its aliases, or left out"),
-    "temperature": Refused(NO_SAMPLING, (0, 0.0)),
+    "choices": Honoured("2 to 256 answers to choose from, spelled as the model would begin its own", given(CHOICES)),
+    "question": Honoured("a text; it or messages", TEXT),
+    "images": Honoured(
+        "before the question: addresses, or objects of url and detail, as image_url in chat", given(a_list(ADDRESS))
+    ),
+    "image": Honoured("the same for one", given(ADDRESS)),
+    "messages": Honoured("as in chat, instead of question and images", given(chat.MESSAGES)),
+    "model": MODEL,
+    **{name: Refused(NO_SAMPLING, HARMLESS.get(name, ())) for name in SAMPLING},
+    "seed": Ignored("there is no chance in it"),
+    "max_tokens": Refused(NO_SAMPLING),
+    "max_completion_tokens": Refused(NO_SAMPLING),
     "stream": Refused("a decision comes at once.", (False,)),
     "n": Refused("one is enough, since every decision is the same.", (1,)),
-    "stop": Refused(NO_SAMPLING, ([],)),
     "response_format": Refused("the answer is one of the choices.", ({"type": "text"},)),
     "tools": Refused("the model calls no tools.", ([],)),
-    **{
-        name: Refused(NO_SAMPLING)
-        for name in (
-            "top_p",
-            "logit_bias",
-            "presence_penalty",
-            "frequency_penalty",
-            "max_tokens",
-            "max_completion_tokens",
-        )
-    },
-    "seed": Ignored("there is no chance in it"),
+    **EXTENSIONS,
     **BOOKKEEPING,
 }
-EXTENSIONS: Table = {
-    name: Refused(NO_SAMPLING)
-    if name in ("top_k", "min_p", "repetition_penalty", "repetition_context_size", "min_tokens")
-    else decision
-    for name, decision in SHARED_EXTENSIONS.items()
-}
+BODY = schema_of(FIELDS, "choices")
 
 
 def read(body: dict[str, Any], served: Served) -> Ask:
     """A request's JSON object -> what it asks; ``RequestError`` for what can't be."""
     fields = Fields(body)
-    check_table(fields, {**FIELDS, **EXTENSIONS})
+    check_table(fields, FIELDS)
     check_model(fields, served)
     conversation = Conversation(served)
     question = fields.text("question")

@@ -1,11 +1,10 @@
-"""JSON bodies -> typed values; every error names its field. And what is decided about each field that clients know."""
+"""JSON bodies -> typed values; every error names its field."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from ...errors import one_line, short
@@ -13,36 +12,6 @@ from .errors import RequestError
 
 MAX_VALUES = 200_000  # of a body, strings of any length counting as one: a few bytes each can cost a hundred in memory
 MAX_DEPTH = 64
-
-
-@dataclass(frozen=True)
-class Honoured:
-    """A field that does what it says."""
-
-    note: str
-
-
-@dataclass(frozen=True)
-class Ignored:
-    """A field that changes no answer."""
-
-    note: str
-
-
-@dataclass(frozen=True)
-class Refused:
-    """A field that would change the answer and can't be served.
-
-    Attributes:
-        note: why, and what to do.
-        harmless: values that ask for nothing, which are taken.
-    """
-
-    note: str
-    harmless: tuple[Any, ...] = ()
-
-
-Table = dict[str, "Honoured | Ignored | Refused"]
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -77,18 +46,6 @@ def _check_depth(value: Any):
         if not level:
             return
     raise _too_deep()
-
-
-def check_table(body: Fields, table: Table):
-    """``RequestError`` for a field that the table refuses."""
-    for name, decision in table.items():
-        value = body.get(name)
-        if isinstance(decision, Refused) and value is not None and not any(_same(value, x) for x in decision.harmless):
-            body.refuse(name, f"{name} is not served here: {decision.note}")
-
-
-def _same(value: Any, other: Any) -> bool:
-    return type(value) is type(other) and value == other
 
 
 class Fields:

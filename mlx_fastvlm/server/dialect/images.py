@@ -114,7 +114,7 @@ class Images:
 
     def check_count(self, count: int, where: str):
         """``RequestError`` for more images than a request may have."""
-        most = self._served.max_images
+        most = self._served.limits.max_images
         if count > most:
             raise RequestError(
                 f"The request has more than {most} images, frames of animations and films counted; send fewer.", where
@@ -141,23 +141,23 @@ class Images:
         if len(text) > MAX_URL:
             raise RequestError(f"{where} is neither a data: URI nor a short URL; base64 needs data:...;base64,", where)
         if _is_url(text):
-            if not self._served.allow_urls:
+            if not self._served.limits.allow_urls:
                 raise RequestError(
                     f"This server fetches no {kind}s from URLs (its flag --allow-urls is off); send a data: URI.", where
                 )
             return Source(text, kind, where)
-        return Source(self._path(text, kind, where), kind, where, self._served.image_root)
+        return Source(self._path(text, kind, where), kind, where, self._served.limits.image_root)
 
     def _check_data_uri(self, text: str, where: str):
         if "," not in text[:1000]:
             raise RequestError(f"{where} must look like data:image/png;base64,....", where)
         self._bytes += len(text) // 4 * 3
-        if self._bytes > self._served.max_image_bytes:
+        if self._bytes > self._served.limits.max_body:
             raise _too_large(where)
 
     def _path(self, text: str, kind: str, where: str) -> str:
         """The path below the server's folder that a text names."""
-        if self._served.image_root is None:
+        if self._served.limits.image_root is None:
             raise RequestError(
                 f"{where} is neither a data: URI nor a URL, and this server opens no files (its flag --image-root is "
                 f"off); send the {kind} as data:image/png;base64,....",
@@ -190,7 +190,7 @@ def opened(ask: Ask, served: Served) -> Ask:
     Raises:
         RequestError: for what can't be read, or has too many bytes together.
     """
-    left = served.max_image_bytes
+    left = served.limits.max_body
 
     def read(value: Any) -> Any:
         nonlocal left

@@ -10,6 +10,7 @@ from ...processing.marks import IMAGE_MARK, PlainText
 from .errors import RequestError
 from .fields import brief
 from .images import DETAILS, Images
+from .shapes import TEXT, Schema, a_list, an_object, either, one_of, or_null
 
 if TYPE_CHECKING:
     from .ask import Served
@@ -21,6 +22,18 @@ Part = dict[str, Any]
 # Fields of a message that nothing here can act on.
 _OF_TOOLS = ("tool_calls", "function_call", "tool_call_id")
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+ADDRESS = either(TEXT.schema, an_object("url", url=TEXT.schema, detail=or_null(one_of(*DETAILS))))
+
+
+def messages_schema(*parts: Schema) -> Schema:
+    """Of a list of messages that may have these parts."""
+    content = or_null(either(TEXT.schema, a_list(either(*parts))))
+    return a_list(an_object("role", role=one_of(*_ROLES), content=content), 1)
+
+
+def part_schema(kind: str, **properties: Schema) -> Schema:
+    """Of a part of a message of this ``type``, all of whose properties it needs."""
+    return an_object("type", *properties, type=one_of(kind), **properties)
 
 
 class Conversation:
@@ -96,7 +109,7 @@ class Conversation:
     def options(self, body: Fields) -> dict[str, Any]:
         """The library's options about images and films: those that the body names, and what the parts ask for."""
         size = body.whole("image_size", 1, self._served.max_image_size)
-        most = self._served.max_frames
+        most = self._served.limits.max_images
         frames, max_frames = body.whole("frames", 1, most), body.whole("max_frames", 1, most)
         images = self.images.count * (frames or 1)
         if self.film is not None:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .errors import no_such_model
-from .fields import Fields, Honoured, Ignored, Refused, Table
+from .shapes import FLAG, NUMBER, TEXT, Schema, an_object, either, given, one_of, or_null, whole
+from .table import Honoured, Ignored, Refused, Table
 
 if TYPE_CHECKING:
     from .ask import Served
-
-MAX_STOPS, MAX_STOP_LENGTH = 16, 500
-MAX_BIASES = 1024
+    from .fields import Fields
 
 # What this server adds to every dialect, and what clients of other servers send.
 EXTENSIONS: Table = {
-    "top_k": Honoured("sample among so many of the likeliest tokens"),
-    "min_p": Honoured("sample among tokens that are at least so probable, relative to the likeliest"),
-    "repetition_penalty": Honoured("above 1: what was said lately is less likely to come again"),
-    "repetition_context_size": Honoured("how many tokens back that looks, 20 unless given"),
-    "min_tokens": Honoured("the model can't end its answer before"),
-    "image_size": Honoured("side in pixels that images are scaled to, a multiple of 64; goes before `detail`"),
-    "frames": Honoured("how many frames to take of each animation, 1 unless given"),
-    "fps": Honoured("frames a second to take of a film, 1 unless given"),
-    "max_frames": Honoured("the most frames to take of a film, 8 unless given"),
+    "image_size": Honoured(
+        "side in pixels that images are scaled to, a multiple of 64; goes before `detail`", whole(1)
+    ),
+    "frames": Honoured("how many frames to take of each animation, 1 unless given", whole(1)),
+    "fps": Honoured("frames a second to take of a film, 1 unless given", NUMBER),
+    "max_frames": Honoured("the most frames to take of a film, 8 unless given", whole(1)),
     "chat_template": Refused("prompts are written with the checkpoint's own template."),
     "continue_final_message": Refused("every answer is a message of its own.", (False,)),
     "guided_json": Refused("send response_format with a json_schema."),
@@ -48,6 +44,12 @@ BOOKKEEPING: Table = {
     "service_tier": Ignored("there is one tier"),
     "user": Ignored("clients are told apart by key and address"),
 }
+# Fields that mean the same wherever they are.
+MODEL = Honoured("the served one, one of its aliases, or left out", TEXT)
+STREAM = Honoured("server-sent events", FLAG)
+STREAM_OPTIONS = given(an_object(include_usage=or_null(FLAG.schema), include_obfuscation=or_null(FLAG.schema)))
+LENGTH = COUNT = whole(1)
+TOP_LOGPROBS = whole(0, 20)
 NO_TOOLS = "the model calls no tools; ask for JSON by a schema."
 
 
@@ -60,60 +62,22 @@ def check_model(body: Fields, served: Served):
 
 def read_max_tokens(body: Fields, served: Served, *names: str) -> int:
     """The longest answer, in tokens, under any of the names that it has."""
-    given = {name: value for name in names if (value := body.whole(name, 1, served.max_tokens)) is not None}
+    given = {name: value for name in names if (value := body.whole(name, 1, served.limits.max_tokens)) is not None}
     if len(set(given.values())) > 1:
         body.refuse(names[0], f"{' and '.join(given)} are two names of one limit, and differ; give one of them.")
     if given:
         return next(iter(given.values()))
-    least = body.whole("min_tokens", 0, served.max_tokens) or 0
-    return max(min(served.default_max_tokens, served.max_tokens), least)
-
-
-def read_sampling(body: Fields) -> dict[str, Any]:
-    """How tokens are chosen, and what ends an answer; ranges are the library's."""
-    options = {
-        "temperature": body.number("temperature"),
-        "top_p": body.number("top_p"),
-        "top_k": body.whole("top_k", 0),
-        "min_p": body.number("min_p"),
-        "seed": body.whole("seed"),
-        "repetition_penalty": body.number("repetition_penalty"),
-        "repetition_context_size": body.whole("repetition_context_size", 1),
-        "presence_penalty": body.number("presence_penalty"),
-        "frequency_penalty": body.number("frequency_penalty"),
-        "min_tokens": body.whole("min_tokens", 0),
-        "stop": _read_stop(body),
-        "logit_bias": _read_logit_bias(body),
-    }
-    return {name: value for name, value in options.items() if value is not None}
-
-
-def _read_stop(body: Fields) -> list[str] | None:
-    stop = body.texts("stop", MAX_STOPS)
-    for text in stop or []:
-        if not 1 <= len(text) <= MAX_STOP_LENGTH:
-            body.refuse("stop", f"stop must hold strings of 1 to {MAX_STOP_LENGTH} characters, got {len(text)}.")
-    return stop or None
-
-
-def _read_logit_bias(body: Fields) -> dict[int, float] | None:
-    """Token ids are strings in JSON."""
-    biases = body.inner("logit_bias")
-    if biases is None or not biases.values:
-        return None
-    if len(biases.values) > MAX_BIASES:
-        body.refuse("logit_bias", f"logit_bias must have at most {MAX_BIASES} token ids, got {len(biases.values)}.")
-    for id in biases.values:
-        if not re.fullmatch(r"[0-9]{1,9}", id):
-            body.refuse("logit_bias", "logit_bias must have token ids, whole numbers as strings, for its names.")
-    return {int(id): biases.needed(id, biases.number(id)) for id in biases.values}
+    least = body.whole("min_tokens", 0, served.limits.max_tokens) or 0
+    return max(min(served.limits.default_max_tokens, served.limits.max_tokens), least)
 
 
 def read_n(body: Fields, served: Served, prompts: int = 1) -> int:
     """How many answers to each prompt."""
-    n = body.whole("n", 1, served.max_n) or 1
-    if n * prompts > served.max_n:
-        body.refuse("n", f"A request can have {served.max_n} answers here, and asks for {n} to {prompts} prompts.")
+    n = body.whole("n", 1, served.limits.max_n) or 1
+    if n * prompts > served.limits.max_n:
+        body.refuse(
+            "n", f"A request can have {served.limits.max_n} answers here, and asks for {n} to {prompts} prompts."
+        )
     return n
 
 
@@ -136,6 +100,19 @@ def read_format(format: Fields | None, schema: Fields | None) -> dict[str, Any]:
     schema.flag("strict")  # schemas hold either way
     found = schema.inner("schema")
     return {"json_schema": {"type": "object"} if found is None else found.values}
+
+
+def schema_of_format(held: Callable[[Schema], dict[str, Schema]], *needed: str) -> Schema:
+    """Of what :func:`read_format` reads.
+
+    Args:
+        held: the properties of a format's object that hold these of ``json_schema``.
+        needed: those that such a format can't be without.
+    """
+    named = {"name": or_null(TEXT.schema), "description": or_null(TEXT.schema), "strict": or_null(FLAG.schema)}
+    inner = an_object(**named, schema=or_null(an_object()))
+    plain = an_object(type=or_null(one_of("text", "json_object")))
+    return either(plain, an_object("type", *needed, type=one_of("json_schema"), **held(inner)))
 
 
 def read_stream(body: Fields) -> tuple[bool, bool]:

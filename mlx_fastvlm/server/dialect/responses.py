@@ -6,18 +6,26 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from .ask import Ask
-from .fields import Fields, Honoured, Ignored, Refused, Table, brief, check_table, check_unicode
-from .messages import Conversation, Part, refuse_part
+from .fields import Fields, brief, check_unicode
+from .images import DETAILS
+from .messages import Conversation, Part, messages_schema, part_schema, refuse_part
 from .options import (
     BOOKKEEPING,
     EXTENSIONS,
+    LENGTH,
+    MODEL,
     NO_TOOLS,
+    STREAM_OPTIONS,
+    TOP_LOGPROBS,
     check_model,
     read_format,
     read_max_tokens,
-    read_sampling,
     read_stream,
+    schema_of_format,
 )
+from .sampling import SAMPLING, read_sampling
+from .shapes import FLAG, TEXT, a_list, an_object, either, given, one_of, or_null
+from .table import Honoured, Ignored, Refused, Table, check_table, schema_of
 from .told import Answers, new_id
 
 if TYPE_CHECKING:
@@ -28,20 +36,29 @@ if TYPE_CHECKING:
 LOGPROBS = "message.output_text.logprobs"
 NO_MEMORY = "nothing is stored, so send all that was said as input."
 
+_IMAGE = part_schema("input_image", image_url=TEXT.schema)
+_IMAGE["properties"]["detail"] = or_null(one_of(*DETAILS))
+INPUT = either(
+    TEXT.schema,
+    messages_schema(part_schema("input_text", text=TEXT.schema), part_schema("output_text", text=TEXT.schema), _IMAGE),
+)
+TEXT_OPTIONS = an_object(
+    format=or_null(schema_of_format(lambda schema: schema["properties"])), verbosity=or_null(one_of("medium"))
+)
+INCLUDE = either(TEXT.schema, a_list(TEXT.schema))
+METADATA = {"type": "object", "additionalProperties": {"type": "string", "maxLength": 512}, "maxProperties": 16}
 # What is done about each field of openai's ResponseCreateParams.
 FIELDS: Table = {
-    "input": Honoured("a string, or messages with the parts input_text, input_image, output_text"),
-    "model": Honoured("the served one, one of its aliases, or left out"),
-    "instructions": Honoured("a system prompt before the input"),
-    "max_output_tokens": Honoured("the longest answer, in tokens"),
-    "temperature": Honoured("0 unless given: the likeliest token each time, where OpenAI's is 1"),
-    "top_p": Honoured("sample among the likeliest tokens of this total probability"),
-    "text": Honoured("format: text, json_object, json_schema; verbosity only medium"),
-    "include": Honoured(f"{LOGPROBS}; nothing else there would be"),
-    "top_logprobs": Honoured("0 to 20; more than 0 includes the logprobs"),
-    "stream": Honoured("server-sent events, each with its name and number"),
-    "stream_options": Honoured("include_obfuscation pads nothing here"),
-    "metadata": Honoured("repeated in the response"),
+    "input": Honoured("a string, or messages with the parts input_text, input_image, output_text", given(INPUT)),
+    "model": MODEL,
+    "instructions": Honoured("a system prompt before the input", TEXT),
+    "max_output_tokens": Honoured("the longest answer, in tokens", LENGTH),
+    "text": Honoured("format: text, json_object, json_schema; verbosity only medium", given(TEXT_OPTIONS)),
+    "include": Honoured(f"{LOGPROBS}; nothing else there would be", given(INCLUDE)),
+    "top_logprobs": Honoured("0 to 20; more than 0 includes the logprobs", TOP_LOGPROBS),
+    "stream": Honoured("server-sent events, each with its name and number", FLAG),
+    "stream_options": Honoured("include_obfuscation pads nothing here", STREAM_OPTIONS),
+    "metadata": Honoured("repeated in the response", given(METADATA)),
     "background": Refused("send it without, and wait.", (False,)),
     "background_options": Refused("send it without, and wait."),
     "conversation": Refused(NO_MEMORY),
@@ -71,20 +88,17 @@ FIELDS: Table = {
     "max_tool_calls": Ignored("there are no tools"),
     "parallel_tool_calls": Ignored("there are no tools"),
     "store": Ignored("nothing is stored, which the response says"),
+    **SAMPLING,
+    **EXTENSIONS,
     **{name: decision for name, decision in BOOKKEEPING.items() if name != "metadata"},
-    # Not OpenAI's here, but the same as in chat.
-    "seed": Honoured("the same seed gives the same text"),
-    "stop": Honoured("up to 16 strings, which end the answer and are not in it"),
-    "logit_bias": Honoured("token ids as strings"),
-    "presence_penalty": Honoured("-2 to 2"),
-    "frequency_penalty": Honoured("-2 to 2"),
 }
+BODY = schema_of(FIELDS, "input")
 
 
 def read(body: dict[str, Any], served: Served) -> Ask:
     """A request's JSON object -> what it asks; ``RequestError`` for what can't be."""
     fields = Fields(body)
-    check_table(fields, {**FIELDS, **EXTENSIONS})
+    check_table(fields, FIELDS)
     check_model(fields, served)
     conversation = Conversation(served)
     instructions = fields.text("instructions")

@@ -21,7 +21,9 @@ SERVED = Served("demo", 1024, lambda id: WORDS[id], frozenset({END}), aliases=("
 
 
 def served(**changes):
-    return dataclasses.replace(SERVED, **changes)
+    """The same with other limits, or other attributes."""
+    own = {name: changes.pop(name) for name in list(changes) if hasattr(SERVED, name)}
+    return dataclasses.replace(SERVED, **own, limits=dataclasses.replace(SERVED.limits, **changes))
 
 
 def png(size=(8, 8), colour="red"):

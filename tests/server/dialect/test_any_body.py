@@ -38,7 +38,7 @@ SERVERS = [SERVED, served(allow_urls=True, max_images=2, max_tokens=10), served(
 
 
 def bodies(dialect):
-    names = [*dialect.FIELDS, *dialect.EXTENSIONS, "other"]
+    names = [*dialect.FIELDS, "other"]
     fields = st.dictionaries(st.sampled_from(names), VALUES | MESSAGES, max_size=4)
     return fields.map(lambda given: {**PLAIN[dialect], **given}) | fields
 
@@ -63,8 +63,8 @@ def test_any_body(dialect, data):
         check(error, 400, 404)
         return
     assert isinstance(ask, Ask)
-    assert 1 <= ask.n * len(ask.prompts) <= to.max_n
-    assert ask.options.get("max_tokens", 1) <= to.max_tokens
+    assert 1 <= ask.n * len(ask.prompts) <= to.limits.max_n
+    assert ask.options.get("max_tokens", 1) <= to.limits.max_tokens
     json.dumps(ask.about, allow_nan=False).encode()
     dialect.Writer(ask, to).begin()
     try:

@@ -98,7 +98,7 @@ def test_broken_data_uris(url):
 
 
 def test_bytes_are_counted_before_they_are_decoded(monkeypatch):
-    few = served(max_image_bytes=1000)
+    few = served(max_body=1000)
     monkeypatch.setattr(images, "open_source", None)
     error = refusal(chat.read, says([image_part("data:image/png;base64," + "A" * 2000)]), few)
     assert "too many bytes" in error.message
@@ -108,7 +108,7 @@ def test_bytes_are_counted_before_they_are_decoded(monkeypatch):
 
 def test_bytes_of_all_images_count(tmp_path):
     (tmp_path / "a.png").write_bytes(bytes(600))
-    few = served(max_image_bytes=1000, image_root=tmp_path)
+    few = served(max_body=1000, image_root=tmp_path)
     assert opened("a.png", few) == bytes(600)
     ask = chat.read(says([image_part("a.png"), image_part("a.png")]), few)
     with pytest.raises(RequestError, match="too many bytes") as raised:
@@ -291,7 +291,7 @@ def test_urls_are_fetched_late_and_once(monkeypatch, place):
 
 def test_what_is_fetched_counts_too(monkeypatch):
     monkeypatch.setattr(images, "fetch", lambda *_, **__: bytes(600))
-    few = served(allow_urls=True, max_image_bytes=1000)
+    few = served(allow_urls=True, max_body=1000)
     ask = chat.read(says([image_part("http://a.example/")] * 3), few)
     with pytest.raises(RequestError, match="too many bytes"):
         images.opened(ask, few)

@@ -5,7 +5,7 @@ import typing
 import pytest
 
 from mlx_fastvlm.server.dialect import chat, completions, decisions, responses
-from mlx_fastvlm.server.dialect.fields import Honoured, Ignored, Refused
+from mlx_fastvlm.server.dialect.table import Honoured, Ignored, Refused
 from tests.server.dialect.bodies import DIALECTS, PLAIN, SERVED, data_uri, image_part, name_of, refusal, says
 
 
@@ -34,7 +34,7 @@ def decided(kind):
     return [
         pytest.param(dialect, name, decision, id=f"{name_of(dialect)}-{name}")
         for dialect in DIALECTS
-        for name, decision in {**dialect.EXTENSIONS, **dialect.FIELDS}.items()
+        for name, decision in dialect.FIELDS.items()
         if isinstance(decision, kind)
     ]
 
@@ -130,8 +130,7 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=name_of)
 def test_every_honoured_field_has_a_test(dialect):
-    table = {**dialect.EXTENSIONS, **dialect.FIELDS}
-    honoured = {name for name, decision in table.items() if isinstance(decision, Honoured)}
+    honoured = {name for name, decision in dialect.FIELDS.items() if isinstance(decision, Honoured)}
     assert honoured == set(HONOURED[dialect]) | ELSEWHERE[dialect]
     assert not set(HONOURED[dialect]) & ELSEWHERE[dialect]
 
@@ -171,10 +170,10 @@ def test_a_decision_samples_nothing():
 
 
 def test_lengths():
-    assert chat.read(says(), SERVED).options["max_tokens"] == SERVED.default_max_tokens
+    assert chat.read(says(), SERVED).options["max_tokens"] == SERVED.limits.default_max_tokens
     assert chat.read(says(max_tokens=7, max_completion_tokens=7), SERVED).options["max_tokens"] == 7
     refusal(chat.read, says(max_tokens=7, max_completion_tokens=8), param="max_completion_tokens")
-    for value in (0, -1, SERVED.max_tokens + 1, 1.5, "7"):
+    for value in (0, -1, SERVED.limits.max_tokens + 1, 1.5, "7"):
         for name in ("max_tokens", "max_completion_tokens"):
             refusal(chat.read, says(**{name: value}), param=name)
     assert chat.read(says(min_tokens=2000), SERVED).options["max_tokens"] == 2000
