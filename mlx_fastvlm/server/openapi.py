@@ -67,7 +67,7 @@ DESCRIPTION = (
 
 
 def _asked(path: str, summary: str, media: str, schema: Schema) -> dict[str, Any]:
-    operation = {"summary": summary, "responses": _responses(media, schema, ERRORS)}
+    operation: dict[str, Any] = {"summary": summary, "responses": _responses(media, schema, ERRORS)}
     if path in OPEN:
         operation["security"] = []
     if path.endswith("{id}"):
