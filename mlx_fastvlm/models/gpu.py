@@ -42,11 +42,8 @@ gelu, gelu_tanh, silu, swiglu = (
 )
 gelu_of_sum = _fused(lambda x, y: activations.gelu(x + y))
 # The gate before its sigmoid.
-gelu_of_gated = _fused(lambda x, gate: activations.gelu(x * mx.sigmoid(gate)))
+gelu_of_gated_sum = _fused(lambda x, y, gate: activations.gelu((x + y) * mx.sigmoid(gate)))
 gated = _fused(lambda x, gate: x * mx.sigmoid(gate))
-# x and y, channel by channel, and a bias; the first says which is which: (..., channels, 2).
-interleaved = _fused(lambda x, y, bias, first: mx.where(first, x, y) + bias)
-gelu_of_interleaved = _fused(lambda x, y, bias, first: activations.gelu(mx.where(first, x, y) + bias))
 
 
 @mx.compile
@@ -81,30 +78,21 @@ class GpuSiLU(activations.SiLU):
 
 
 class GpuDepthwiseConv2d(vision.DepthwiseConv2d):
-    """Metal has a fast kernel for exactly one output per group: two outputs are two such convolutions."""
+    """Metal has a fast kernel for exactly one output per group: two outputs are two channels that are the same."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        return self._finished(x, mx.add, interleaved) if self._doubles(x) else super().__call__(x)
+        y = self.convolve(x)
+        return y + self.bias if "bias" in self else y
+
+    def convolve(self, x: mx.array) -> mx.array:
+        if self.weight.shape[0] == 2 * x.shape[-1]:
+            # One copy; halves of the weights would be one too, and then two convolutions to put together.
+            x = mx.broadcast_to(x[..., None], (*x.shape, 2)).flatten(-2)
+        return super().convolve(x)
 
     def gelu(self, x: mx.array) -> mx.array:
         """GELU of what the layer computes."""
-        return self._finished(x, gelu_of_sum, gelu_of_interleaved) if "bias" in self else gelu(self(x))
-
-    def _doubles(self, x: mx.array) -> bool:
-        return "bias" in self and self.weight.shape[0] == 2 * x.shape[-1]
-
-    def _finished(self, x: mx.array, single: Callable[..., mx.array], double: Callable[..., mx.array]) -> mx.array:
-        if not self._doubles(x):
-            return single(self.convolve(x), self.bias)
-        first, second = (y[..., None] for y in self._halves(x))
-        return double(first, second, self.bias.reshape(-1, 2), mx.array([True, False])).flatten(-2)
-
-    def _halves(self, x: mx.array) -> list[mx.array]:
-        """Without the bias: every channel's first output, and every channel's second."""
-        # As the kernel needs them, in one copy: else each half would be copied.
-        weight = self.weight.reshape(-1, 2, *self.weight.shape[1:]).swapaxes(0, 1).reshape(self.weight.shape)
-        how: dict[str, Any] = {"stride": self._stride, "padding": self.weight.shape[1] // 2, "groups": x.shape[-1]}
-        return [mx.conv2d(x, half, **how) for half in weight.split(2)]
+        return gelu_of_sum(self.convolve(x), self.bias) if "bias" in self else gelu(self(x))
 
 
 def convolved(conv: nn.Module, act: nn.Module, x: mx.array) -> mx.array:
@@ -211,22 +199,28 @@ class GpuSqueezeExcite(vision.SqueezeExcite):
     def __call__(self, x: mx.array) -> mx.array:
         return gated(x, self.gate(x))
 
-    def means(self, x: mx.array) -> mx.array:
-        """As a product, whose sums are float32 in every type; a sum of 16-bit numbers is not."""
+    def means(self, x: mx.array, bias: mx.array | None = None) -> mx.array:
+        """As a product, whose sums are float32 in every type; a sum of 16-bit numbers is not. A bias is added to it."""
         batch, height, width, channels = x.shape
         count = height * width
         exact = 2 ** (count - 1).bit_length()  # a power of two has no rounding error
-        ones = mx.array([1 / exact] * count, x.dtype)
-        mean = (ones @ x.reshape(batch, count, channels)).reshape(batch, 1, 1, channels)
-        return mean if exact == count else mean * (exact / count)
+        ones, x = mx.array([[1 / exact] * count], x.dtype), x.reshape(batch, count, channels)
+        if exact == count and bias is not None:
+            return mx.addmm(bias, ones, x).reshape(batch, 1, 1, channels)
+        mean = (ones @ x).reshape(batch, 1, 1, channels)
+        mean = mean if exact == count else mean * (exact / count)
+        return mean if bias is None else mean + bias
 
 
 class GpuFinalConv(vision.FinalConv):
+    """The convolution's bias goes into the means, and into the last kernel."""
+
     def __call__(self, x: mx.array) -> mx.array:
-        if type(self.se) is not GpuSqueezeExcite or type(self.act) is not GpuGELU:
+        kinds = type(self.depthwise), type(self.se), type(self.act)
+        if kinds != (GpuDepthwiseConv2d, GpuSqueezeExcite, GpuGELU):
             return super().__call__(x)
-        x = self.depthwise(x)
-        return gelu_of_gated(x, self.se.gate(x))
+        y, bias = self.depthwise.convolve(x), self.depthwise.bias
+        return gelu_of_gated_sum(y, bias, self.se.gate_of(self.se.means(y, bias)))
 
 
 # The decoder

@@ -226,7 +226,11 @@ class SqueezeExcite(nn.Module):
 
     def gate(self, x: mx.array) -> mx.array:
         """(batch, height, width, channels) -> (batch, 1, 1, channels), before the sigmoid."""
-        return self.fc2(mx.maximum(self.fc1(self.means(x)), 0))
+        return self.gate_of(self.means(x))
+
+    def gate_of(self, means: mx.array) -> mx.array:
+        """The same from the channels' means, (batch, 1, 1, channels)."""
+        return self.fc2(mx.maximum(self.fc1(means), 0))
 
     def means(self, x: mx.array) -> mx.array:
         """Each channel's mean, (batch, 1, 1, channels): a sum of 256 pixels or more, which 16 bits are too few for."""
