@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import math
 import sys
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ from .tuner.conversations import read_conversations
 from .tuner.curves import LOG, Log, plot_losses
 from .tuner.features import ImageFeatures
 from .tuner.options import OPTIMIZERS, SCHEDULES, TrainingOptions
+from .tuner.ranks import Ranks
 from .tuner.samples import encode_all
 from .tuner.trainer import evaluate, train
 
@@ -203,9 +206,10 @@ def _lora(arguments: argparse.Namespace):
     loading = {name: own[name] for name in ("dtype", "revision", "force")}
     model, processor = load(own["model"], adapter_path=adapters, **loading)
     samples = {split: _samples(split, rows, processor, options) for split, rows in data.items()}
+    ranks = Ranks()
     if own["train"]:
-        _train(model, processor, samples, options, own["plot"])
-    if own["test"]:
+        _train(model, processor, samples, options, own["plot"] if ranks.is_first else None)
+    if own["test"] and ranks.is_first:
         _test(model, processor, samples["test"], options, own["test_batches"])
 
 
@@ -290,7 +294,9 @@ def _need_matplotlib():
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``python -m mlx_fastvlm.lora``."""
     arguments = parser().parse_args(argv)
-    return run(lambda: _lora(arguments), debug=arguments.debug)
+    silence = nullcontext() if Ranks().is_first else redirect_stdout(io.StringIO())  # one of several processes tells
+    with silence:
+        return run(lambda: _lora(arguments), debug=arguments.debug)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ from ..checkpoints.adapters import AdapterConfig
 from .conversations import read_conversations
 from .fusing import fuse_adapters
 from .options import TrainingOptions
+from .reports import Report
 from .samples import encode_all
-from .trainer import Report, evaluate, train
+from .trainer import evaluate, train
 
 __all__ = [
     "AdapterConfig",

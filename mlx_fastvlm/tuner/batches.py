@@ -19,13 +19,11 @@ class Batch:
     """Some samples as arrays.
 
     Attributes:
-        samples: whose they are.
         input_ids: (samples, longest), int32, padded on the right: what is before it does not see it.
         predicting: (answer tokens,), int32: places in the flattened ids whose next token is learnt.
         targets: (answer tokens,), int32: those next tokens.
     """
 
-    samples: list[Sample]
     input_ids: mx.array
     predicting: mx.array
     targets: mx.array
@@ -41,7 +39,7 @@ def make_batch(samples: list[Sample], pad_token_id: int) -> Batch:
         for start, stop in sample.learnt:
             learnt[i, start:stop] = True
     predicting = np.flatnonzero(learnt) - 1  # no row begins with an answer
-    return Batch(samples, mx.array(ids), mx.array(predicting.astype(np.int32)), mx.array(ids[learnt]))
+    return Batch(mx.array(ids), mx.array(predicting.astype(np.int32)), mx.array(ids[learnt]))
 
 
 def epoch(samples: list[Sample], batch_size: int, seed: int, number: int) -> list[list[Sample]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..files import json_line
 
 if TYPE_CHECKING:
-    from .trainer import Report
+    from .reports import Report
 
 LOG = "log.jsonl"
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +18,8 @@ from ..models.lora import add_adapters, with_keys
 from . import state
 from .batches import Batch, Order, in_order, make_batch
 from .features import ImageFeatures
+from .ranks import Ranks
+from .reports import Clock, Report
 
 if TYPE_CHECKING:
     from ..checkpoints.adapters import AdapterConfig
@@ -34,34 +34,6 @@ PLANNED = (
     *("learning_rate", "lr_schedule", "warmup", "max_grad_norm", "image_size", "train_projector", "train_vision"),
 )
 MOST_CACHED = 2**30  # bytes that MLX may keep for arrays to come, between steps
-
-
-@dataclass(frozen=True)
-class Report:
-    """What is told on the way.
-
-    Attributes:
-        iteration: how many batches are done.
-        loss: mean cross entropy of the answers' tokens, in nats, since the last report.
-        learning_rate: of the last update.
-        images_per_second, tokens_per_second: since the last report; tokens are all that the decoder reads.
-        answer_tokens: learnt from so far.
-        peak_memory: in gigabytes, of MLX.
-        valid_loss: the same of the validation set; then this is all that is told, with the iteration.
-    """
-
-    iteration: int
-    loss: float | None = None
-    learning_rate: float | None = None
-    images_per_second: float | None = None
-    tokens_per_second: float | None = None
-    answer_tokens: int | None = None
-    peak_memory: float | None = None
-    valid_loss: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """What is known, for a line of JSON."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def prepare_model(model: FastVlmForConditionalGeneration, options: TrainingOptions) -> AdapterConfig:
@@ -114,17 +86,25 @@ def evaluate(
     *,
     batch_size: int = 4,
     batches: int = -1,
+    ranks: Ranks | None = None,
 ) -> float:
-    """Mean cross entropy of the answers' tokens, without dropout; of all samples, or the first so many batches."""
+    """Mean cross entropy of the answers' tokens, without dropout; of all samples, or the first so many batches.
+
+    Args:
+        ranks: processes that each take a part; None is this one alone.
+    """
     training = model.training
     model.eval()
-    total, tokens = 0.0, 0
-    for some in in_order(samples, batch_size, batches):
+    total = tokens = 0.0
+    chosen = in_order(samples, batch_size, batches)
+    for some in chosen if ranks is None else ranks.share(chosen):
         batch = make_batch(some, processor.pad_token_id)
         total += _number(answer_loss(model, features, batch, features.of(some)))
         tokens += batch.targets.size
         _bound_cache()
     model.train(training)
+    if ranks is not None:
+        total, tokens = map(_number, ranks.sum([mx.array(total), mx.array(tokens)]))
     return total / tokens
 
 
@@ -137,11 +117,12 @@ def train(
     report: Callable[[Report], None] = lambda report: None,
     progress: Callable[[str, int, int], None] = lambda step, done, total: None,
 ) -> AdapterConfig:
-    """Train a model, in place.
+    """Train a model, in place; under ``mlx.launch`` together with the other processes, which all call it alike.
 
     Args:
         train_set, valid_set: samples, of which the second may be none.
-        report, progress: are told how it goes: a :class:`Report`, and ("images", done, total).
+        report, progress: are told how it goes: a :class:`Report`, and ("images", done, total). Of several processes
+            the first is.
 
     Returns:
         What was trained, as it is saved.
@@ -187,14 +168,24 @@ class _Trainer:
         self.folder = None if options.adapter_path is None else Path(options.adapter_path).expanduser()
         self.report: Callable[[Report], None] = lambda report: None
         self.done = self.saved = self.answer_tokens = 0
+        self.ranks = Ranks()
+        if options.batch_size < self.ranks.count:
+            raise UsageError(
+                f"batch_size is of all processes together, and must be at least their number ({self.ranks.count}), got "
+                f"{options.batch_size}."
+            )
         self.features: ImageFeatures
-        self._clock = _Clock()
+        self._clock = Clock()
 
     def prepare_features(self, progress: Callable[[int, int], None]):
         options = self.options
         folder = None if options.feature_folder is None else Path(options.feature_folder).expanduser()
         self.features = ImageFeatures(self.model, self.processor, options.image_size, folder)
-        self.features.prepare([*self.train_set, *self.valid_set], progress)
+        samples = [*self.train_set, *self.valid_set]
+        if self.ranks.count > 1 and folder is not None:  # each computes some for all, if they share the folder
+            self.features.prepare(self.ranks.share(samples), progress)
+            self.ranks.wait()
+        self.features.prepare(samples, progress)
 
     @property
     def plan(self) -> dict[str, Any]:
@@ -205,6 +196,8 @@ class _Trainer:
         plan = {name: getattr(options, name) for name in PLANNED}
         if isinstance(options.lr_schedule, str):
             plan["iters"] = options.iters  # at whose end the rate is nothing
+        if self.ranks.count > 1:
+            plan["processes"] = self.ranks.count  # whose sums are rounded otherwise
         return {**plan, **self.config.to_dict(), "train set": digest.hexdigest()[:32]}
 
     def resume(self):
@@ -223,14 +216,15 @@ class _Trainer:
         model.train()
         mx.eval(model.parameters(), self.optimizer.state)
         gradients_of = nn.value_and_grad(model, answer_loss)
+        self.ranks.agree([self.done, self.plan, options.iters, options.steps_per_eval, len(self.valid_set)])
         if self.done == 0:
             self._evaluate()
-        self._clock = _Clock()
+        self._clock = Clock()
         while self.done < options.iters:
             self._update(gradients_of)
             if self._due(options.steps_per_report):
-                self.report(self._clock.told(self.done, self.optimizer, self.answer_tokens))
-                self._clock = _Clock()
+                self._tell(self._clock.told(self.done, self.optimizer, self.answer_tokens))
+                self._clock = Clock()
             if self._due(options.steps_per_eval):
                 with self._clock.stopped():
                     self._evaluate()
@@ -246,14 +240,20 @@ class _Trainer:
     def _update(self, gradients_of: Callable[..., tuple[mx.array, Any]]):
         """One update, of the gradients of so many batches, as if they were one."""
         first, count = self.done, self.options.grad_accumulation_steps
-        mx.random.seed(_seed(self.options.seed, first))  # so that dropout needs no state to go on exactly
-        batches = [make_batch(self.order[first + i], self.processor.pad_token_id) for i in range(count)]
-        tokens = sum(batch.targets.size for batch in batches)
+        mx.random.seed(_seed(self.options.seed, first) ^ self.ranks.rank)  # so that dropout needs no state to go on
+        batches = [self.order[first + i] for i in range(count)]
+        tokens = sum(sample.answer_tokens for samples in batches for sample in samples)
         total, gradients = mx.array(0.0), None
-        for batch in batches:
-            loss, some = gradients_of(self.model, self.features, batch, self.features.of(batch.samples))
+        for samples in map(self.ranks.share, batches):
+            if not samples:  # of an epoch's last batch
+                continue
+            batch = make_batch(samples, self.processor.pad_token_id)
+            loss, some = gradients_of(self.model, self.features, batch, self.features.of(samples))
             total, gradients = total + loss, some if gradients is None else tree_map(mx.add, gradients, some)
             mx.eval(total, gradients)
+        if gradients is None:
+            gradients = tree_map(mx.zeros_like, self.model.trainable_parameters())
+        total, gradients = self.ranks.sum((total, gradients))
         gradients = tree_map(lambda x: x / tokens, gradients)
         norm = mx.sqrt(sum(x.astype(mx.float32).square().sum() for _, x in tree_flatten(gradients)))
         if not (math.isfinite(_number(total)) and math.isfinite(_number(norm))):
@@ -267,10 +267,10 @@ class _Trainer:
         self.answer_tokens += tokens
         self._clock.count(batches, _number(total), tokens)
 
-    def _give_up(self, batches: list[Batch], loss: float, norm: float):
+    def _give_up(self, batches: list[list[Sample]], loss: float, norm: float):
         """What is known of an update that can't be made; the weights before it are saved, if they are any good."""
         what = f"a loss of {loss}" if not math.isfinite(loss) else f"gradients of length {norm}"
-        rows = [sample.place for batch in batches for sample in batch.samples]
+        rows = [sample.place for samples in batches for sample in samples]
         shown = "; ".join(rows[:8]) + ("; ..." if len(rows) > 8 else "")
         if self.folder is not None and self.done > self.saved and self._is_finite():
             self._save()
@@ -287,59 +287,18 @@ class _Trainer:
         if not self.valid_set or self.options.val_batches == 0:
             return
         sizes = {"batch_size": self.options.batch_size, "batches": self.options.val_batches}
-        loss = evaluate(self.model, self.processor, self.valid_set, self.features, **sizes)
-        self.report(Report(self.done, valid_loss=loss))
+        loss = evaluate(self.model, self.processor, self.valid_set, self.features, **sizes, ranks=self.ranks)
+        self._tell(Report(self.done, valid_loss=loss))
 
     def _save(self):
         if self.folder is not None:
-            state.save(self.folder, self.done, self.model, self.optimizer, self.config, self.plan)
+            if self.ranks.is_first:
+                state.save(self.folder, self.done, self.model, self.optimizer, self.config, self.plan)
             self.saved = self.done
 
-
-class _Clock:
-    """What has happened since the last report."""
-
-    def __init__(self):
-        self._start, self._loss = time.perf_counter(), 0.0
-        self._answer_tokens = self._tokens = self._images = 0
-
-    def count(self, batches: list[Batch], loss: float, answer_tokens: int):
-        samples = [sample for batch in batches for sample in batch.samples]
-        self._loss += loss
-        self._answer_tokens += answer_tokens
-        self._tokens += sum(len(sample.ids) for sample in samples)
-        self._images += sum(len(sample.images) for sample in samples)
-
-    def told(self, iteration: int, optimizer: optim.Optimizer, answer_tokens: int) -> Report:
-        seconds = time.perf_counter() - self._start
-        return Report(
-            iteration,
-            self._loss / self._answer_tokens,
-            _number(mx.array(optimizer.learning_rate)),
-            self._images / seconds,
-            self._tokens / seconds,
-            answer_tokens,
-            mx.get_peak_memory() / 1e9,
-        )
-
-    def stopped(self) -> _Pause:
-        return _Pause(self)
-
-    def forget(self, seconds: float):
-        self._start += seconds
-
-
-class _Pause:
-    """A time that does not count."""
-
-    def __init__(self, clock: _Clock):
-        self._clock = clock
-
-    def __enter__(self):
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_):
-        self._clock.forget(time.perf_counter() - self._start)
+    def _tell(self, told: Report):
+        if self.ranks.is_first:
+            self.report(told)
 
 
 def _seed(seed: int, iteration: int) -> int:

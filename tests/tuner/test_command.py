@@ -9,7 +9,7 @@ from mlx_fastvlm import generate, load
 from mlx_fastvlm.__main__ import main
 from mlx_fastvlm.lora import parser, settings
 from mlx_fastvlm.tuner.curves import Log
-from mlx_fastvlm.tuner.trainer import Report
+from mlx_fastvlm.tuner.reports import Report
 from tests.support.training import IMAGES, rows
 
 

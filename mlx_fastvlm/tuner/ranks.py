@@ -1,0 +1,63 @@
+"""One training by several processes (``mlx.launch``), of which each takes a part of every batch.
+
+All hold the same weights and make the same updates: of gradients that are summed over the ranks, once an update, and as
+one array, since each exchange is a chance for a network to stall.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, TypeVar
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """This process among those that ``mlx.launch`` has started; alone if it has not, and then nothing is sent."""
+
+    def __init__(self):
+        group = mx.distributed.init()
+        self.rank, self.count = group.rank(), group.size()
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes and tells."""
+        return self.rank == 0
+
+    def share(self, rows: list[T]) -> list[T]:
+        """What of a list is this rank's: rows sorted by length are dealt out, so that none has all the long ones."""
+        return rows[self.rank :: self.count]
+
+    def sum(self, tree: Any) -> Any:
+        """A tree of arrays, each summed over the ranks; in float32 if there are several."""
+        if self.count == 1:
+            return tree
+        arrays = tree_flatten(tree)
+        flat = mx.concatenate([array.astype(mx.float32).flatten() for _, array in arrays])
+        flat = mx.distributed.all_sum(flat)
+        mx.eval(flat)
+        summed, start = [], 0
+        for name, array in arrays:
+            summed.append((name, flat[start : start + array.size].reshape(array.shape)))
+            start += array.size
+        return tree_unflatten(summed)
+
+    def wait(self):
+        """Return when all ranks have come so far."""
+        if self.count > 1:
+            mx.eval(mx.distributed.all_sum(mx.zeros(1)))
+
+    def agree(self, what: Any):
+        """``ValueError``, on every rank, unless all ranks have the same of something that has a ``repr``."""
+        if self.count == 1:
+            return
+        digest = mx.array(list(hashlib.sha256(repr(what).encode()).digest()), mx.int32)
+        of_all = mx.distributed.all_gather(digest[None])
+        if not mx.array_equal(of_all, mx.broadcast_to(digest, of_all.shape)).item():
+            raise ValueError(
+                "The processes of this training have different data, options or saved states; give each the same "
+                "command, and the same files."
+            )

@@ -1,0 +1,81 @@
+"""Several processes under mlx.launch train as one does."""
+
+import json
+import shutil
+import socket
+import sys
+
+import mlx.core as mx
+import pytest
+
+from mlx_fastvlm.files import read_safetensors
+from mlx_fastvlm.lora import main
+from tests.support.paths import ROOT
+from tests.support.processes import run
+from tests.support.training import IMAGES, rows
+
+SECONDS = 120  # the ring backend may stall; then the test fails instead of waiting
+
+
+def launched(processes, words):
+    """``python -m mlx_fastvlm.lora`` in so many processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = [ROOT / "tests" / "support" / "lora.py", *words]
+    launch = [sys.executable, "-c", "from mlx._distributed_utils.launch import main; main()"]
+    how = ["-n", processes, "--backend", "ring", "--starting-port", port, "--env", f"PYTHONPATH={ROOT}"]
+    return run([*launch, *how, "--", sys.executable, *script], timeout=SECONDS, cwd=ROOT)
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows(7))))
+    (folder / "valid.jsonl").write_text("\n".join(map(json.dumps, rows(5))))
+    for i in range(1, 8):
+        shutil.copy(IMAGES / f"shapes-{i}.png", folder)
+    return folder
+
+
+@pytest.fixture
+def words(data, checkpoint):
+    words = ["--model", checkpoint("apple"), "--dtype", "float32", "--data", data, "--train", "--iters", 4]
+    words += ["--batch-size", 4, "--grad-accumulation-steps", 2, "--save-every", 4, "--learning-rate", 1e-3]
+    return [*words, "--scale", 4, "--rank", 4, "--steps-per-eval", 4, "--steps-per-report", 2]
+
+
+def told(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_are_as_one(words, tmp_path):
+    """An epoch's last batch, of three rows, and accumulated batches among them."""
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    assert main([*map(str, words), "--adapter-path", str(alone)]) == 0
+    done = launched(2, [*words, "--adapter-path", both])
+    assert done.stdout.count("Iter 4: loss") == 1
+    expected, _ = read_safetensors(alone / "adapters.safetensors")
+    found, _ = read_safetensors(both / "adapters.safetensors")
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert mx.abs(tensor - found[name]).max().item() < 1e-5, name
+    assert any(mx.abs(tensor).max().item() > 1e-4 for name, tensor in found.items() if name.endswith("lora_b"))
+    for one, two in zip(told(alone), told(both), strict=True):
+        for name in ("loss", "valid_loss", "answer_tokens", "iteration"):
+            assert one.get(name) == pytest.approx(two.get(name), abs=1e-5) if name in one else name not in two
+
+
+def test_it_goes_on(words, tmp_path):
+    """Together as alone; and not with another number of processes, whose sums are rounded otherwise."""
+    words = [*words, "--adapter-path", tmp_path / "both"]
+    launched(2, words)
+    assert "Iter 8: loss" in launched(2, [*words, "--iters", 8, "--resume"]).stdout
+    assert [line["iteration"] for line in told(tmp_path / "both") if "loss" in line] == [2, 4, 6, 8]
+
+
+def test_more_processes_than_rows_are_refused(words, tmp_path):
+    done = launched(2, [*words, "--batch-size", 1, "--adapter-path", tmp_path / "both"])
+    assert "batch_size is of all processes together" in done.stdout + done.stderr
+    assert not (tmp_path / "both" / "adapters.safetensors").exists()
