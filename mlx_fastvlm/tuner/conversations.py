@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import short
 from ..processing.marks import AnswerText
 from ..processing.messages import Messages, is_image, read_prompt
-from .rows import check_image, find_split, image_source, read_rows
+from .rows import ImageSource, check_image, image_source, split_rows
 
 CAPTION_PROMPT = "Describe the image."
 LLAVA_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -27,12 +27,12 @@ class Conversation:
 
     Attributes:
         messages: with a mark for each image; what the assistant answers is text, and holds none.
-        images: files, or ``data:`` URIs, in reading order.
+        images: files, ``data:`` URIs or tables' images, in reading order.
         place: file and row, for errors.
     """
 
     messages: Messages
-    images: tuple[Path | str, ...]
+    images: tuple[ImageSource, ...]
     place: str
 
 
@@ -40,22 +40,23 @@ def read_conversations(data: str | Path, split: str, image_folder: str | Path | 
     """A split of a data set, every row checked, and every image up to its first bytes.
 
     Args:
-        data: a folder of ``{train,valid,test}.jsonl`` (or ``.json``, ``.csv``), or a file, which is "train".
+        data: a folder of ``{train,valid,test}.jsonl`` (or ``.json``, ``.csv``, ``.parquet``), or a file, which is
+            "train"; a folder that Hugging Face's ``datasets`` saved, or the name of a data set on their hub.
         split: "train", "valid" or "test"; none is an empty list.
         image_folder: where relative paths of images begin; by default in the data's folder.
 
     Raises:
         FileNotFoundError, ValueError: for the first row with something wrong, in a sentence that begins with its place.
     """
-    data = Path(data).expanduser()
-    file = find_split(data, split)
-    if file is None:
+    rows, folder = split_rows(data, split)
+    if image_folder is not None:
+        folder = Path(image_folder).expanduser()
+    if rows is None:
         return []
-    folder = Path(image_folder).expanduser() if image_folder is not None else file.parent
-    conversations = [conversation(row, place, folder) for place, row in read_rows(file)]
+    conversations = [conversation(row, place, folder) for place, row in rows]
     if not conversations:
-        raise ValueError(f"{file} has no rows; write one for each conversation.")
-    checked: set[Path | str] = set()
+        raise ValueError(f"The {split} set in {data} has no rows; write one for each conversation.")
+    checked: set[ImageSource] = set()
     for found in conversations:
         for source in found.images:
             if source not in checked:

@@ -17,6 +17,7 @@ from ..processing.sources import open_source
 if TYPE_CHECKING:
     from ..models.fastvlm import FastVlmForConditionalGeneration
     from ..processing.processor import FastVlmProcessor
+    from .rows import ImageSource
     from .samples import Sample
 
 AT_A_TIME = 4  # images through the tower
@@ -51,7 +52,7 @@ class ImageFeatures:
         self.of_pixels = trains(model, "vision_tower")
         self._projects = not trains(model, "multi_modal_projector")
         self._kept: dict[str, mx.array] = {}
-        self._names: dict[Path | str, str] = {}
+        self._names: dict[ImageSource, str] = {}
         self._folder: Path | None = None
         if not self.of_pixels:
             parts = [model.vision_tower, *([model.multi_modal_projector] if self._projects else [])]
@@ -70,7 +71,7 @@ class ImageFeatures:
             ValueError, OSError: an image can't be read; the sentence begins with its row.
         """
         places = {image: sample.place for sample in samples for image in sample.images}
-        missing: list[tuple[Path | str, str]] = []
+        missing: list[tuple[ImageSource, str]] = []
         for done, (image, place) in enumerate(places.items(), 1):
             if self.of_pixels:
                 self._pixels([image], place)
@@ -104,13 +105,13 @@ class ImageFeatures:
             return self._model.get_image_features(given)
         return given if self._projects else self._model.multi_modal_projector(given)
 
-    def _pixels(self, images: list[Path | str], place: str) -> mx.array:
+    def _pixels(self, images: list[ImageSource], place: str) -> mx.array:
         try:
             return self._processor.preprocess(list(images), self._image_size)
         except (ValueError, OSError) as error:
             raise ValueError(f"{place}: {error}") from None
 
-    def _compute(self, images: list[tuple[Path | str, str]]):
+    def _compute(self, images: list[tuple[ImageSource, str]]):
         pixels = mx.concatenate([self._pixels([image], place) for image, place in images])
         features = self._model.vision_tower(pixels).last_hidden_state.flatten(1, 2)
         if self._projects:
@@ -120,7 +121,7 @@ class ImageFeatures:
             self._keep(self._name(image, place), mx.contiguous(found))
         mx.clear_cache()
 
-    def _name(self, image: Path | str, place: str) -> str:
+    def _name(self, image: ImageSource, place: str) -> str:
         """What an image is kept under."""
         if image not in self._names:
             digest = hashlib.sha256(self._made_by.encode())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +14,51 @@ import PIL.Image
 from ..errors import one_line, short
 from ..processing.images import FORMATS
 from ..processing.sources import open_source
+from .tables import ParquetTable, StoredImage, dataset_split, is_saved_dataset, table_rows
 
 SPLITS = {"train": ("train",), "valid": ("valid", "validation"), "test": ("test",)}
-KINDS = (".jsonl", ".json", ".csv")
+SHARDS = "{}-[0-9]*-of-[0-9]*.parquet"  # as the hub has them
+KINDS = (".jsonl", ".json", ".csv", ".parquet")
+ImageSource = Path | str | StoredImage  # a file, a data: URI, or a table's
 Row = tuple[str, dict[str, Any]]  # the file and the number in it, as errors say it; the content
 
 csv.field_size_limit(2**24)
 
 
-def find_split(data: Path, split: str) -> Path | None:
-    """The file of a split in a folder, or None; a file that stands for a folder is its "train".
+def split_rows(data: str | Path, split: str) -> tuple[Iterator[Row] | None, Path]:
+    """The rows of a split, in order, None if there is no such split; and the folder that paths in them begin in.
+
+    Args:
+        data: a folder of files named for their splits, or one file, which is "train"; a folder that ``datasets`` has
+            saved; or, where there is no such folder, the name of a data set on the hub, ``user/name``.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: there are several files for it.
+    """
+    folder = Path(data).expanduser()
+    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(data)):
+        return _dataset_rows(str(data), split), Path()
+    if is_saved_dataset(folder):
+        return _dataset_rows(folder, split), folder
+    files = find_split(folder, split)
+    return (row for file in files for row in read_rows(file)) if files else None, files[0].parent if files else folder
+
+
+def _dataset_rows(data: Path | str, split: str) -> Iterator[Row] | None:
+    table = dataset_split(data, split)
+    return None if table is None else table_rows(table)
+
+
+def find_split(data: Path, split: str) -> list[Path]:
+    """The file of a split in a folder, or the hub's numbered parquet files; a file for a folder is its "train".
 
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: there are several.
     """
     if data.is_file():
-        return data if split == "train" else None
+        return [data] if split == "train" else []
     if not data.is_dir():
         raise FileNotFoundError(
             f"{short(str(data))} is no folder; give one with train.jsonl, and if you like valid.jsonl and test.jsonl."
@@ -37,11 +66,14 @@ def find_split(data: Path, split: str) -> Path | None:
     found = [data / f"{name}{kind}" for name in SPLITS[split] for kind in KINDS if (data / f"{name}{kind}").is_file()]
     if len(found) > 1:
         raise ValueError(f"{data} has {' and '.join(file.name for file in found)}; leave one.")
-    return found[0] if found else None
+    if found:
+        return found
+    shards = (where.glob(SHARDS.format(name)) for name in SPLITS[split] for where in (data, data / "data"))
+    return next((sorted(files) for files in map(list, shards) if files), [])
 
 
 def read_rows(file: Path) -> Iterator[Row]:
-    """The rows of a file, in order: JSON lines, a JSON list (LLaVA's form), or CSV with a line of names.
+    """The rows of a file, in order: JSON lines, a JSON list (LLaVA's form), CSV with a line of names, or parquet.
 
     Raises:
         ValueError: it is of another kind, or a row is broken.
@@ -49,7 +81,7 @@ def read_rows(file: Path) -> Iterator[Row]:
     if file.suffix not in KINDS:
         raise ValueError(f"{file} is none of {', '.join(KINDS)}; write it as JSON lines.")
     try:
-        yield from {".jsonl": _json_lines, ".json": _json_list, ".csv": _table}[file.suffix](file)
+        yield from READERS[file.suffix](file)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file.name} is not UTF-8 ({error.reason}); convert it first.") from None
 
@@ -99,13 +131,27 @@ def _an_object(row: Any, place: str) -> dict[str, Any]:
     return row
 
 
-def image_source(value: Any, folder: Path, place: str) -> Path | str:
-    """What a row calls an image, as a file: a path, relative to ``folder``, or itself for a ``data:`` URI.
+def _parquet(file: Path) -> Iterator[Row]:
+    return table_rows(ParquetTable(file))
+
+
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    ".jsonl": _json_lines,
+    ".json": _json_list,
+    ".csv": _table,
+    ".parquet": _parquet,
+}
+
+
+def image_source(value: Any, folder: Path, place: str) -> ImageSource:
+    """What a row calls an image, as a file: a path, relative to ``folder``, or itself for a ``data:`` URI or a table's.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is something else. Nothing is ever fetched for training.
     """
+    if isinstance(value, StoredImage):
+        return value
     if isinstance(value, dict) and isinstance(value.get("path"), str):
         value = value["path"]
     if not isinstance(value, str) or not value:
@@ -124,7 +170,7 @@ def image_source(value: Any, folder: Path, place: str) -> Path | str:
     return path
 
 
-def check_image(source: Path | str, place: str):
+def check_image(source: ImageSource, place: str):
     """``ValueError`` unless a file begins as an image does that can be read; it is not decoded yet."""
     try:
         file, name = open_source(source)

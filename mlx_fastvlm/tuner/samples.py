@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..processing.marks import AnswerText
@@ -17,6 +16,7 @@ from ..processing.marks import AnswerText
 if TYPE_CHECKING:
     from ..processing.processor import FastVlmProcessor
     from .conversations import Conversation
+    from .rows import ImageSource
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Sample:
 
     ids: tuple[int, ...]
     learnt: tuple[tuple[int, int], ...]
-    images: tuple[Path | str, ...]
+    images: tuple[ImageSource, ...]
     place: str
 
     @property
@@ -123,6 +123,6 @@ def encode_all(
     return fitting, [sample for sample in samples if len(sample.ids) > max_seq_length]
 
 
-def images_of(samples: list[Sample]) -> list[Path | str]:
+def images_of(samples: list[Sample]) -> list[ImageSource]:
     """Every source once, in the order in which they come."""
     return list(dict.fromkeys(chain.from_iterable(sample.images for sample in samples)))

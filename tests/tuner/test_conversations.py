@@ -243,9 +243,9 @@ def test_other_bad_files(data):
         read_conversations(data.folder, "train")
     with pytest.raises(FileNotFoundError, match="is no folder; give one with"):
         read_conversations(data.folder / "nowhere", "train")
-    (data.folder / "data.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match=r"data\.parquet is none of \.jsonl, \.json, \.csv"):
-        read_conversations(data.folder / "data.parquet", "train")
+    (data.folder / "data.xml").write_bytes(b"<a/>")
+    with pytest.raises(ValueError, match=r"data\.xml is none of \.jsonl, \.json, \.csv, \.parquet"):
+        read_conversations(data.folder / "data.xml", "train")
 
 
 def test_one_bad_row_in_ten_thousand(data):
