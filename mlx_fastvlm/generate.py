@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .cache.policy import CachePolicy
 from .cache.prompt import PromptCache
 from .cache.prompt_file import load_prompt_cache, save_prompt_cache
-from .cli import flags
+from .cli import flags, launched
 from .cli.parser import Parser, run
 from .cli.terminal import shown, statistics
 from .errors import UsageError
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from .generation.answer import GenerationResponse
     from .generation.api import Responses
     from .generation.decision import DecisionOptions
+    from .generation.options import GenerationOptions
     from .models.fastvlm import FastVlmForConditionalGeneration
+    from .processing.processor import FastVlmProcessor
 
 DEFAULT_PROMPT = "Describe the image."
 
@@ -88,15 +91,33 @@ def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
             parser.error(f"{flag} needs --json")
     if [arguments.prompt, arguments.video, *(arguments.image or [])].count("-") > 1:
         parser.error("standard input can only be read once: as --prompt, as --video or as one --image")
+    if "MLX_RANK" in os.environ:
+        launched.check_flags(parser, arguments)
 
 
 def _run(arguments: argparse.Namespace):
     """Run the command; raises what the library raises."""
     options = flags.options(arguments)  # what is wrong with them is told before the model loads
-    if arguments.decide_among:
-        return _decide(arguments, decision_options(options))
+    decision = decision_options(options) if arguments.decide_among else None
     prompt = _read_prompt(arguments.prompt)
-    model, processor = flags.load_chosen_model(arguments)
+    group = launched.group_of_launch()
+    with launched.only_first_prints(group):
+        model, processor = (
+            flags.load_chosen_model(arguments) if group is None else launched.load_share(arguments, group)
+        )
+        if decision is not None:
+            _decide(model, processor, prompt, arguments, decision)
+        else:
+            _answer(model, processor, prompt, arguments, options)
+
+
+def _answer(
+    model: FastVlmForConditionalGeneration,
+    processor: FastVlmProcessor,
+    prompt: str,
+    arguments: argparse.Namespace,
+    options: GenerationOptions,
+):
     file = arguments.cache_file
     if file:
         cache = _open_cache(file, model, options.cache_policy)
@@ -108,9 +129,13 @@ def _run(arguments: argparse.Namespace):
         save_prompt_cache(file, cache)
 
 
-def _decide(arguments: argparse.Namespace, options: DecisionOptions):
-    prompt = _read_prompt(arguments.prompt)
-    model, processor = flags.load_chosen_model(arguments)
+def _decide(
+    model: FastVlmForConditionalGeneration,
+    processor: FastVlmProcessor,
+    prompt: str,
+    arguments: argparse.Namespace,
+    options: DecisionOptions,
+):
     found = decide(model, processor, prompt, arguments.image, choices=arguments.decide_among, **options)
     if arguments.json:
         print(json_line(asdict(found)))

@@ -1,0 +1,64 @@
+"""A command that ``mlx.launch`` has started in several processes, which share one model and answer once."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import mlx.core as mx
+
+from ..models import sharding
+
+if TYPE_CHECKING:
+    from ..models.fastvlm import FastVlmForConditionalGeneration
+    from ..processing.processor import FastVlmProcessor
+
+
+def group_of_launch() -> mx.distributed.Group | None:
+    """The processes that were started together; None where this one is alone.
+
+    Raises:
+        RuntimeError: they can't be reached.
+    """
+    if "MLX_RANK" not in os.environ:
+        return None
+    group = mx.distributed.init()
+    return group if group.size() > 1 else None
+
+
+def check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace):
+    """What several processes can't do, told before they meet."""
+    if arguments.cache_file:
+        parser.error("--prompt-cache goes without mlx.launch: each process has a share of the KV heads only")
+    if "-" in (arguments.prompt, arguments.video, *(arguments.image or [])):
+        parser.error("- goes without mlx.launch, which never ends the standard input of its processes; give a file")
+
+
+def load_share(
+    arguments: argparse.Namespace, group: mx.distributed.Group
+) -> tuple[FastVlmForConditionalGeneration, FastVlmProcessor]:
+    """This process's share of the model that the flags name; tokens are drawn alike in all processes."""
+    seed: Any = mx.distributed.all_sum(mx.array(0 if group.rank() else secrets.randbits(30), mx.int32), group=group)
+    mx.random.seed(seed.item())
+    return sharding.load_share(
+        arguments.model,
+        group,
+        dtype=arguments.dtype,
+        revision=arguments.revision,
+        adapter_path=arguments.adapter_path,
+        force=arguments.force,
+    )
+
+
+@contextlib.contextmanager
+def only_first_prints(group: mx.distributed.Group | None) -> Iterator[None]:
+    """What the other processes print is dropped; their errors are not."""
+    if group is None or group.rank() == 0:
+        yield
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield
