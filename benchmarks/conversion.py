@@ -24,7 +24,7 @@ from mlx.utils import tree_flatten
 from mlx_fastvlm import FastVlmForConditionalGeneration
 from mlx_fastvlm.checkpoints.export import to_transformers
 from mlx_fastvlm.checkpoints.weights import Weights, cast
-from mlx_fastvlm.files import atomic_folder, write_tensors
+from mlx_fastvlm.files import atomic_folder, write_json, write_tensors
 from mlx_fastvlm.models.released import SHAPES, random_config, random_processor
 
 ROOT = Path(__file__).parent.parent
@@ -39,10 +39,10 @@ def make(size: str, folder: Path):
     del model
     with atomic_folder(folder) as unfinished:
         weights = Weights(tensors, {}, config.tie_word_embeddings, "random")
-        weights, config = to_transformers(weights, config, random_processor(), unfinished)
+        weights, described = to_transformers(weights, config, random_processor(), unfinished)
         del tensors
         write_tensors(unfinished, weights.tensors, made_for="pt")
-        config.save_pretrained(unfinished)
+        write_json(unfinished / "config.json", described)
 
 
 def main():

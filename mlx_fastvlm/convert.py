@@ -7,11 +7,12 @@ import shlex
 import sys
 
 from .checkpoints import quantization
+from .checkpoints.targets import LAYOUTS
 from .checkpoints.weights import DTYPES
 from .cli.parser import Parser, run
 from .cli.terminal import ProgressBars
 from .conversion.converter import convert
-from .conversion.options import GOLDEN_URL, LAYOUTS
+from .conversion.options import GOLDEN_URL
 
 
 def parser() -> argparse.ArgumentParser:

@@ -10,10 +10,10 @@ from typing import Any
 
 from .checkpoints import quantization
 from .checkpoints.adapters import read_adapter_config
+from .checkpoints.targets import LAYOUTS
 from .checkpoints.weights import DTYPES
 from .cli.flags import DEFAULT_MODEL
 from .cli.parser import Parser, run
-from .conversion.options import LAYOUTS
 from .conversion.source import LICENSE_PATTERNS
 from .errors import UsageError
 from .files import check_target

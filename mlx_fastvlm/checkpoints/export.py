@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 from tokenizers import AddedToken, Tokenizer
@@ -62,17 +62,24 @@ CHAT_TEMPLATE = """\
 
 
 def to_transformers(
-    weights: Weights, config: FastVlmConfig, processor: FastVlmProcessor, folder: Path
-) -> tuple[Weights, FastVlmConfig]:
-    """Weights and config in transformers' layout; its processor's files are written to ``folder``.
+    weights: Weights, config: FastVlmConfig, processor: FastVlmProcessor | None, folder: Path
+) -> tuple[Weights, dict[str, Any]]:
+    """Weights and ``config.json`` in transformers' layout; the processor's files, if there is one, go to ``folder``.
 
     transformers finds images by a token of its own, ``<image>``. A checkpoint that has none (Apple's) gets one, and
     an embedding with room for it. Images are cropped there, so the config says so.
 
     Raises:
-        ValueError: for what transformers does not have (see :func:`check_exportable`).
+        ValueError: for what transformers does not have (see :func:`check_transformers`).
     """
-    check_exportable(config)
+    check_transformers(config, weights.modules)
+    if processor is None:
+        if not 0 <= config.image_token_id < config.text_config.vocab_size:
+            raise ValueError(
+                f"The image placeholder {config.image_token_id} is no token, and transformers needs one; pass the "
+                "processor, to which it is added."
+            )
+        return replace(weights, tensors=timm_form(weights.tensors)), config.to_dict()
     tensors = dict(weights.tensors)
     tokenizer = Tokenizer.from_str(processor.tokenizer.to_str())
     tokenizer.add_special_tokens([AddedToken(IMAGE_MARK, normalized=False, special=True)])
@@ -90,7 +97,7 @@ def to_transformers(
         image_aspect_ratio="crop",
         text_config=replace(config.text_config, vocab_size=vocabulary),
     )
-    write_processor(folder, tokenizer, processor, _template(processor))
+    write_processor(folder, tokenizer, processor, checkpoint_template(processor, CHAT_TEMPLATE))
     write_json(
         folder / "processor_config.json",
         {
@@ -101,22 +108,29 @@ def to_transformers(
             "vision_feature_select_strategy": "full",
         },
     )
-    return replace(weights, tensors=timm_form(tensors)), config
+    return replace(weights, tensors=timm_form(tensors)), config.to_dict()
 
 
-def _template(processor: FastVlmProcessor) -> str:
-    """:data:`CHAT_TEMPLATE`, if the checkpoint's own asks about an image in the same words; else its own."""
+def checkpoint_template(processor: FastVlmProcessor, template: str) -> str:
+    """``template``, if the checkpoint's own asks about an image in the same words; else its own."""
     question = [{"role": "user", "content": f"{IMAGE_MARK}\nWhat is this?"}]
     try:
         asked = processor.apply_chat_template(question)
     except ValueError:  # it fails at every prompt
         return processor.chat_template
-    usual = replace(processor, chat_template=CHAT_TEMPLATE).apply_chat_template(question)
-    return CHAT_TEMPLATE if asked == usual else processor.chat_template
+    usual = replace(processor, chat_template=template).apply_chat_template(question)
+    return template if asked == usual else processor.chat_template
 
 
-def check_exportable(config: FastVlmConfig):
-    """``ValueError`` for projectors that transformers' FastVLM does not know, and towers that no file tells timm."""
+def check_transformers(config: FastVlmConfig, modules: dict[str, dict]):
+    """``ValueError`` for projectors that transformers' FastVLM does not know, and towers that no file tells timm.
+
+    And for quantized modules.
+    """
+    if modules:
+        raise ValueError(
+            "The weights are quantized, which transformers' layout is not; add --dequantize, or write layout mlx."
+        )
     if config.projector_layers != 2:
         raise ValueError(
             f"transformers' FastVLM has no projector {config.projector_type!r}, only 'mlp2x_gelu'; write layout mlx."
@@ -160,8 +174,14 @@ def _neutral(block: str, width: int, dtype: mx.Dtype, tensors: dict[str, mx.arra
     }
 
 
-def write_processor(folder: Path, tokenizer: Tokenizer, processor: FastVlmProcessor, template: str):
-    """A processor's files: tokenizer, images, template. They are what transformers reads too."""
+def write_processor(
+    folder: Path, tokenizer: Tokenizer, processor: FastVlmProcessor, template: str, name: str = "LlavaProcessor"
+):
+    """A processor's files: tokenizer, images, template. They are what transformers reads too.
+
+    Args:
+        name: of the class that is to read them.
+    """
     tokenizer.encode_special_tokens = False
     tokenizer.save(str(folder / "tokenizer.json"))
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
@@ -169,7 +189,7 @@ def write_processor(folder: Path, tokenizer: Tokenizer, processor: FastVlmProces
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "Qwen2Tokenizer",
-            "processor_class": "LlavaProcessor",
+            "processor_class": name,
             "image_token": IMAGE_MARK,
             "bos_token": None,
             "unk_token": None,

@@ -11,9 +11,10 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 from tokenizers import Tokenizer
 
-from ..files import atomic_folder, write_tensors
+from ..files import atomic_folder, write_json, write_tensors
 from . import quantization
-from .export import check_exportable, timm_form, to_transformers, write_processor
+from .export import write_processor
+from .targets import LAYOUTS, TARGETS
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def save(
 
     Args:
         model: a FastVLM with its head, of this config.
-        layout: "mlx", which also holds quantized models, or "transformers", for its ``from_pretrained``.
+        layout: "mlx", which holds every model; "transformers", for its ``from_pretrained``; or "mlx-vlm", for that and
+            mlx-swift-lm.
         processor: its tokenizer, template and image settings are written beside the weights. transformers' layout
             needs one where the model's image placeholder is no token (Apple's), since one has to be added.
         force: replace ``folder`` if it has content.
@@ -42,21 +44,15 @@ def save(
     Raises:
         FileExistsError: ``folder`` has content, and ``force`` is not set.
         ValueError: for another layout; for layers that are not a FastVLM's of this config, which could not be loaded;
-            and for what transformers can't load: quantized weights, a projector of another type, a placeholder that
-            is no token.
+            and for what the layout can't hold, such as quantized weights in transformers' layout, or there a
+            placeholder that is no token.
     """
     modules = _quantized_modules(model)
-    if layout not in ("mlx", "transformers"):
-        raise ValueError(f"layout must be 'mlx' or 'transformers', got {layout!r}.")
-    if layout == "transformers":
-        check_exportable(config)
-        if modules:
-            raise ValueError("The model is quantized, which transformers' layout is not; save layout mlx.")
-        if processor is None and not 0 <= config.image_token_id < config.text_config.vocab_size:
-            raise ValueError(
-                f"The image placeholder {config.image_token_id} is no token, and transformers needs one; pass the "
-                "processor, to which it is added."
-            )
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
+    target = TARGETS.get(layout)
+    if target:
+        target.check(config, modules)
     weights = Weights(dict(tree_flatten(model.parameters())), modules, "lm_head" not in model, "mlx-fastvlm")
     _check_layers(model, weights, config)
     config = replace(
@@ -66,16 +62,15 @@ def save(
         dtype=str(weights.stored_dtype).removeprefix("mlx.core."),
     )
     with atomic_folder(Path(folder), force=force) as unfinished:
-        if layout == "mlx":
+        if target:
+            weights, described = target.export(weights, config, processor, unfinished)
+        else:
+            described = config.to_dict()
             if processor is not None:
                 tokenizer = Tokenizer.from_str(processor.tokenizer.to_str())
                 write_processor(unfinished, tokenizer, processor, processor.chat_template)
-        elif processor is not None:
-            weights, config = to_transformers(weights, config, processor, unfinished)
-        else:
-            weights = replace(weights, tensors=timm_form(weights.tensors))
-        write_tensors(unfinished, weights.tensors, made_for="mlx" if layout == "mlx" else "pt")
-        config.save_pretrained(unfinished)
+        write_tensors(unfinished, weights.tensors, made_for=target.made_for if target else "mlx")
+        write_json(unfinished / "config.json", described)
 
 
 def _check_layers(model: nn.Module, weights: Weights, config: FastVlmConfig):

@@ -137,7 +137,7 @@ _WHOLE = {
         freeze_mm_mlp_adapter tune_mm_mlp_adapter unfreeze_mm_vision_tower use_mm_proj mm_projector_lr
         mm_vision_tower_lr mm_use_im_patch_token mm_vision_select_feature mm_vision_select_layer mm_patch_merge_type
         image_grid_pinpoints image_crop_resolution image_split_resolution tokenizer_model_max_length
-        tokenizer_padding_side image_seq_length quantization_config
+        tokenizer_padding_side image_seq_length quantization_config generation_config
         """,
     ),
     "mm_use_im_start_end": _only(False, why="no tokens are put around an image"),

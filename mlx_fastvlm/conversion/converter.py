@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from ..checkpoints import quantization
-from ..checkpoints.export import check_exportable, preprocessor_config, to_transformers
+from ..checkpoints.export import preprocessor_config
+from ..checkpoints.targets import TARGETS
 from ..checkpoints.weights import Weights, read_weights
 from ..config import FastVlmConfig
 from ..files import atomic_folder, check_target, write_json, write_tensors
@@ -21,7 +22,7 @@ from ..keywords import lists_fields
 from ..models.pretrained import load
 from ..models.threads import end_streams_with_thread
 from ..processing.processor import FastVlmProcessor
-from .card import model_card
+from .card import Origin, model_card
 from .options import ConversionOptions
 from .report import Report, readable_size
 from .source import LICENSE_PATTERNS, TOKENIZER_FILES, Source
@@ -66,7 +67,8 @@ def convert(hf_path: str | Path, mlx_path: str | Path, **options: Unpack[Convers
         bits, seconds = 8 * size / parameters, time.perf_counter() - start
         report = Report(size_before, size, bits, seconds, peak, kept, agreement, proof)
         command = chosen.command or f"mlx_fastvlm.convert({str(hf_path)!r}, {str(mlx_path)!r}, ...)"
-        card = model_card(hf_path, command, report, licenses)
+        origin = Origin.read(hf_path, source.folder, licenses)
+        card = model_card(origin, command, report, chosen.layout, bool(weights.modules))
         (folder / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")
     if chosen.upload_repo:
         upload(target, chosen.upload_repo, chosen.public)
@@ -75,18 +77,17 @@ def convert(hf_path: str | Path, mlx_path: str | Path, **options: Unpack[Convers
 
 def _check_exportable(source: Source, weights: Weights):
     """``ValueError`` for what the layout can't hold."""
-    if source.options.layout == "transformers":
-        check_exportable(source.config)
-        if weights.modules:
-            raise ValueError(f"{source.folder} is quantized, which transformers' layout is not; add --dequantize.")
+    if target := TARGETS.get(source.options.layout):
+        target.check(source.config, weights.modules)
 
 
 def _write(source: Source, weights: Weights, folder: Path) -> tuple[int, int]:
     """Write the checkpoint, and use the weights up: bytes, and how many parameters those are."""
-    config = _described(source, weights)
-    if source.options.layout == "transformers":
-        weights, config = to_transformers(weights, config, source.processor, folder)
+    config, target = _described(source, weights), TARGETS.get(source.options.layout)
+    if target:
+        weights, described = target.export(weights, config, source.processor, folder)
     else:
+        described = config.to_dict()
         source.copy_side_files(folder, *TOKENIZER_FILES)
         write_json(folder / "preprocessor_config.json", preprocessor_config(source.processor))
     parameters = _parameters(weights)
@@ -95,10 +96,10 @@ def _write(source: Source, weights: Weights, folder: Path) -> tuple[int, int]:
     write_tensors(
         folder,
         weights.tensors,
-        made_for="mlx" if source.options.layout == "mlx" else "pt",
+        made_for=target.made_for if target else "mlx",
         progress=lambda amount: source.options.progress("writing", amount, size),
     )
-    config.save_pretrained(folder)
+    write_json(folder / "config.json", described)
     return size, parameters
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from ..checkpoints import quantization
+from ..checkpoints.targets import LAYOUTS
 from ..checkpoints.weights import choose_dtype
 from ..errors import UsageError, require
 
 if TYPE_CHECKING:
     from ..processing.images import ImageSource
 
-LAYOUTS = ("mlx", "transformers")
 GOLDEN_URL = "http://images.cocodataset.org/val2017/000000039769.jpg"  # what transformers' published logits are of
 Progress = Callable[[str, int, int], None]
 
@@ -34,7 +34,8 @@ class ConversionOptions:
         q_mixed: with ``quantize``, keep 8 bits where few bits hurt most (see ``quantization.plan``).
         dequantize: unpack a quantized source.
         dtype: "float32", "bfloat16" or "float16"; by default the source's. The vision side takes bfloat16 for float16.
-        layout: "mlx", which loads with no work, or "transformers", which its ``from_pretrained`` loads.
+        layout: "mlx", which loads with no work; "transformers", which its ``from_pretrained`` loads; "mlx-vlm", which
+            that and mlx-swift-lm load.
         revision: branch, tag or commit of a hub id.
         vision_from: another checkpoint to take the vision tower from.
         verify: load the result and compare it with the source; "golden" also compares the released weights with
@@ -71,7 +72,7 @@ class ConversionOptions:
     def __post_init__(self):
         for name in ("quantize", "q_vision", "q_mixed", "dequantize", "public", "force"):
             require(isinstance(getattr(self, name), bool), f"{name} must be True or False", getattr(self, name))
-        require(self.layout in LAYOUTS, "layout must be 'mlx' or 'transformers'", self.layout)
+        require(self.layout in LAYOUTS, f"layout must be one of {', '.join(LAYOUTS)}", self.layout)
         require(self.verify in (True, False, "golden"), "verify must be True, False or 'golden'", self.verify)
         require(callable(self.progress), "progress must be a function of (step, amount, total)", self.progress)
         if self.dtype is not None:
@@ -86,6 +87,10 @@ class ConversionOptions:
         if self.quantize and self.layout == "transformers":
             raise UsageError(
                 "transformers can't load MLX's quantized weights; leave out quantize, or write layout mlx."
+            )
+        if self.q_vision and self.layout == "mlx-vlm":
+            raise UsageError(
+                "mlx-vlm's layout keeps tower and projector in full precision; leave out q_vision, or write layout mlx."
             )
         if self.quantize:
             quantization.check_scheme(self.q_bits, self.q_group_size, self.q_mode, self.q_mixed)

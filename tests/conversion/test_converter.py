@@ -165,6 +165,8 @@ def test_what_else_a_folder_holds(checkpoint, tmp_path):
     card = (tmp_path / "mlx" / "README.md").read_text()
     assert "convert.py --hf-path" in card
     assert "see LICENSE" in card
+    assert card.startswith("---\nlicense: other\nlicense_name: as-the-source\nlicense_link: LICENSE\n")
+    assert "pipeline_tag: image-text-to-text\nlibrary_name: mlx\n" in card
     # What the source's config said beyond what this package knows is still said.
     assert json.loads((tmp_path / "mlx" / "config.json").read_text())["mm_vision_tower"] == "mobileclip_l_128"
 
