@@ -10,7 +10,6 @@ where that costs nothing, and what comes out is rounded once.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -219,8 +218,9 @@ class GpuFinalConv(vision.FinalConv):
         kinds = type(self.depthwise), type(self.se), type(self.act)
         if kinds != (GpuDepthwiseConv2d, GpuSqueezeExcite, GpuGELU):
             return super().__call__(x)
-        y, bias = self.depthwise.convolve(x), self.depthwise.bias
-        return gelu_of_gated_sum(y, bias, self.se.gate_of(self.se.means(y, bias)))
+        y, bias, se = self.depthwise.convolve(x), self.depthwise.bias, self.se
+        assert isinstance(se, GpuSqueezeExcite)  # as found above
+        return gelu_of_gated_sum(y, bias, se.gate_of(se.means(y, bias)))
 
 
 # The decoder
