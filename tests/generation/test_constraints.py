@@ -33,7 +33,8 @@ def whole(responses):
     return "".join(piece.text for piece in pieces), pieces[-1].finish_reason
 
 
-ATOM = st.sampled_from([*"abcxyz", "[a-f]", "[0-9]", "[A-Z]", r"\d", "[a-z ]", r"\.", "é", "(yes|no)"])
+# Not \d: Rust and Python know the digits of different versions of Unicode.
+ATOM = st.sampled_from([*"abcxyz", "[a-f]", "[0-9]", "[A-Z]", "[^a-z]", "[a-z ]", r"\.", "é", "(yes|no)"])
 
 
 def patterns():
