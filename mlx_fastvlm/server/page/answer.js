@@ -30,7 +30,7 @@ export class Answer {
       const { text, finish, tokens, model } = readChunk(chunk);
       this.model ??= model ?? null;
       this.finish ??= finish ?? null;
-      if (tokens !== undefined) this.stats.counted(tokens);
+      if (tokens !== undefined) this.stats.counted(tokens, this.#now());
       if (text !== "") {
         this.text += text;
         this.stats.piece(this.#now());

@@ -10,6 +10,7 @@ export class Exchange {
   #buttons = element("span", { className: "buttons" });
   #about = element("div", { className: "about" }, this.#stats, this.#buttons);
   #elements;
+  #frame = null; // the browser's next one, in which what has come is shown
 
   constructor(question) {
     const images = question.images.map(({ url, name }) => element("img", { src: url, alt: name }));
@@ -24,7 +25,14 @@ export class Exchange {
     toEnd();
   }
 
+  /** Soon: an answer can grow faster than it can be painted. */
   update(answer) {
+    this.#frame ??= requestAnimationFrame(() => this.#show(answer));
+  }
+
+  #show(answer) {
+    cancelAnimationFrame(this.#frame);
+    this.#frame = null;
     following(() => {
       this.#text.textContent = answer.text;
       this.#stats.textContent = `${answer.stats}`;
@@ -33,12 +41,14 @@ export class Exchange {
   }
 
   finish(answer, problem, structured) {
-    this.update(answer);
+    this.#show(answer);
     following(() => {
       if (problem !== null) this.#warn(problem);
       if (answer.finish === "length") this.#warn("The answer was cut: it has as many tokens as it may have.");
       const table = structured ? toTable(answer.text) : null;
-      if (table !== null) this.#text.after(tableElement(table));
+      if (table === null) return;
+      this.#text.after(tableElement(table));
+      this.#text.className = "text code quiet"; // for whoever wants to copy it
     });
   }
 

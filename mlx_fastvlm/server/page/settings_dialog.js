@@ -21,7 +21,7 @@ export class SettingsDialog {
     byId("open-settings").addEventListener("click", () => this.open());
     byId("in-force").addEventListener("click", () => this.open());
     byId("schema-example").addEventListener("click", () => {
-      this.#fields.schema.value = JSON.stringify(example(), null, 1);
+      this.#fields.schema.value = legible(example());
       this.#fields.schema.focus();
     });
     this.#dialog.addEventListener("click", (event) => {
@@ -72,4 +72,9 @@ export class SettingsDialog {
     byId("in-force").textContent = told;
     byId("in-force").hidden = told === "";
   }
+}
+
+/** JSON in lines, but each list in one. */
+function legible(value) {
+  return JSON.stringify(value, null, 2).replace(/\[[^\]]*\]/g, (list) => list.replace(/\s+/g, " "));
 }

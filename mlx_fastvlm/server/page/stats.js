@@ -3,12 +3,14 @@
 // Pieces that come closer together than this, in milliseconds, were read from the connection at once: how long each took
 // to be made can't be told from when they came.
 const AT_ONCE = 1;
+const FEW = 4; // tokens whose times tell nothing about the next ones
 
 /** One answer. */
 export class AnswerStats {
   #start;
   #first = null;
   #last = null;
+  #end = null;
   #pieces = 0;
   #untimed = 0; // pieces that came at once with the first
   #tokens = null;
@@ -21,13 +23,14 @@ export class AnswerStats {
   piece(now) {
     this.#first ??= now;
     if (this.#untimed === this.#pieces && now - (this.#last ?? now) < AT_ONCE) this.#untimed += 1;
-    this.#last = now;
+    this.#last = this.#end = now;
     this.#pieces += 1;
   }
 
-  /** The server told how many tokens the answer has. */
-  counted(tokens) {
+  /** The answer has ended, and the server told how many tokens it has: the last of them has no text. */
+  counted(tokens, now) {
     this.#tokens = tokens;
+    this.#end = now;
   }
 
   /** Seconds from the request to the first text, or null. */
@@ -40,10 +43,11 @@ export class AnswerStats {
     return { count: this.#tokens ?? this.#pieces, exact: this.#tokens !== null };
   }
 
-  /** Tokens a second after the first, or null where they all came at once. */
+  /** Tokens a second after the first, or null where they are few, or all came at once. */
   get rate() {
-    if (this.#untimed === this.#pieces) return null;
-    return ((this.tokens.count - this.#untimed) * 1000) / (this.#last - this.#first);
+    const timed = this.tokens.count - this.#untimed;
+    if (this.#untimed === this.#pieces || timed < FEW) return null;
+    return (timed * 1000) / (this.#end - this.#first);
   }
 
   /** For people: "first token after 120 ms · 45.6 tokens/s · 23 tokens". */

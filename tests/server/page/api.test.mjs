@@ -59,7 +59,7 @@ test("an answer, its text and what the server counted", async () => {
   assert.deepEqual([answer.finish, answer.model], ["length", "demo"]);
   assert.equal(answer.stats.firstToken, 0.25);
   assert.deepEqual(answer.stats.tokens, { count: 5, exact: true });
-  assert.equal(answer.stats.rate, 4);
+  assert.equal(answer.stats.rate, 2); // until the server told of the end, two seconds after the first
 });
 
 test("an error instead of an answer", async () => {

@@ -11,26 +11,27 @@ test("time to the first token, and tokens a second after it", () => {
   assert.deepEqual([stats.firstToken, stats.rate, `${stats}`], [null, null, ""]);
   stats.piece(1120);
   assert.equal(`${stats}`, "first token after 120 ms · about 1 token");
-  stats.piece(1620);
-  stats.piece(2120);
-  assert.equal(`${stats}`, "first token after 120 ms · about 2.0 tokens/s · about 3 tokens");
-  stats.counted(11);
-  assert.equal(`${stats}`, "first token after 120 ms · 10.0 tokens/s · 11 tokens");
+  for (const time of [1620, 2120, 2620]) stats.piece(time);
+  assert.equal(`${stats}`, "first token after 120 ms · about 4 tokens"); // too few to tell
+  stats.piece(3120);
+  assert.equal(`${stats}`, "first token after 120 ms · about 2.0 tokens/s · about 5 tokens");
+  stats.counted(11, 3620);
+  assert.equal(`${stats}`, "first token after 120 ms · 4.0 tokens/s · 11 tokens");
 });
 
 test("an answer that came at once has no rate", () => {
   const stats = new AnswerStats(0);
   stats.piece(5);
   stats.piece(5);
-  stats.counted(9);
+  stats.counted(9, 500);
   assert.equal(stats.rate, null);
   assert.equal(`${stats}`, "first token after 5 ms · 9 tokens");
 });
 
 test("what was read at once with the first is not timed", () => {
   const stats = new AnswerStats(0);
-  for (const time of [100, 100.2, 100.4, 600, 600.1, 1100]) stats.piece(time);
-  assert.equal(stats.rate, 3); // three pieces in a second, after the first three
+  for (const time of [100, 100.2, 100.4, 600, 600.1, 800, 1100]) stats.piece(time);
+  assert.equal(stats.rate, 4); // four pieces in a second, after the first three
 });
 
 test("the rate is that of the last times", () => {
