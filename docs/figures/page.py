@@ -82,19 +82,28 @@ def choose(page):
 
 
 def watch(page):
-    """The camera, once it has said something whole about a scene and has a rate."""
+    """The camera, once it has a rate, and has just said something whole about a scene that is new."""
     page.click("#show-camera")
     page.click("#camera-start")
     page.wait_for_function("() => parseFloat(document.querySelector('#camera-rate').textContent) > 0")
-    page.wait_for_function("() => document.querySelector('#caption').textContent.endsWith('.')")
+    last = page.text_content("#caption")
+    page.wait_for_function(
+        "(last) => ((now) => now !== last && now.endsWith('.'))(document.querySelector('#caption').textContent)",
+        arg=last,
+    )
 
 
 def shot(page):
     return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
 
 
-def save(image, name, colours=256):
-    image.quantize(colours, dither=Image.Dither.NONE).save(HERE / name, optimize=True)
+def save(image, name):
+    image.save(HERE / name, optimize=True)
+
+
+def fewer_colours(image):
+    """The same in less room, with the small things' colours kept: the dot of "Live", too."""
+    return image.quantize(256, method=Image.Quantize.MAXCOVERAGE)
 
 
 def opened(browser, url, scheme, width, height, scale=1.5, **options):
@@ -147,7 +156,7 @@ def animate(painted, name):
     for i in range(round(RECORDED * SHOWN)):
         data = [data for at, data in painted if at <= start + i / SHOWN][-1]
         frames.append(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
-    palette = beside(frames[:: len(frames) // 8], 0).quantize(96, dither=Image.Dither.NONE)
+    palette = beside(frames[:: len(frames) // 8], 0).quantize(128, method=Image.Quantize.MAXCOVERAGE)
     drawn = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     drawn[0].save(
         HERE / name, save_all=True, append_images=drawn[1:], duration=round(1000 / SHOWN), loop=0, optimize=False
@@ -161,9 +170,12 @@ def main():
             url = server.url
             save(take(browser, url, "light", converse, (1100, 800)), "page-chat.png")
             save(take(browser, url, "dark", watch, (1100, 560)), "page-camera.png")
-            phone = {"size": (390, 760), "is_mobile": True, "has_touch": True}
+            phone = {"size": (390, 760), "scale": 1.25, "is_mobile": True, "has_touch": True}
             phones = [("light", converse), ("dark", choose), ("light", watch)]
-            save(beside([take(browser, url, scheme, do, **phone) for scheme, do in phones]), "page-phone.png")
+            save(
+                fewer_colours(beside([take(browser, url, scheme, do, **phone) for scheme, do in phones])),
+                "page-phone.png",
+            )
             animate(record(browser, url), "live.gif")
 
 

@@ -36,6 +36,15 @@ def test_the_default_length():
     assert f"ends after {ServerSettings().default_max_tokens} tokens" in PAGE
 
 
+def test_images_of_the_page_are_small():
+    """docs/figures/page.py takes them."""
+    figures = ROOT / "docs" / "figures"
+    shown = re.findall(r"\(figures/(page-\w+\.png)\)", PAGE)
+    assert len(shown) == 3
+    assert all((figures / name).stat().st_size <= 150_000 for name in shown)
+    assert (figures / "live.gif").stat().st_size <= 1_500_000
+
+
 @pytest.fixture(scope="module")
 def server():
     with running() as server:
