@@ -101,11 +101,6 @@ def save(image, name):
     image.save(HERE / name, optimize=True)
 
 
-def fewer_colours(image):
-    """The same in less room, with the small things' colours kept: the dot of "Live", too."""
-    return image.quantize(256, method=Image.Quantize.MAXCOVERAGE)
-
-
 def opened(browser, url, scheme, width, height, scale=1.5, **options):
     viewport = {"width": width, "height": height}
     settings = {"viewport": viewport, "device_scale_factor": scale, "color_scheme": scheme, **options}
@@ -170,12 +165,9 @@ def main():
             url = server.url
             save(take(browser, url, "light", converse, (1100, 800)), "page-chat.png")
             save(take(browser, url, "dark", watch, (1100, 560)), "page-camera.png")
-            phone = {"size": (390, 760), "scale": 1.25, "is_mobile": True, "has_touch": True}
+            phone = {"size": (390, 760), "scale": 1, "is_mobile": True, "has_touch": True}
             phones = [("light", converse), ("dark", choose), ("light", watch)]
-            save(
-                fewer_colours(beside([take(browser, url, scheme, do, **phone) for scheme, do in phones])),
-                "page-phone.png",
-            )
+            save(beside([take(browser, url, scheme, do, **phone) for scheme, do in phones]), "page-phone.png")
             animate(record(browser, url), "live.gif")
 
 
