@@ -119,11 +119,9 @@ def _model(service: Service) -> Endpoint:
     return one_model
 
 
-def _openapi(_: Service) -> Endpoint:
-    described = description(ANSWERING, __version__)
-
+def _openapi(service: Service) -> Endpoint:
     async def openapi(_: Request) -> Response:
-        return json_response(described)
+        return json_response(description(ANSWERING, service.served, __version__))
 
     return openapi
 

@@ -10,6 +10,7 @@ from .guard import OPEN
 
 if TYPE_CHECKING:
     from .asking import Dialect
+    from .dialect.ask import Served
     from .dialect.shapes import Schema
 
 TEXT, NUMBER, WHOLE = {"type": "string"}, {"type": "number"}, {"type": "integer"}
@@ -44,10 +45,10 @@ ERRORS = (401, 403, 404, 405, 421, 500, 503)
 OF_BODIES = (400, 408, 413, 415, 429, 504)
 
 
-def description(answering: Mapping[str, Dialect], version: str) -> dict[str, Any]:
-    """The document, for the endpoints that answer and those of ``ASKED``."""
+def description(answering: Mapping[str, Dialect], served: Served, version: str) -> dict[str, Any]:
+    """The document, for the endpoints that answer and those of ``ASKED``, with this server's model and limits."""
     paths: dict[str, Any] = {path: {"get": _asked(path, *about)} for path, about in ASKED.items()}
-    paths |= {path: {"post": _answering(dialect)} for path, dialect in answering.items()}
+    paths |= {path: {"post": _answering(dialect, served)} for path, dialect in answering.items()}
     return {
         "openapi": "3.1.0",
         "info": {"title": "mlx_fastvlm.server", "version": version, "description": DESCRIPTION},
@@ -75,14 +76,31 @@ def _asked(path: str, summary: str, media: str, schema: Schema) -> dict[str, Any
     return operation
 
 
-def _answering(dialect: Dialect) -> dict[str, Any]:
+def _limited(body: Schema, served: Served) -> Schema:
+    """A body's schema with what this server allows."""
+    limits = served.limits
+    most = dict.fromkeys(("max_tokens", "max_completion_tokens", "max_output_tokens", "min_tokens"), limits.max_tokens)
+    most |= {"n": limits.max_n, "frames": limits.max_images, "max_frames": limits.max_images}
+    most |= {"image_size": served.max_image_size}
+    narrower: dict[str, Schema] = {name: {"maximum": bound} for name, bound in most.items()}
+    narrower["model"] = one_of(served.model, *served.aliases)
+    properties = {
+        name: {**schema, "anyOf": [{**schema["anyOf"][0], **narrower.get(name, {})}, *schema["anyOf"][1:]]}
+        if "anyOf" in schema
+        else schema
+        for name, schema in body["properties"].items()
+    }
+    return {**body, "properties": properties}
+
+
+def _answering(dialect: Dialect, served: Served) -> dict[str, Any]:
     schema = an_object("id", "object", "model", id=TEXT, object=one_of(dialect.answer), model=TEXT)
     responses = _responses("application/json", schema, (*ERRORS, *OF_BODIES))
     if "stream" in dialect.body["properties"]:
         responses["200"]["content"]["text/event-stream"] = {"schema": TEXT}
     return {
         "summary": dialect.summary,
-        "requestBody": {"required": True, "content": {"application/json": {"schema": dialect.body}}},
+        "requestBody": {"required": True, "content": {"application/json": {"schema": _limited(dialect.body, served)}}},
         "responses": responses,
     }
 

@@ -1,6 +1,8 @@
-"""No request, however odd, makes the server fail; docs/security.md tells of a long run."""
+"""No request, however odd, makes the server fail; docs/security.md tells of long runs."""
 
-from tests.support import http_cases
+import pytest
+
+from tests.support import described, http_cases
 
 
 def test_odd_requests_over_http():
@@ -8,3 +10,9 @@ def test_odd_requests_over_http():
     assert not wrong
     assert statuses[200] > 5
     assert statuses[400] > 50
+
+
+def test_requests_as_described():
+    pytest.importorskip("schemathesis", reason="needs the package schemathesis")
+    count, told = described.run(24, seed=1)
+    assert count >= 10, told

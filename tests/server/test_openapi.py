@@ -4,8 +4,11 @@ import json
 
 import pytest
 
+from mlx_fastvlm.errors import UsageError
+from mlx_fastvlm.generation.options import GenerationOptions
 from mlx_fastvlm.server import app, openapi
-from mlx_fastvlm.server.dialect import chat, completions, decisions, responses
+from mlx_fastvlm.server.dialect import chat, completions, decisions, responses, sampling
+from mlx_fastvlm.server.dialect.errors import RequestError
 from mlx_fastvlm.server.service import Service
 from mlx_fastvlm.server.settings import ServerSettings
 from tests.server.dialect.bodies import PLAIN, SERVED, image_part
@@ -57,7 +60,7 @@ def test_it_is_a_schema_and_no_narrower_than_the_server(document, path):
     """What is read is described: a field's value that the schema rules out is refused."""
     dialect, plain = PATHS[path], PLAIN[PATHS[path]]
     validator.check_schema(schema(document, path))
-    check = validator(schema(document, path))
+    check = validator(PATHS[path].BODY)
     check.validate(plain)
     honoured = [value for value, _ in HONOURED[dialect].values()]
     numbers, parts = [-1, 0, 0.0, 2.5, 17, 2**40, 1e300], [[image_part()], [{"type": "text", "text": "a"}]]
@@ -67,8 +70,12 @@ def test_it_is_a_schema_and_no_narrower_than_the_server(document, path):
         for value in values:
             body = {**plain, name: value}
             try:
-                dialect.read(json.loads(json.dumps(body)), SERVED)
-            except Exception:  # refused, whatever the schema says: some rules are beyond it
+                ask = dialect.read(json.loads(json.dumps(body)), SERVED)
+                options = {key: given for key, given in ask.options.items() if key not in ("json_schema", "video")}
+                GenerationOptions(**options)
+            except (RequestError, UsageError):  # refused, whatever the schema says: some rules are beyond it
+                continue
+            if name == "image_size":  # the processor knows which sizes there are
                 continue
             read += 1
             assert check.is_valid(body), (name, value)
@@ -84,6 +91,32 @@ def test_it_is_hardly_wider_than_the_server(document, path):
         assert validator(described).is_valid(value)
         wrong = [other for other in (True, "a", 3.5, [[]], {"a": {}}) if type(other) is not type(value)]
         assert not all(validator(described).is_valid(other) for other in wrong), name
+
+
+@pytest.mark.parametrize("name", sampling.SAMPLING)
+def test_ranges_are_the_librarys(name):
+    described = sampling.SAMPLING[name].shape.schema
+    numbers = [-3, -2, -1, -0.5, 0, 1e-9, 0.5, 1, 1.5, 2, 3, 2**62, 2**63 - 1, 2**63]
+    if described.get("type") not in ("number", "integer"):
+        pytest.skip("no number")
+    values = [value for value in numbers if isinstance(value, int) or described["type"] == "number"]
+    assert values
+    for value in values:
+        try:
+            GenerationOptions(**{"max_tokens": 2**64, name: value})
+            taken = True
+        except UsageError:
+            taken = False
+        assert taken == validator(described).is_valid(value), value
+
+
+def test_limits_are_this_servers():
+    with running(name="mine", max_tokens=7, max_n=3, max_images=2) as server, server.client() as client:
+        found = schema(client.get("/openapi.json").json(), "/v1/chat/completions")["properties"]
+    first = {name: found[name]["anyOf"][0] for name in ("model", "max_completion_tokens", "n", "frames", "image_size")}
+    assert first["model"]["enum"] == ["mine", "demo"]
+    maximum = {name: schema.get("maximum") for name, schema in first.items()}
+    assert maximum == {"model": None, "max_completion_tokens": 7, "n": 3, "frames": 2, "image_size": 1024}
 
 
 def test_what_it_says_of_answers(document):

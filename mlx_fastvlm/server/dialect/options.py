@@ -6,20 +6,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from .errors import no_such_model
-from .shapes import FLAG, NUMBER, TEXT, Schema, an_object, either, given, one_of, or_null, whole
+from .shapes import FLAG, TEXT, Schema, Shape, an_object, either, given, number, one_of, or_null, whole
 from .table import Honoured, Ignored, Refused, Table
 
 if TYPE_CHECKING:
     from .ask import Served
     from .fields import Fields
 
+IMAGE_SIZE = Shape({"type": "integer", "minimum": 64, "multipleOf": 64}, lambda body, name: body.whole(name))
 # What this server adds to every dialect, and what clients of other servers send.
 EXTENSIONS: Table = {
     "image_size": Honoured(
-        "side in pixels that images are scaled to, a multiple of 64; goes before `detail`", whole(1)
+        "side in pixels that images are scaled to, a multiple of 64; goes before `detail`", IMAGE_SIZE
     ),
     "frames": Honoured("how many frames to take of each animation, 1 unless given", whole(1)),
-    "fps": Honoured("frames a second to take of a film, 1 unless given", NUMBER),
+    "fps": Honoured("frames a second to take of a film, 1 unless given", number(exclusiveMinimum=0)),
     "max_frames": Honoured("the most frames to take of a film, 8 unless given", whole(1)),
     "chat_template": Refused("prompts are written with the checkpoint's own template."),
     "continue_final_message": Refused("every answer is a message of its own.", (False,)),

@@ -30,6 +30,15 @@ def whole(least: int | None = None, most: int | None = None) -> Shape:
     return Shape(schema, lambda fields, name: fields.whole(name, least, most))
 
 
+def number(**bounds: float) -> Shape:
+    """A number.
+
+    Args:
+        bounds: ``minimum``, ``maximum``, ``exclusiveMinimum``: what the library allows, and refuses itself.
+    """
+    return Shape({"type": "number", **bounds}, lambda fields, name: fields.number(name))
+
+
 def texts(most: int, length: int) -> Shape:
     """A string, or at most so many, of 1 to ``length`` characters; an empty list is None."""
 
@@ -49,7 +58,6 @@ def given(schema: Schema) -> Shape:
     return Shape(schema, lambda fields, name: fields.get(name))
 
 
-NUMBER = Shape({"type": "number"}, lambda fields, name: fields.number(name))
 FLAG = Shape({"type": "boolean"}, lambda fields, name: fields.flag(name))
 TEXT = Shape({"type": "string"}, lambda fields, name: fields.text(name))
 
