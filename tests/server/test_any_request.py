@@ -14,5 +14,5 @@ def test_odd_requests_over_http():
 
 def test_requests_as_described():
     pytest.importorskip("schemathesis", reason="needs the package schemathesis")
-    count, told = described.run(24, seed=1)
-    assert count >= 10, told
+    count, told = described.run(12, seed=1)
+    assert count >= 8, told

@@ -2,7 +2,7 @@
 
     python -m tests.support.described [CASES] [SEED]
 
-Needs ``pip install schemathesis``. The cases go to the addresses that answer, a quarter to each, and some to the others.
+Needs ``pip install schemathesis``. The cases go to the addresses that answer, a quarter to each, and a few elsewhere.
 """
 
 import re
@@ -29,6 +29,7 @@ CHECKS = [
 def run(cases: int, seed: int = 0) -> tuple[int, str]:
     """How many requests were sent, and what schemathesis said; it raises where that is a finding."""
     limits = {"max_tokens": 16, "default_max_tokens": 4, "max_queue": 200}
+    each = max(1, cases // len(ANSWERING))
     with tempfile.TemporaryDirectory() as folder, running(image_root=Path(folder), **limits) as server:
         command = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"]
         command += [
@@ -37,7 +38,7 @@ def run(cases: int, seed: int = 0) -> tuple[int, str]:
             "--phases",
             "examples,fuzzing",
             "--max-examples",
-            str(max(1, cases // len(ANSWERING))),
+            str(each),
         ]
         command += ["--seed", str(seed), "--continue-on-failure", "--suppress-health-check", "all"]
         command += ["--generation-database", "none", "--no-color", "--request-timeout", "60"]
