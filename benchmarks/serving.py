@@ -14,7 +14,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import http.client
 import json
+import multiprocessing
 import os
 import random
 import socket
@@ -23,7 +25,9 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import httpx
@@ -72,6 +76,7 @@ class Seen:
     between: list[float] = field(default_factory=list)  # seconds between events
     health: list[float] = field(default_factory=list)
     memory: list[tuple[int, float]] = field(default_factory=list)  # after so many requests, resident bytes
+    things: list[tuple[int, int, int]] = field(default_factory=list)  # after so many requests, threads and files
     pieces: int = 0
 
 
@@ -119,14 +124,46 @@ async def ask(client: httpx.AsyncClient, job: Job, leave_after: int | None, seen
         seen.wrong.append(f"{job.question} ({job.image}, {job.options}): {text!r} is not {job.expected!r}")
 
 
-async def watch(client: httpx.AsyncClient, process: subprocess.Popen, seen: Seen, done: list[int]):
-    """Ask for the server's health all the time, and note its memory."""
+async def watch(process: subprocess.Popen, seen: Seen, done: list[int]):
+    """Note the server's memory, threads and files all the time."""
     while True:
-        start = time.perf_counter()
-        (await client.get("/health")).raise_for_status()
-        seen.health.append(time.perf_counter() - start)
         seen.memory.append((done[0], resident(process)))
+        seen.things.append((done[0], *open_things(process)))
         await asyncio.sleep(0.1)
+
+
+def probe(host: str, port: int, pipe: Connection):
+    """Ask for the server's health all the time, and tell how long it took; in a process of its own, which nothing holds
+    up but the server."""
+    connection = http.client.HTTPConnection(host, port, timeout=60)
+    connection.connect()
+    seconds: list[float] = []
+    pipe.send(seconds)  # now the others may begin
+    while not pipe.poll(0.02):
+        start = time.perf_counter()
+        connection.request("GET", "/health")
+        response = connection.getresponse()
+        response.read()
+        seconds.append(time.perf_counter() - start)
+        if response.status != 200:
+            raise SystemExit("the server is not healthy")
+    pipe.send(seconds)
+
+
+@contextmanager
+def probed(address: str, seen: Seen):
+    """While the block runs, somebody asks for the server's health."""
+    host, port = address.removeprefix("http://").split(":")
+    mine, its = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=probe, args=(host, int(port), its), daemon=True)
+    process.start()
+    mine.recv()
+    try:
+        yield
+    finally:
+        mine.send(None)
+        seen.health += mine.recv()
+        process.join(10)
 
 
 async def load(address: str, jobs: list[Job], arguments: argparse.Namespace, process: subprocess.Popen) -> Seen:
@@ -148,15 +185,16 @@ async def load(address: str, jobs: list[Job], arguments: argparse.Namespace, pro
             for _ in asked:
                 await one()
 
-        watching = asyncio.create_task(watch(other, process, seen, done))
-        if arguments.rate:
-            tasks = []
-            for _ in asked:
-                tasks.append(asyncio.create_task(one()))
-                await asyncio.sleep(rng.expovariate(arguments.rate))
-            await asyncio.gather(*tasks)
-        else:
-            await asyncio.gather(*(loop() for _ in range(arguments.clients)))
+        watching = asyncio.create_task(watch(process, seen, done))
+        with probed(address, seen):
+            if arguments.rate:
+                tasks = []
+                for _ in asked:
+                    tasks.append(asyncio.create_task(one()))
+                    await asyncio.sleep(rng.expovariate(arguments.rate))
+                await asyncio.gather(*tasks)
+            else:
+                await asyncio.gather(*(loop() for _ in range(arguments.clients)))
         watching.cancel()
         await settle(other, seen)
     return seen
