@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 KEPT = 16  # compiled grammars, of each vocabulary
 
 
+class ConstraintError(ValueError):
+    """A description that an answer can't go on keeping to, or that is too costly to follow."""
+
+
 class Grammar:
     """What an answer must be, compiled for a model's vocabulary.
 
@@ -66,29 +70,30 @@ class Constraint:
         self._name, self._matcher, self._ends, self._words = name, matcher, ends, words
 
     def take(self, token: int):
-        """Go on from a token; ``ValueError`` for one that may not come."""
+        """Go on from a token; ``ConstraintError`` for one that may not come."""
         if not self._matcher.consume_token(token):
-            raise ValueError(self._broken(f"{self._name} does not allow the token {token}"))
+            raise ConstraintError(self._broken(f"{self._name} does not allow the token {token}"))
 
     def allowed(self) -> np.ndarray:
         """Which tokens may come next: a bit each, lowest first, in (vocabulary / 32,) int32.
 
         Raises:
-            ValueError: none may, or the grammar is too costly to follow.
+            ConstraintError: none may, or the grammar is too costly to follow.
         """
         from llguidance.numpy import fill_next_token_bitmask  # noqa: PLC0415  an extra; there, since there is a matcher
 
         words = np.zeros((1, self._words), np.int32)
         fill_next_token_bitmask(self._matcher, words, 0)
         if self._matcher.is_error() or not words.any():
-            raise ValueError(self._broken(f"{self._name} leaves no token"))
+            raise ConstraintError(self._broken(f"{self._name} leaves no token"))
         first, *others = self._ends  # to llguidance, the first alone ends an answer
         bits = np.unpackbits(words[0].view(np.uint8), bitorder="little")
         bits[others] = bits[first]
         return np.packbits(bits, bitorder="little").view(np.int32)
 
     def _broken(self, what: str) -> str:
-        reason = one_line(self._matcher.get_error()) if self._matcher.is_error() else "it describes no answer"
+        told = self._matcher.get_error().partition("<state>")[0] if self._matcher.is_error() else ""
+        reason = one_line(told.strip()) or "it describes no answer"
         return f"{what} ({reason}); correct or simplify it."
 
 

@@ -13,6 +13,7 @@ import mlx.core as mx
 
 from ..cache.prefix import PrefixCache
 from ..cache.vision import VisionCache
+from ..generation.constraints import ConstraintError
 from ..generation.engine import Engine
 from .work import Delivery, End, Said, Work, WorkerEnded
 
@@ -255,7 +256,8 @@ class Worker:
         """The error of an answer, if one has any; else decide where a question's reading has ended."""
         for _, answer in running.asked:
             if isinstance(answer.error, Exception):
-                log.error("an answer failed", exc_info=answer.error)
+                if not isinstance(answer.error, ConstraintError):  # the client's own, and told to it
+                    log.error("an answer failed", exc_info=answer.error)
                 return _plain(answer.error)
         if not running.open:
             assert self._model is not None

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from ...errors import one_line
+from ...generation.constraints import ConstraintError
 
 
 class RequestError(Exception):
@@ -113,9 +114,14 @@ def from_preparing(error: BaseException) -> RequestError:
 
 
 def from_answering(error: BaseException) -> RequestError:
-    """For what ends an answer that was begun: the server's fault, unless it says otherwise."""
+    """For what ends an answer that was begun: the server's fault, unless it says otherwise.
+
+    A schema can turn out to be too costly, or to have no end, only when it is followed.
+    """
     if isinstance(error, RequestError):
         return error
+    if isinstance(error, ConstraintError):
+        return _sentence(str(error))
     return out_of_memory() if isinstance(error, MemoryError) else internal()
 
 
