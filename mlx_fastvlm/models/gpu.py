@@ -9,12 +9,13 @@ where that costs nothing, and what comes out is rounded once.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from . import activations, language, vision
+from . import activations, depthwise, language, vision
 
 # Sizes of heads that Metal has a fused kernel of attention for, with few queries and with many.
 FUSED_HEADS = (64, 96, 128)
@@ -76,22 +77,49 @@ class GpuSiLU(activations.SiLU):
 # Convolutions
 
 
-class GpuDepthwiseConv2d(vision.DepthwiseConv2d):
-    """Metal has a fast kernel for exactly one output per group: two outputs are two channels that are the same."""
+# What follows a convolution, as MLX computes it, by the names of ``kernels.ENDINGS``.
+ENDINGS: dict[str, Callable[..., list[mx.array]]] = {
+    "plain": lambda y: [y],
+    "bias": lambda y, bias: [y + bias],
+    "gelu": lambda y, bias: [gelu_of_sum(y, bias)],
+    "skip": lambda y, bias, more: list(two_sums(y, bias, more)),
+}
 
-    def __call__(self, x: mx.array) -> mx.array:
-        y = self.convolve(x)
-        return y + self.bias if "bias" in self else y
 
-    def convolve(self, x: mx.array) -> mx.array:
-        if self.weight.shape[0] == 2 * x.shape[-1]:
+@functools.cache
+def _by_mlx(stride: int, ending: str) -> depthwise.Theirs:
+    """MLX has a fast kernel for exactly one output per group: two outputs are two channels that are the same."""
+
+    def convolve(x: mx.array, weight: mx.array, *more: mx.array) -> list[mx.array]:
+        if weight.shape[0] == 2 * x.shape[-1]:
             # One copy; halves of the weights would be one too, and then two convolutions to put together.
             x = mx.broadcast_to(x[..., None], (*x.shape, 2)).flatten(-2)
-        return super().convolve(x)
+        y = mx.conv2d(x, weight, stride, weight.shape[1] // 2, groups=x.shape[-1])
+        return ENDINGS[ending](y, *more)
+
+    return convolve
+
+
+class GpuDepthwiseConv2d(vision.DepthwiseConv2d):
+    """A convolution and what follows it: one own kernel, or MLX's (``depthwise.py`` chooses)."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self._ended(x, "bias", self.bias)[0] if "bias" in self else self.convolve(x)
+
+    def convolve(self, x: mx.array) -> mx.array:
+        return self._ended(x, "plain")[0]
 
     def gelu(self, x: mx.array) -> mx.array:
         """GELU of what the layer computes."""
-        return gelu_of_sum(self.convolve(x), self.bias) if "bias" in self else gelu(self(x))
+        return self._ended(x, "gelu", self.bias)[0] if "bias" in self else gelu(self(x))
+
+    def with_skip(self, x: mx.array, bias: mx.array) -> list[mx.array]:
+        """What the layer computes, and the same and a further bias."""
+        return self._ended(x, "skip", self.bias, bias)
+
+    def _ended(self, x: mx.array, ending: str, *more: mx.array) -> list[mx.array]:
+        theirs = _by_mlx(self._stride, ending)
+        return depthwise.convolve(x, self.weight, self._stride, ending, list(more), theirs)
 
 
 def convolved(conv: nn.Module, act: nn.Module, x: mx.array) -> mx.array:
@@ -142,7 +170,7 @@ class GpuRepMixerBlock(vision.RepMixerBlock):
     def __call__(self, x: mx.array) -> mx.array:
         if type(self.token_mixer) is not GpuDepthwiseConv2d or not _plain_end(self.mlp):
             return super().__call__(x)
-        x, skip = two_sums(self.token_mixer.convolve(x), self.token_mixer.bias, self.mlp.fc2.bias)
+        x, skip = self.token_mixer.with_skip(x, self.mlp.fc2.bias)
         return _onto(skip, self.mlp, x)
 
 
@@ -215,8 +243,9 @@ class GpuFinalConv(vision.FinalConv):
     """The convolution's bias goes into the means, and into the last kernel."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        kinds = type(self.depthwise), type(self.se), type(self.act)
-        if kinds != (GpuDepthwiseConv2d, GpuSqueezeExcite, GpuGELU):
+        if type(self.depthwise) is not GpuDepthwiseConv2d or type(self.act) is not GpuGELU:
+            return super().__call__(x)
+        if not isinstance(self.se, GpuSqueezeExcite) or "bias" not in self.depthwise:
             return super().__call__(x)
         y, bias, se = self.depthwise.convolve(x), self.depthwise.bias, self.se
         assert isinstance(se, GpuSqueezeExcite)  # as found above

@@ -10,6 +10,7 @@ from ..config import FastVlmConfig
 from ..hub import find_checkpoint
 from ..processing.processor import FastVlmProcessor
 from . import memory
+from .depthwise import prove
 from .fastvlm import FastVlmForConditionalGeneration
 from .loading import load_model
 from .lora import load_adapters
@@ -53,4 +54,5 @@ def load(
         if not force:
             memory.check_memory(str(path_or_repo), model, processor.image_settings.size)
         mx.eval(model.parameters())
+        prove(model.vision_tower, processor.image_settings.size, model.vision_tower.dtype)
     return model, processor
