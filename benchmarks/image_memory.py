@@ -4,10 +4,10 @@
     python benchmarks/image_memory.py --real           # products, convolutions and attention computed too: very slow
 
 Run on the CPU backend, by MLX's own allocator: the graph, its order and what is freed when are those of a GPU.
-Products, convolutions and attention give as many values as they should and the right types, but cheap ones, unless
---real is given: in bfloat16 the CPU backend would need hours for 4096 pixels. Attention holds no scores, as Metal's
-fused kernel does not. MLX allocates ahead of what it computes here too, but by operations, not by command buffers as
-on Metal: tests/models/test_metal.py reckons those.
+Products, convolutions, attention and GELU give as many values as they should, of the right types, but cheap ones,
+unless --real is given: in bfloat16 the CPU backend would need hours for 4096 pixels. Attention holds no scores, as
+Metal's fused kernel does not. MLX allocates ahead of what it computes here too, but by operations, not by command
+buffers as on Metal: tests/models/test_metal.py reckons those.
 """
 
 from __future__ import annotations
@@ -57,6 +57,10 @@ CHEAP = {
     "mlx.core.addmm": lambda c, x, y: of_shape((*x.shape[:-1], y.shape[-1]), mx.depends([x], [c])[0]),
     "mlx.nn.Linear.__call__": lambda layer, x: of_shape((*x.shape[:-1], layer.weight.shape[0]), x),
     "mlx.core.fast.scaled_dot_product_attention": attended,
+    # These write over what they read, so what takes their place does too.
+    "mlx_fastvlm.models.gpu.gelu": mx.abs,
+    "mlx_fastvlm.models.gpu.gelu_of_sum": mx.add,
+    "mlx_fastvlm.models.gpu.gelu_of_gated_sum": lambda x, y, gate: x + y,
 }
 REAL = {"mlx.core.fast.scaled_dot_product_attention": attended_by_pieces}
 

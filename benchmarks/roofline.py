@@ -5,8 +5,9 @@
     python benchmarks/roofline.py --kernels tower  # which operations the time goes into, on one chip
 
 Each operation of a graph (tower, prefill, one decoded token) moves its inputs and outputs through memory and does its
-arithmetic; the longer of the two is its time, at the stated shares of the chip's peaks, and a launch at least. Views
-are free, and loops over elements that feed one another are one kernel.
+arithmetic; the longer of the two is its time, at the stated shares of the chip's peaks, and a launch at least. For Macs
+it is what Metal starts (tests/support/metal.py); for this machine, views are free, and loops over elements of which one
+feeds the next are one kernel.
 Nothing is computed but for ``--here``. The peaks of Macs are commonly quoted figures, and nobody has measured this
 package there: these are predictions.
 """
@@ -15,8 +16,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import mlx_fastvlm  # noqa: F401, isort: skip  (before anything imports mlx, so that OpenBLAS is found)
 import mlx.core as mx
@@ -29,6 +34,7 @@ from mlx_fastvlm.evaluation.speed import TEXT_TOKENS, measure, photo
 from mlx_fastvlm.generation.decoding import prefill, step
 from mlx_fastvlm.models.forms import specialize
 from mlx_fastvlm.models.released import random_config, random_model
+from tests.support.metal import graph_of
 
 # Commonly quoted peaks: float32 TFLOP/s of the GPU, and GB/s of memory.
 CHIPS = {
@@ -142,6 +148,28 @@ def _operation(event) -> Operation:
     return Operation(f"{name} {outputs[0][0]}", out, moved, "alone" if name in ALONE else "loop")
 
 
+def kernels(model, function, *arguments) -> list[Operation]:
+    """What Metal starts for it: attention, norms and compiled functions as one kernel each, copies included."""
+    return [_kernel(one) for one in graph_of(model, function, *arguments).kernels]
+
+
+def _kernel(kernel) -> Operation:
+    arrays = [*kernel.inputs, *kernel.outputs]
+    # What is broadcast is read from memory once.
+    sizes = [math.prod(n for n, step in zip(x.shape, x.strides) if step) * x.dtype.size for x in arrays]
+    name, shapes, out = kernel.name, [x.shape for x in kernel.inputs], kernel.outputs[0]
+    if "Softmax" in name and "Matmul" in name:
+        keys = max(shape[-2] for shape in shapes)
+        return Operation(f"attention {out.shape}", 4 * out.size * keys, sum(sizes), "product")
+    if name in ("Matmul", "AddMM", "QuantizedMatmul", "Convolution", "Gather"):
+        sides = ("inputs", kernel.inputs), ("outputs", kernel.outputs)
+        event = {side: [("", x.shape, x.dtype) for x in found] for side, found in sides}
+        operation = _operation({"name": name, **event})
+        operation.bytes = operation.bytes if name == "Gather" else sum(sizes)
+        return operation
+    return Operation(f"{name[:60]} {out.shape}", out.size, sum(sizes), "loop")
+
+
 def graphs(size: str, pixels: int) -> dict[str, list[Operation]]:
     """Operations of each step in the forms for a GPU, bfloat16, and decoding in 4 bits as well; weights are zeros."""
     model = FastVlmForConditionalGeneration(random_config(size))
@@ -150,27 +178,28 @@ def graphs(size: str, pixels: int) -> dict[str, list[Operation]]:
     prompt = (pixels // 64) ** 2 + TEXT_TOKENS
     hidden = model.config.text_config.hidden_size
     found = {
-        "tower": operations(
-            lambda x: model.vision_tower(x).last_hidden_state, mx.zeros((1, pixels, pixels, 3), mx.bfloat16)
+        "tower": kernels(
+            model, lambda x: model.vision_tower(x).last_hidden_state, mx.zeros((1, pixels, pixels, 3), mx.bfloat16)
         ),
-        "prefill": operations(
-            lambda x: prefill(model, x, make_cache(model), 2048), mx.zeros((1, prompt, hidden), mx.bfloat16)
+        "prefill": kernels(
+            model, lambda x: prefill(model, x, make_cache(model), 2048), mx.zeros((1, prompt, hidden), mx.bfloat16)
         ),
-        "token": _token(model, prompt),
+        "token": kernels(model, *_token(model, prompt)),
     }
     quantize_modules(model, plan(dict(tree_flatten(model.parameters())), bits=4).modules)
     specialize(model, mx.DeviceType.gpu)
-    found["token, 4 bits"] = _token(model, prompt)
+    found["token, 4 bits"] = kernels(model, *_token(model, prompt))
     return found
 
 
-def _token(model, prompt: int) -> list[Operation]:
+def _token(model, prompt: int):
+    """A function that decodes a token behind a prompt, and its argument."""
     text = model.config.text_config
     caches = make_cache(model)
     shape = (1, text.num_key_value_heads, prompt, text.head_dim)
     for cache in caches:
         cache.update_and_fetch(mx.zeros(shape, mx.bfloat16), mx.zeros(shape, mx.bfloat16))
-    return operations(lambda token: step(model, token, caches), mx.zeros((1,), mx.int32))
+    return lambda token: step(model, token, caches), mx.zeros((1,), mx.int32)
 
 
 def predict(found: dict[str, list[Operation]], flops: float, bandwidth: float) -> dict[str, float]:
@@ -182,7 +211,7 @@ def line(*cells: object) -> str:
 
 
 def show_chips(found: dict[str, list[Operation]]):
-    print(line("step", "operations", "GFLOP", "GB moved"))
+    print(line("step", "kernels", "GFLOP", "GB moved"))
     print(line(*["---"] * 4))
     for name, graph in found.items():
         flops, moved = sum(one.flops for one in graph) / 1e9, sum(one.bytes for one in graph) / 1e9
@@ -224,7 +253,7 @@ def show_here(size: str, pixels: int, repeats: int):
             lambda x: prefill(model, x, make_cache(model), 2048),
             mx.zeros((1, prompt, model.config.text_config.hidden_size)),
         ),
-        "decode": _token(model, prompt),
+        "decode": operations(*_token(model, prompt)),
     }
     predicted = predict(found, flops, bandwidth)
     figures = measure(model, processor, photo(), pixels, tokens=16, repeats=repeats)

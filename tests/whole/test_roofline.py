@@ -47,3 +47,4 @@ def test_the_tower_is_the_released_ones():
     moved = {name: sum(one.bytes for one in graph) for name, graph in graphs.items()}
     assert moved["token"] > 0.5e9 * 1.4  # its weights in bfloat16
     assert moved["token, 4 bits"] < moved["token"] / 2
+    assert len(graphs["tower"]) == 331  # as tests/models/test_metal.py counts them
