@@ -15,6 +15,7 @@ from ..checkpoints.saving import save
 from ..checkpoints.vocabulary import resized_rows
 from ..config import FastVlmConfig
 from ..hub import find_checkpoint
+from .depthwise import prove
 from .language import ATTENTIONS, Qwen2Model
 from .loading import load_model
 from .outputs import FastVlmCausalLMOutputWithPast, FastVlmModelOutputWithPast
@@ -294,6 +295,7 @@ class FastVlmForConditionalGeneration(FastVlmModel):
         model = load_model(cls, folder, FastVlmConfig.from_file(folder / "config.json"), dtype=dtype)
         if not lazy:
             mx.eval(model.parameters())
+            prove(model.vision_tower, model.config.vision_config.image_size, model.vision_tower.dtype)
         model.set_attn_implementation(attn_implementation)
         return model
 

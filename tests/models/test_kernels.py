@@ -7,6 +7,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_fastvlm import VisionConfig, load
+from mlx_fastvlm.evaluation import report
 from mlx_fastvlm.models import depthwise, gpu, kernels, vision
 from mlx_fastvlm.models.forms import specialize
 from tests.support import grid
@@ -228,11 +229,18 @@ def test_without_a_place_to_write_it_goes_on(machine, faster, monkeypatch, tmp_p
 
 
 @needs_compiler
-def test_loading_proves(machine, faster, checkpoint):
-    load(checkpoint("apple"), lazy=True)
-    assert not machine.calls
-    load(checkpoint("apple"))
-    assert not machine.calls  # the forms are a CPU's
+def test_loading_proves(machine, checkpoint, monkeypatch):
+    """For the model's own image size and type; but not where the weights stay on disk."""
+    proofs = []
+    monkeypatch.setattr(depthwise, "_is_better", lambda key, theirs: proofs.append(key) or False)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+    load(checkpoint("apple"), dtype="float32", lazy=True)
+    assert not proofs
+    load(checkpoint("apple"), dtype="float32", force=True)
+    assert {key[-1] for key in proofs} == {"mlx.core.float32"}
+    count = len(proofs)
+    load(checkpoint("apple"), dtype="float32", force=True)
+    assert len(proofs) == count > 5
 
 
 def test_the_environment_chooses(monkeypatch):
@@ -249,3 +257,18 @@ def test_a_cpu_takes_none(monkeypatch):
     arrays = inputs(mx.float32, 4, 4, 4, 1, 3, "plain")
     (got,) = depthwise.convolve(*arrays, 1, "plain", [], gpu._by_mlx(1, "plain"))
     assert mx.array_equal(got, exact(arrays, 1, "plain")[0])
+
+
+@needs_compiler
+def test_the_report_shows_both_kernels(machine, monkeypatch):
+    """And what a compiler says, where it refuses one."""
+    machine.refused = {"plain"}
+    monkeypatch.setattr(report, "ENOUGH", 0)
+    monkeypatch.setattr(report, "FEWEST", 1)
+    x, weight = inputs(mx.float32, 8, 8, 4, 1, 3, "plain")
+
+    def cases(_):
+        yield "own", 1.0, lambda: report._own(x, weight, 1)
+
+    monkeypatch.setattr(report, "_cases", cases)
+    assert next(report._operations())[2:] == ["failed", "the compiler does not like it"]
