@@ -39,7 +39,7 @@ def ours(folder, dtype):
     from mlx_fastvlm.generation.decoding import prefill, step
 
     model = load_without_tokenizer(folder, dtype)
-    pixels, text = inputs()
+    pixels, text = inputs(folder)
     pixels, text = mx.array(pixels), mx.array(text)[None]
 
     def measure(tokens):
@@ -77,7 +77,7 @@ def mlx_vlm(folder, dtype):
     if dtype:
         model.set_dtype(getattr(mx, dtype))
     mx.eval(model.parameters())
-    pixels, text = inputs()
+    pixels, text = inputs(folder)
     pixels = mx.array(pixels).transpose(0, 3, 1, 2)
     # Its own way: the image token stands once, and is replaced by all features.
     ids_in = mx.array([[model.config.image_token_index, *text]])
@@ -109,7 +109,7 @@ def transformers(folder, dtype):
     from tests.support.reference import record  # noqa: F401  makes timm importable without torchvision's operators
 
     model = FastVlmForConditionalGeneration.from_pretrained(folder, dtype=getattr(torch, dtype or "bfloat16")).eval()
-    pixels, text = inputs()
+    pixels, text = inputs(folder)
     pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(model.dtype)
     text = torch.tensor(text)[None]
 
@@ -137,10 +137,12 @@ def transformers(folder, dtype):
 PACKAGES = {"mlx_fastvlm": ours, "mlx-vlm": mlx_vlm, "transformers": transformers}
 
 
-def inputs():
+def inputs(folder):
     """An image, (1, 1024, 1024, 3) in [0, 1], and the ids of the text behind it."""
+    told = json.loads((Path(folder) / "config.json").read_text())
+    words = min(150000, told.get("text_config", told)["vocab_size"] - 1)
     random = np.random.default_rng(0)
-    return random.random((1, 1024, 1024, 3), np.float32), random.integers(0, 150000, TEXT_TOKENS).tolist()
+    return random.random((1, 1024, 1024, 3), np.float32), random.integers(0, words, TEXT_TOKENS).tolist()
 
 
 def work(package, folder, dtype):

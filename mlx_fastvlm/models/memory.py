@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .fastvlm import FastVlmForConditionalGeneration
 
 # The tower's peak beyond its weights with the released models' shape: bytes, and bytes a pixel in float32. For a CPU's
-# forms measured at 512 and 1024 pixels. For those of a GPU measured on the CPU backend at 1024 and 2048
+# forms measured at 512 and 1024 pixels. For those of a GPU measured on the CPU backend at 1024 to 4096
 # (benchmarks/image_memory.py): few of an image's arrays are needed at a time, but MLX allocates ahead of what runs. The
 # constant is from the graph: small images do not fill the command buffers that Metal has waiting (docs/security.md).
 TOWER_BYTES = {mx.DeviceType.cpu: (0, 430), mx.DeviceType.gpu: (100_000_000, 660)}
