@@ -169,9 +169,9 @@ def work(package, folder, dtype):
 
 def for_mlx_vlm(source: Path, target: Path, python: str):
     """The checkpoint with mlx-vlm's names, which it tells us itself, in its own order of axes."""
+    from mlx_fastvlm import FastVlmConfig  # isort: skip  (before mlx, so that OpenBLAS is found)
     import mlx.core as mx
 
-    from mlx_fastvlm import FastVlmConfig
     from mlx_fastvlm.checkpoints.layouts import LAYOUTS, canonical_names
 
     told = json.loads((source / "config.json").read_text())
