@@ -10,6 +10,7 @@ from typing import Any
 
 from .checkpoints import quantization
 from .checkpoints.adapters import read_adapter_config
+from .checkpoints.peft import write_peft
 from .checkpoints.targets import LAYOUTS
 from .checkpoints.weights import DTYPES
 from .cli.flags import DEFAULT_MODEL
@@ -18,8 +19,9 @@ from .conversion.source import LICENSE_PATTERNS
 from .errors import UsageError
 from .files import check_target
 from .hub import find_checkpoint, is_within
+from .models.lora import adapter_tensors
 from .models.pretrained import load
-from .tuner.fusing import dequantize_model, fuse_adapters, quantize_model
+from .tuner.fusing import dequantize_model, fuse_adapters, lost_by_rounding, quantize_model
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,13 +34,20 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="SOURCE", help="the model that was trained")
     parser.add_argument("--adapter-path", type=Path, default="adapters", metavar="FOLDER", help="(adapters)")
     parser.add_argument("--save-path", type=Path, default="fused_model", metavar="FOLDER", help="(fused_model)")
-    parser.add_argument("--layout", choices=LAYOUTS, default="mlx", help="of the result (mlx)")
+    parser.add_argument(
+        "--layout",
+        choices=(*LAYOUTS, "peft"),
+        default="mlx",
+        help="of the result (mlx); peft is the adapters alone, not fused, for transformers and PEFT",
+    )
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="type of the weights")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-    parser.add_argument("--force", action="store_true", help="replace the folder if it has content")
+    parser.add_argument(
+        "--force", action="store_true", help="replace the folder if it has content, and round, whatever it loses"
+    )
     packing = parser.add_argument_group("quantization")
     packing.add_argument(
-        "--dequantize", action="store_true", help="unpack a quantized model; its adapters can't be fused otherwise"
+        "--dequantize", action="store_true", help="unpack a quantized model, instead of rounding the sum again"
     )
     packing.add_argument("--q-bits", type=int, choices=quantization.BITS, metavar="N", help="quantize the result")
     packing.add_argument(
@@ -53,20 +62,29 @@ def _fuse(arguments: argparse.Namespace):
         raise UsageError("--q-group-size says how to quantize; add --q-bits, or leave it out.")
     if arguments.q_bits and arguments.layout == "transformers":
         raise UsageError("transformers can't load MLX's quantized weights; leave out --q-bits, or write layout mlx.")
+    if arguments.layout == "peft" and (arguments.q_bits or arguments.dequantize or arguments.dtype):
+        raise UsageError("PEFT's layout holds the adapters alone; leave out --q-bits, --dequantize and --dtype.")
     check_target(arguments.save_path, force=arguments.force)
     source = find_checkpoint(arguments.model, arguments.revision, LICENSE_PATTERNS)
     for read in (source.resolve(), arguments.adapter_path.resolve()):
         if arguments.save_path.resolve() in (read, *read.parents):
             raise UsageError(f"{arguments.save_path} is or holds what is read, which would be overwritten.")
-    kind = read_adapter_config(arguments.adapter_path).fine_tune_type
+    config = read_adapter_config(arguments.adapter_path)
     how: dict[str, Any] = {"dtype": arguments.dtype, "revision": arguments.revision}
     model, processor = load(arguments.model, adapter_path=arguments.adapter_path, **how)
-    if kind == "full":
+    if arguments.layout == "peft":
+        write_peft(arguments.save_path, config, adapter_tensors(model), str(arguments.model))
+        print(f"wrote {arguments.save_path}: adapters for PEFT ({config.fine_tune_type})")
+        return
+    if config.fine_tune_type == "full":
         if arguments.dequantize:
             dequantize_model(model)
         print("the weights of a full fine-tuning: there is nothing to fuse")
     else:
-        print(f"fused {len(fuse_adapters(model, dequantize=arguments.dequantize))} adapters ({kind})")
+        how = {"dequantize": arguments.dequantize, "force": arguments.force}
+        lost = 0.0 if arguments.dequantize else lost_by_rounding(model)
+        rounded = f"; rounding lost {lost:.0%} of them" if lost else ""
+        print(f"fused {len(fuse_adapters(model, **how))} adapters ({config.fine_tune_type}){rounded}")
     if arguments.q_bits:
         quantize_model(model, arguments.q_bits, arguments.q_group_size)
     folder = arguments.save_path

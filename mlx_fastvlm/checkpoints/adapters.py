@@ -2,7 +2,7 @@
 
 The config says which layers have adapters and of what rank; the tensors are ``lora_a``, (inputs, rank), ``lora_b``,
 (rank, outputs), and for DoRA ``m``, (outputs,), each behind its layer's name. Of ``"fine_tune_type": "full"`` they are
-the trained weights themselves.
+the trained weights themselves. PEFT's folders are read too (``peft.py``).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import mlx.core as mx
 
 from ..errors import UsageError, require, require_whole
 from ..files import atomic_file, read_json, read_safetensors, write_json
+from . import peft
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 KINDS = ("lora", "dora", "full")
@@ -95,15 +96,19 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         ValueError: the file is broken.
     """
     if not (folder / CONFIG).is_file():
-        other = "; PEFT's adapters are not read" if (folder / "adapter_model.safetensors").is_file() else ""
-        raise FileNotFoundError(f"{folder} has no {CONFIG}{other}; give a folder that lora wrote (--adapter-path).")
+        raise FileNotFoundError(f"{folder} has no {CONFIG}; give a folder that lora or PEFT wrote (--adapter-path).")
     content = read_json(folder / CONFIG)
-    if "peft_type" in content:
-        raise ValueError(f"{folder} holds an adapter of PEFT; only mlx-lm's form of adapters is read.")
     try:
+        if "peft_type" in content:
+            content = peft.from_peft(content, list(peft.read_peft_tensors(folder)))
         return AdapterConfig.from_dict(content)
     except UsageError as error:
         raise ValueError(f"{folder / CONFIG} is broken: {error}") from None
+
+
+def is_peft(folder: Path) -> bool:
+    """Whether an adapter folder is PEFT's."""
+    return "peft_type" in read_json(folder / CONFIG)
 
 
 def read_adapter_tensors(folder: Path) -> dict[str, mx.array]:
@@ -114,9 +119,12 @@ def read_adapter_tensors(folder: Path) -> dict[str, mx.array]:
         ValueError: the file is broken, or holds numbers that are none.
     """
     path = folder / WEIGHTS
-    if not path.is_file():
+    if is_peft(folder):
+        path, tensors = folder / peft.WEIGHTS, peft.read_peft_tensors(folder)
+    elif not path.is_file():
         raise FileNotFoundError(f"{folder} has no {WEIGHTS}; training that saved nothing leaves such a folder.")
-    tensors, _ = read_safetensors(path)
+    else:
+        tensors, _ = read_safetensors(path)
     check_finite(tensors, path)
     return tensors
 

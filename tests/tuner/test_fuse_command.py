@@ -1,5 +1,7 @@
 """``python -m mlx_fastvlm.fuse``: one checkpoint that computes what model and adapters did."""
 
+import shutil
+
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
@@ -52,8 +54,11 @@ def test_a_quantized_model(checkpoint, adapters, tmp_path, capsys):
     words = ["--model", packed, "--adapter-path", folder, "--save-path", tmp_path / "fused"]
     capsys.readouterr()
     assert fuse(*words) == 1
-    assert "is quantized, and rounding it again would lose most of the adapter" in capsys.readouterr().err
+    assert "of the adapters; dequantize the model (--dequantize), " in capsys.readouterr().err
     assert not (tmp_path / "fused").exists()
+    assert fuse(*words, "--force") == 0
+    assert "fused 14 adapters (lora); rounding lost " in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "fused")
     assert fuse(*words, "--dequantize") == 0
     found = logits(load(tmp_path / "fused", dtype="float32")[0])
     assert mx.abs(found - expected).max() <= 1e-5 * expected.std()

@@ -7,7 +7,7 @@ from mlx.utils import tree_flatten
 from mlx_fastvlm import FastVlmForConditionalGeneration
 from mlx_fastvlm.models.forms import PLAIN
 from mlx_fastvlm.models.lora import adapters_of
-from mlx_fastvlm.tuner.fusing import fuse_adapters
+from mlx_fastvlm.tuner.fusing import fuse_adapters, lost_by_rounding
 from tests.support.adapters import adapted, logits, new_model
 
 
@@ -37,9 +37,31 @@ def test_layers_keep_their_forms(checkpoint):
     assert {type(layer) for layer in model.modules()} & PLAIN.keys()
 
 
-def test_into_a_quantized_base_is_refused(checkpoint):
+def test_what_rounding_would_lose_is_refused(checkpoint):
+    """A small adapter in 4 bits, unless forced; not one in 8 bits that says more than rounding takes."""
     model, _ = adapted(checkpoint("apple"), bits=4)
     before = logits(model)
-    with pytest.raises(ValueError, match=r"layers\.2\.mlp\.down_proj is quantized, .*--dequantize"):
+    with pytest.raises(ValueError, match=r"would lose \d+% of the adapters; .*--dequantize.*--force"):
         fuse_adapters(model)
     assert mx.array_equal(logits(model), before)
+    lost = lost_by_rounding(model)
+    assert lost > 0.25
+    fuse_adapters(model, force=True)
+    assert not adapters_of(model)
+    assert any(name.endswith("scales") for name, _ in tree_flatten(model.parameters()))
+    changed = mx.abs(logits(model) - before).max()
+    assert 0 < changed < before.std()
+
+
+def test_into_a_quantized_base(checkpoint):
+    model, _ = adapted(checkpoint("apple"), bits=8, scale=30.0)
+    expected = logits(model)
+    assert 0 < lost_by_rounding(model) < 0.25
+    names = fuse_adapters(model)
+    named = dict(model.named_modules())
+    assert all("scales" in named[name] for name in names)
+    assert mx.abs(logits(model) - expected).max() <= 0.2 * expected.std()
+
+
+def test_nothing_is_lost_in_a_plain_base(checkpoint):
+    assert lost_by_rounding(adapted(checkpoint("apple"))[0]) == 0
