@@ -19,11 +19,11 @@ from .checkpoints.weights import DTYPES
 from .cli.flags import DEFAULT_MODEL
 from .cli.parser import Parser, run
 from .cli.terminal import ProgressBars
-from .errors import UsageError
+from .errors import UsageError, require
 from .files import check_size
 from .models.pretrained import load
 from .tuner.conversations import read_conversations
-from .tuner.curves import LOG, Log, plot_losses
+from .tuner.curves import LOG, Log, TensorBoard, plot_losses, tensorboard_writer
 from .tuner.features import ImageFeatures
 from .tuner.options import OPTIMIZERS, SCHEDULES, TrainingOptions
 from .tuner.ranks import Ranks
@@ -50,6 +50,7 @@ OWN = {
     "test": False,
     "test_batches": 500,
     "plot": None,
+    "report_to": None,
 }
 ADAPTER = {field.name for field in fields(AdapterConfig)}
 TRAINING = {field.name for field in fields(TrainingOptions)} - {"adapters"}
@@ -127,6 +128,7 @@ def parser() -> argparse.ArgumentParser:
     add(files, "--steps-per-eval", int, "iterations between evaluations")
     add(files, "--val-batches", int, "batches of an evaluation; -1 is all")
     add(files, "--test-batches", int, "batches of the test; -1 is all")
+    add(files, "--report-to", str, "curves in the adapters' folder too; needs tensorboard", choices=("tensorboard",))
     add(files, "--plot", Path, "draw the losses; needs matplotlib", "PNG")
     files.add_argument("-c", "--config", type=Path, metavar="YAML", help="the same options by name; flags go first")
     files.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -197,6 +199,9 @@ def _lora(arguments: argparse.Namespace):
         raise UsageError("Say what to learn: --data DIR, with train.jsonl in it.")
     if own["plot"]:
         _need_matplotlib()
+    if own["report_to"]:
+        require(own["report_to"] == "tensorboard", "report_to must be tensorboard", own["report_to"])
+        tensorboard_writer()
     wanted = (("train", "valid") if own["train"] else ()) + (("test",) if own["test"] else ())
     data = {split: read_conversations(own["data"], split, own["image_folder"]) for split in wanted}
     for split in ("train", "test"):
@@ -208,7 +213,10 @@ def _lora(arguments: argparse.Namespace):
     samples = {split: _samples(split, rows, processor, options) for split, rows in data.items()}
     ranks = Ranks()
     if own["train"]:
-        _train(model, processor, samples, options, own["plot"] if ranks.is_first else None)
+        logs: list[Log | TensorBoard] = []
+        if own["report_to"] and ranks.is_first:
+            logs.append(TensorBoard(_folder(options) / "tensorboard"))
+        _train(model, processor, samples, options, own["plot"] if ranks.is_first else None, logs)
     if own["test"] and ranks.is_first:
         _test(model, processor, samples["test"], options, own["test_batches"])
 
@@ -231,13 +239,15 @@ def _train(
     samples: dict[str, list[Sample]],
     options: TrainingOptions,
     plot: Path | None,
+    logs: list[Log | TensorBoard],
 ):
-    folder = Path(str(options.adapter_path)).expanduser()
+    folder = _folder(options)
     log = Log(folder / LOG, options.resume)
 
     def report(told: Report):
         print(line(told), flush=True)
-        log.add(told)
+        for kept in (log, *logs):
+            kept.add(told)
 
     with ProgressBars({"images": " images"}) as bars:
         shown = _Counter(bars)
@@ -246,6 +256,10 @@ def _train(
     print(f"wrote {folder}: {config.fine_tune_type}, {trained} trained parameters")
     if plot:
         plot_losses(log.told, plot, f"Fine-tuning ({config.fine_tune_type})")
+
+
+def _folder(options: TrainingOptions) -> Path:
+    return Path(str(options.adapter_path)).expanduser()
 
 
 class _Counter:

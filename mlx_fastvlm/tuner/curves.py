@@ -1,4 +1,4 @@
-"""The losses of a training, as lines of JSON and as an image."""
+"""The losses of a training, as lines of JSON, as an image, and in TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UsageError
 from ..files import json_line
 
 if TYPE_CHECKING:
@@ -35,6 +36,37 @@ class Log:
         self.told.append(report.to_dict())
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json_line(self.told[-1]) + "\n")
+
+
+class TensorBoard:
+    """The same reports as curves in TensorBoard, whose package must be there; a resumed training adds to them.
+
+    Args:
+        folder: for ``tensorboard --logdir``.
+
+    Raises:
+        UsageError: the package is missing.
+    """
+
+    def __init__(self, folder: Path):
+        self._writer = tensorboard_writer()(str(folder))
+
+    def add(self, report: Report):
+        """Write one more; it can be seen at once."""
+        told = report.to_dict()
+        iteration = told.pop("iteration")
+        for name, value in told.items():
+            self._writer.add_scalar(name, value, iteration)
+        self._writer.flush()
+
+
+def tensorboard_writer() -> Any:
+    """TensorBoard's class of writers; ``UsageError`` if it is missing."""
+    try:
+        from tensorboard.summary import Writer  # noqa: PLC0415  an extra
+    except ImportError:
+        raise UsageError('--report-to needs one more package: pip install "mlx-fastvlm[tensorboard]".') from None
+    return Writer
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

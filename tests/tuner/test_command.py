@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 
@@ -150,6 +151,25 @@ def test_a_plot(data, tmp_path, checkpoint):
     words = ["--model", checkpoint("apple"), "--data", data, "--train", "--adapter-path", tmp_path / "a"]
     assert lora(*words, "--iters", 3, "--steps-per-report", 1, "--plot", tmp_path / "loss.png") == 0
     assert (tmp_path / "loss.png").stat().st_size > 5000
+
+
+def test_curves_in_tensorboard(data, tmp_path, checkpoint, capsys, monkeypatch):
+    """As its own package reads them."""
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    words = ["--model", checkpoint("apple"), "--data", data, "--train", "--adapter-path", tmp_path / "a"]
+    words += ["--steps-per-report", 1, "--dtype", "float32", "--report-to", "tensorboard"]
+    assert lora(*words, "--iters", 3) == 0
+    events = accumulator.EventAccumulator(str(tmp_path / "a" / "tensorboard")).Reload()
+    told = [json.loads(line) for line in (tmp_path / "a" / "log.jsonl").read_text().splitlines()]
+    for name in ("loss", "valid_loss", "learning_rate", "tokens_per_second", "images_per_second"):
+        expected = [(line["iteration"], pytest.approx(line[name])) for line in told if name in line]
+        tensors = [(event.step, event.tensor_proto.float_val[0]) for event in events.Tensors(name)]
+        assert tensors == expected
+        assert expected
+    monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
+    capsys.readouterr()
+    assert lora(*words) == 2
+    assert 'pip install "mlx-fastvlm[tensorboard]"' in capsys.readouterr().err
 
 
 def test_a_log_forgets_what_is_trained_again(tmp_path):
