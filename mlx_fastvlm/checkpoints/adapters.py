@@ -7,7 +7,6 @@ the trained weights themselves. PEFT's folders are read too (``peft.py``).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from . import peft
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 KINDS = ("lora", "dora", "full")
+LARGEST = 1e300
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ class AdapterConfig:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # compared, since a whole number of hundreds of digits is no float
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:

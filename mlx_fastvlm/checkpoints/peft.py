@@ -98,8 +98,8 @@ def from_peft(content: dict[str, Any], names: list[str]) -> dict[str, Any]:
             raise UsageError(f"PEFT's {name} = {short(content[name])} is not read; merge the adapter with PEFT.")
     rank, alpha = content.get("r"), content.get("lora_alpha")
     for name, value in (("r", rank), ("lora_alpha", alpha)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-            raise UsageError(f"{name} must be a number above 0, got {short(value)}.")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 2**20:
+            raise UsageError(f"{name} must be a number above 0, and below a million, got {short(value)}.")
     assert isinstance(rank, (int, float))
     assert isinstance(alpha, (int, float))
     scale = alpha / (math.sqrt(rank) if content.get("use_rslora") else rank)

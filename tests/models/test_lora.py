@@ -214,6 +214,7 @@ def test_adapters_of_a_wider_base(tmp_path, checkpoint):
         ('{"lora_parameters": {"rank": "8"}}', "rank must be a whole number"),
         ('{"lora_parameters": {"alpha": 16, "rank": 8}}', "has alpha and no scale"),
         ('{"lora_parameters": {"scale": 1e400}}', "scale must be a number"),
+        ('{"lora_parameters": {"scale": 1' + "0" * 400 + "}}", "scale must be a number"),
         ('{"lora_parameters": {"keys": "q_proj"}}', "keys must be a list"),
         ('{"lora_parameters": {"keys": [5]}}', "keys must be names"),
         ('{"lora_parameters": 5}', "must be an object"),

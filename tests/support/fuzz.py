@@ -2,7 +2,8 @@
 
     python -m tests.support.fuzz TARGET [SECONDS] [SEED]
 
-TARGET is images, prompts, config, tokenizer, tensors, requests or shards; the seconds are of processor time.
+TARGET is images, prompts, config, tokenizer, tensors, requests, shards, adapters or training; the seconds are of
+processor time.
 
 Every input is a seed with a few bytes or values changed. What must not happen: another exception than ValueError or
 OSError (a crash), an error of several lines, or an input that takes longer than TOO_LONG (a hang). The input at hand is
@@ -38,6 +39,7 @@ from tests.support import checkpoints, small
 from tests.support.damage import damaged, disturbed
 from tests.support.fuzz_requests import Requests
 from tests.support.fuzz_shards import Shards
+from tests.support.fuzz_training import Adapters, Training
 
 TOO_LONG = 10  # seconds of processor time for one input
 
@@ -240,6 +242,8 @@ TARGETS = {
     "tensors": Tensors,
     "requests": Requests,
     "shards": Shards,
+    "adapters": Adapters,
+    "training": Training,
 }
 
 

@@ -19,6 +19,8 @@ INPUTS = {
     "tensors": 150,
     "requests": 1000,
     "shards": 600,
+    "adapters": 300,
+    "training": 1000,
 }
 
 
