@@ -101,7 +101,7 @@ def _run(arguments: argparse.Namespace):
     decision = decision_options(options) if arguments.decide_among else None
     prompt = _read_prompt(arguments.prompt)
     group = launched.group_of_launch()
-    with launched.only_first_prints(group):
+    with launched.answering_once(group):
         model, processor = (
             flags.load_chosen_model(arguments) if group is None else launched.load_share(arguments, group)
         )

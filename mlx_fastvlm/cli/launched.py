@@ -55,10 +55,15 @@ def load_share(
 
 
 @contextlib.contextmanager
-def only_first_prints(group: mx.distributed.Group | None) -> Iterator[None]:
-    """What the other processes print is dropped; their errors are not."""
-    if group is None or group.rank() == 0:
+def answering_once(group: mx.distributed.Group | None) -> Iterator[None]:
+    """What other processes than the first print is dropped, but not their errors; none leaves before the others."""
+    if group is None:
         yield
         return
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+    with contextlib.ExitStack() as stack:
+        if group.rank():
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
         yield
+    mx.eval(mx.distributed.all_sum(mx.array(1), group=group))  # what is under way needs all of them
