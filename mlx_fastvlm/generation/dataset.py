@@ -129,6 +129,67 @@ def write_records(
     report: Report = lambda _: None,
 ) -> Summary:
     """:func:`caption_dataset` for whoever holds the options already."""
+    run = _prepared(model, processor, job, options, report)
+    dataset = Dataset(job.sources, job.destination.shard)
+    settings = {"model": model_fingerprint(model), "prompt": job.prompt, **run.settings}
+    with open_records(job.destination, job.sources, settings) as records:
+        return run.all(dataset, records, settings["model"])
+
+
+def caption_items(
+    model: FastVlmForConditionalGeneration,
+    processor: FastVlmProcessor,
+    items: list[Item],
+    job: Job,
+    options: GenerationOptions,
+) -> list[Record]:
+    """Records of a few images for whoever stores them: one for each item, in their order. Keys need not differ.
+
+    The job's sources and its destination are not looked at.
+    """
+    run = _prepared(model, processor, job, options, lambda _: None)
+    numbered = [replace(item, key=str(number)) for number, item in enumerate(items)]
+    written: dict[str, Record] = {}
+    run.all(_Items(numbered), _Collected(written), model_fingerprint(model))
+    return [{**written[str(number)], "key": item.key} for number, item in enumerate(items)]
+
+
+class _Items(list[Item]):
+    """A data set in memory."""
+
+    duplicates = 0
+    first_duplicate: str | None = None
+
+    def estimate(self) -> int:
+        return len(self)
+
+
+class _Collected:
+    """Records in memory, by their keys; nothing was there before."""
+
+    failed = 0
+    keeps_images = False
+
+    def __init__(self, written: dict[str, Record]):
+        self._written = written
+        self.done: dict[str, str] = {}
+        self.sink = self
+
+    def mine(self) -> Iterator[Record]:
+        return iter(())
+
+    def write(self, item: Item, record: Record):
+        self._written[item.key] = record
+
+
+def _prepared(
+    model: FastVlmForConditionalGeneration,
+    processor: FastVlmProcessor,
+    job: Job,
+    options: GenerationOptions,
+    report: Report,
+) -> _Run:
+    """A run whose options are known to be right, before anything is written."""
     if options.video is not None:
         raise UsageError("Captions are of images; ask about a film with generate.")
     if options.prompt_cache is not None:
@@ -139,12 +200,9 @@ def write_records(
         options = GenerationOptions(max_tokens=1, **decision_options(options))
         asker = Decisions(engine, model, processor, options, job.decide_among)
     run = _Run(engine, processor, job, options, asker, report)
-    # What is wrong with the options shows here, with an image of nothing, before anything is written.
+    # What is wrong with them shows here, with an image of nothing.
     run.request(Item(""), [_blank(processor, options.image_size)])
-    dataset = Dataset(job.sources, job.destination.shard)
-    settings = {"model": model_fingerprint(model), "prompt": job.prompt, **run.settings}
-    with open_records(job.destination, job.sources, settings) as records:
-        return run.all(dataset, records, settings["model"])
+    return run
 
 
 def _blank(processor: FastVlmProcessor, image_size: int | None) -> Image:
@@ -194,7 +252,7 @@ class _Run:
     def request(self, item: Item, images: list[Image]) -> Any:
         return self._engine.request(item.prompt or self._job.prompt, [*images], self._options)
 
-    def all(self, dataset: Dataset, records: Records, model: str) -> Summary:
+    def all(self, dataset: Dataset | _Items, records: Records | _Collected, model: str) -> Summary:
         self._records, self._model, self._dataset = records, model, dataset
         self._writer = _InOrder(self._write)
         self._fingerprints: dict[str, str] = {}
@@ -215,7 +273,7 @@ class _Run:
         ready.check()
         return self.summary
 
-    def _to_do(self, dataset: Dataset) -> Iterator[Item]:
+    def _to_do(self, dataset: Dataset | _Items) -> Iterator[Item]:
         done = self._records.done
         for item in dataset:
             mark = done.get(item.key)
