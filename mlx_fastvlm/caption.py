@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import warnings
 
@@ -77,6 +78,21 @@ def _add_record_flags(parser: argparse.ArgumentParser):
     group.add_argument("--retry-errors", action="store_true", help="ask again about images whose record is an error")
 
 
+def _outlive_others():
+    """mlx.launch ends all ranks as soon as one has failed or has records of errors; here none needs the others."""
+    told = False
+
+    def go_on(*_):
+        nonlocal told
+        if not told:
+            print("another rank has ended with an error; this one goes on, Ctrl-C ends it", file=sys.stderr)
+        told = True
+
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), go_on)
+
+
 def _run(arguments: argparse.Namespace) -> Summary:
     options = flags.options(arguments)  # what is wrong with them is told before the model loads
     if arguments.decide_among:
@@ -89,6 +105,8 @@ def _run(arguments: argparse.Namespace) -> Summary:
         arguments.retry_errors,
         arguments.records_per_file,
     )
+    if destination.shard.count > 1 and not arguments.shard:
+        _outlive_others()
     job = Job(
         arguments.sources,
         destination,

@@ -277,6 +277,7 @@ def test_decisions_are_those_of_decide(wide, folder, tmp_path):
 def test_answers_that_are_json(folder, tmp_path):
     demo = load("demo")
     schema = {"type": "object", "properties": {"star": {"type": "boolean"}}, "required": ["star"]}
+    schema["additionalProperties"] = False  # or it goes on until it is cut
     for kind in KINDS:
         caption_dataset(*demo, job(folder, tmp_path / f"out.{kind}"), json_schema=schema, image_size=64)
         record = next(record for record in read_records(tmp_path, kind) if "error" not in record)

@@ -1,18 +1,24 @@
 """``python -m mlx_fastvlm.caption``, as a user runs it."""
 
+import contextlib
 import io
 import json
 import os
 import signal
 import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
 from mlx_fastvlm import Engine
 from mlx_fastvlm.caption import main
+from mlx_fastvlm.data.shards import Shard
 from tests.support.datasets import KINDS, encoded, read_records, write_tar
 from tests.support.paths import ROOT
 from tests.support.processes import run, start
+from tests.support.ranks import launch
 
 
 @pytest.fixture
@@ -84,6 +90,38 @@ def test_ranks_of_mlx_launch_take_their_parts(model, folder, tmp_path, monkeypat
     assert (tmp_path / f"out-{ranks - 1}of{ranks}.jsonl").is_file()
     together = sorted(read_records(tmp_path, "jsonl"), key=lambda record: record["key"])
     assert together == read_records(tmp_path, "jsonl", "whole")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the rank in /proc")
+def test_a_rank_of_mlx_launch_that_is_killed_harms_no_other(model, folder, tmp_path):
+    for i in range(4, 60):
+        (folder / f"{i}.png").write_bytes(encoded(i))
+    command = ["mlx_fastvlm.caption", str(folder), "--output", str(tmp_path / "out.jsonl"), *model, "--quiet"]
+    command += ["--batch-size", "1"]
+    parts = [tmp_path / f"out-{rank}of2.jsonl" for rank in range(2)]
+
+    def kill_first():
+        """Once both have begun."""
+        deadline = time.monotonic() + 100
+        while time.monotonic() < deadline and not all(part.is_file() and part.stat().st_size for part in parts):
+            time.sleep(0.01)
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                variables = (process / "environ").read_bytes().split(b"\0")
+                if b"MLX_RANK=0" in variables and str(tmp_path).encode() in (process / "cmdline").read_bytes():
+                    os.kill(int(process.name), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_first)
+    killer.start()
+    ended = launch(command)
+    killer.join()
+    assert "another rank has ended with an error" in ended.stderr
+    of_second = {f"{i}.png" for i in range(60) if Shard(1, 2).has(f"{i}.png")}
+    assert {record["key"] for record in read_records(tmp_path, "jsonl", "out-1of2")} == of_second
+    assert launch(command).returncode == 0
+    assert main([str(folder), "--output", str(tmp_path / "whole.jsonl"), *model, "--quiet"]) == 0
+    together = sorted(read_records(tmp_path, "jsonl"), key=lambda record: record["key"])
+    assert together == sorted(read_records(tmp_path, "jsonl", "whole"), key=lambda record: record["key"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
