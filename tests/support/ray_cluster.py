@@ -10,9 +10,12 @@ anything is wrong. tests/data/test_ray.py runs it with a few images.
 import argparse
 import json
 import logging
+import os
 import sys
 import tempfile
 from pathlib import Path
+
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # half a minute is not enough on a busy machine
 
 import pyarrow
 import pyarrow.parquet
