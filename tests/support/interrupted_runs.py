@@ -4,7 +4,8 @@
 
 For each kind of output: at as many moments the run gets ``kill -9`` or Ctrl-C, or writes into a file system of its own
 limits (a file may grow by a few kilobytes only, as on a full disk), and now and then one of the tar shards is replaced
-meanwhile by one with the same keys. A run to the end follows. Then every key has to be there once, in whole lines and
+meanwhile by one with the same keys. Then a run to the end follows, and where one of the others had reached it before its
+moment, another output is begun. Every key has to be there once, in whole lines and
 files, and the texts have to be those of a run that nothing has disturbed. Exit code 1 if not.
 """
 
@@ -105,15 +106,22 @@ def main():
         seconds = time.monotonic() - begun
         texts = {record["key"]: record["text"] for record in read_records(folder, "jsonl", "whole")}
         for kind in args.kinds:
-            work = folder / kind
-            work.mkdir()
-            output = work / f"out.{kind}"
-            ends = Counter(disturb(folder, output, rng, args.images, seconds) for _ in range(args.moments))
-            last = start([*command(folder, output), "--retry-errors"])
-            _, err = last.communicate()
-            assert last.returncode == 0, err
-            check(work, kind, args.images, texts)
-            print(f"{kind}: {dict(ends)}; then {args.images} records, every key once", flush=True)
+            ends, rounds = Counter(), 0
+            while ends.total() < args.moments:
+                work = folder / f"{kind}-{rounds}"
+                work.mkdir()
+                output = work / f"out.{kind}"
+                while ends.total() < args.moments:
+                    end = disturb(folder, output, rng, args.images, seconds)
+                    if end == "had ended":
+                        break
+                    ends[end] += 1
+                last = start([*command(folder, output), "--retry-errors"])
+                _, err = last.communicate()
+                assert last.returncode == 0, err
+                check(work, kind, args.images, texts)
+                rounds += 1
+            print(f"{kind}: {dict(ends)}; {rounds} outputs of {args.images} records, every key once", flush=True)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ def in_a_cluster(folder):
     ray.init(address=cluster.address, logging_level=logging.ERROR)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False
-        captions = ray.data.read_parquet([str(file) for file in sorted(folder.glob("*.parquet"))]).map_batches(
+        files = [str(file) for file in sorted(folder.glob("*.parquet"))]
+        captions = ray.data.read_parquet(files, override_num_blocks=len(files)).map_batches(
             Captioner,
             fn_constructor_kwargs={"model": "demo", **OPTIONS},
             batch_size=BATCH,

@@ -113,6 +113,31 @@ def test_image_encoder(run, tmp_path, plotting):
     assert is_an_image(plot)
 
 
+def test_search_photos(run, tmp_path):
+    photos, library = tmp_path / "photos", tmp_path / "library.db"
+    photos.mkdir()
+    for number in (3, 5, 8):
+        still(number).save(photos / f"{number}.png")
+    (photos / "broken.png").write_bytes(b"no image")
+    assert "4 to do" in run("search_photos", "index", photos, library)
+    assert run("search_photos", "words", library, "orange stars") == (
+        f"{photos / '5.png'}: A small orange star and a big yellow triangle.\n"
+    )
+    assert run("search_photos", "words", library, 'purple "unicorn') == ""
+    assert run("search_photos", "image", library, photos / "8.png").startswith(f"{photos / '8.png'}: ")
+    (photos / "5.png").unlink()
+    assert "2 images are there already, 1 to do" in run("search_photos", "index", photos, library)  # the broken one
+    assert run("search_photos", "words", library, "yellow") == ""
+    with pytest.raises(SystemExit, match="made with the prompt"):
+        run("search_photos", "index", photos, library, "--prompt", "Who?")
+
+
+def test_captions_ray(run, tmp_path):
+    pytest.importorskip("ray")  # it is run in a cluster by tests/data/test_ray.py
+    with pytest.raises(SystemExit, match="names no file"):
+        run("captions_ray", tmp_path / "*.parquet", tmp_path / "out")
+
+
 def still(number):
     return Image.open(EXAMPLES / "images" / f"shapes-{number}.png").convert("RGB").resize((256, 256))
 
