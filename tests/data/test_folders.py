@@ -72,3 +72,11 @@ def test_patterns_relative_to_where_one_is(folder, monkeypatch):
     monkeypatch.chdir(folder)
     assert [name for name, _ in expand("*.png")] == ["b.png"]
     assert [(name, str(path)) for name, path in expand("sub/*.webp")] == [("c.webp", "sub/c.webp")]
+
+
+def test_names_in_any_script(folder):
+    names = ["한국어.png", "العربية.png", "हिन्दी.png", "e\u0301.png", "\u202egnp.png", "a\nb.png", "'\"\\.png"]
+    for name in names:
+        (folder / name).write_bytes(encoded(1))
+    assert set(names) <= set(keys(folder))
+    assert len(keys(folder)) == 4 + len(names)

@@ -2,11 +2,11 @@
 
     python -m tests.support.interrupted_runs [--moments 30] [--images 150] [--seed 0] [--kinds jsonl parquet tar]
 
-For each kind of output: at as many moments the run gets ``kill -9`` or Ctrl-C, or writes into a file system of its own
-limits (a file may grow by a few kilobytes only, as on a full disk), and now and then one of the tar shards is replaced
-meanwhile by one with the same keys. Then a run to the end follows, and where one of the others had reached it before its
-moment, another output is begun. Every key has to be there once, in whole lines and
-files, and the texts have to be those of a run that nothing has disturbed. Exit code 1 if not.
+For each kind of output: at as many moments the run gets ``kill -9`` or Ctrl-C, or its files can't grow beyond a few
+kilobytes, as on a full disk; and now and then one of the tar shards is replaced meanwhile by one with the same keys.
+Then a run to the end follows, and where one of the others had reached it before its moment, another output is begun.
+Every key has to be there once, in whole lines and files, and the texts have to be those of a run that nothing has
+disturbed. Exit code 1 if not.
 """
 
 import argparse
