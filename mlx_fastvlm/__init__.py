@@ -37,6 +37,8 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from .generation.engine import Engine as Engine
     from .generation.options import GenerationOptions as GenerationOptions
     from .generation.session import ChatSession as ChatSession
+    from .generation.tensors import GenerateOutput as GenerateOutput
+    from .generation.tensors import generate_ids as generate_ids
     from .models.fastvlm import FastVlmForConditionalGeneration as FastVlmForConditionalGeneration
     from .models.fastvlm import FastVlmModel as FastVlmModel
     from .models.language import Qwen2Model as Qwen2Model
@@ -72,6 +74,8 @@ _HOME = {
     "Answer": "generation.answer",
     "PrefixCache": "cache.prefix",
     "ChatSession": "generation.session",
+    "GenerateOutput": "generation.tensors",
+    "generate_ids": "generation.tensors",
     "FastVlmForConditionalGeneration": "models.fastvlm",
     "FastVlmModel": "models.fastvlm",
     "Qwen2Model": "models.language",

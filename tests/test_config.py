@@ -127,13 +127,15 @@ def test_impossible_towers_are_refused(vision):
         {"vision_feature_layer": -2},
         {"image_aspect_ratio": "anyres"},
         {"model_type": "llava"},
-        {"text_config": {"hidden_act": "relu"}},
+        {"text_config": {"hidden_act": "hardswish"}},
+        {"text_config": {"attention_bias": False}},
         {"text_config": {"num_attention_heads": 5, "num_key_value_heads": 2}},
-        {"text_config": {"rope_scaling": {"rope_type": "yarn"}}},
+        {"text_config": {"rope_scaling": {"rope_type": "longrope"}}},
+        {"vision_config": {"model_args": {"se_downsamples": [True]}}},
     ],
 )
 def test_unsupported_configurations_are_refused(change):
-    with pytest.raises(ValueError, match=r"not|can't"):
+    with pytest.raises(ValueError, match=r"not|can't|must"):
         FastVlmConfig.from_dict({"model_type": "fast_vlm", **change})
 
 

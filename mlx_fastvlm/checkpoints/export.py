@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from ..files import write_json
 from ..processing.marks import IMAGE_MARK
+from ..processing.saving import write_processor
 from .reparameterize import BATCH_NORM_EPS
 from .vocabulary import resized_rows
 
@@ -27,6 +28,7 @@ _RENAMES = (
     (r"^vision_tower\.stem\.depthwise\.", "vision_tower.stem.1.reparam_conv."),
     (r"^vision_tower\.stem\.pointwise\.", "vision_tower.stem.2.reparam_conv."),
     (r"\.downsample\.depthwise\.", ".downsample.proj.0.reparam_conv."),
+    (r"\.downsample\.se\.", ".downsample.proj.0.se."),
     (r"\.downsample\.pointwise\.", ".downsample.proj.1.reparam_conv."),
     (r"\.pos_emb\.", ".pos_emb.reparam_conv."),
     (r"\.token_mixer\.(weight|bias)$", r".token_mixer.reparam_conv.\1"),
@@ -171,63 +173,4 @@ def _neutral(block: str, width: int, dtype: mx.Dtype, tensors: dict[str, mx.arra
         f"{norm}.running_var": mx.full((width,), 1 - BATCH_NORM_EPS, dtype),
         f"{norm}.num_batches_tracked": mx.array(0, mx.int64),
         **{f"{block}.{scale}.gamma": mx.ones((width, 1, 1), dtype) for scale in scales},
-    }
-
-
-def write_processor(
-    folder: Path, tokenizer: Tokenizer, processor: FastVlmProcessor, template: str, name: str = "LlavaProcessor"
-):
-    """A processor's files: tokenizer, images, template. They are what transformers reads too.
-
-    Args:
-        name: of the class that is to read them.
-    """
-    tokenizer.encode_special_tokens = False
-    tokenizer.save(str(folder / "tokenizer.json"))
-    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "Qwen2Tokenizer",
-            "processor_class": name,
-            "image_token": IMAGE_MARK,
-            "bos_token": None,
-            "unk_token": None,
-            "padding_side": "left",
-            **{
-                key: token
-                for key, token in (("eos_token", "<|im_end|>"), ("pad_token", "<|endoftext|>"))
-                if token in added
-            },
-            **{
-                key: token
-                for key, token in processor.special_tokens.items()
-                if tokenizer.token_to_id(token) is not None
-            },
-        },
-    )
-    write_json(folder / "preprocessor_config.json", preprocessor_config(processor))
-    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    eos = sorted(processor.eos_token_ids)
-    write_json(folder / "generation_config.json", {"eos_token_id": eos, "pad_token_id": processor.pad_token_id})
-
-
-def preprocessor_config(processor: FastVlmProcessor) -> dict:
-    """How images are prepared, as a ``CLIPImageProcessor`` states it."""
-    settings = processor.image_settings
-    resize = 1.0 if settings.resize is None else settings.resize
-    size = [round(side * settings.size) for side in (resize if isinstance(resize, tuple) else (resize,))]
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": settings.resize is not None,
-        "size": {"shortest_edge": size[0]} if len(size) == 1 else {"height": size[0], "width": size[1]},
-        "resample": int(settings.resample),
-        "do_center_crop": True,
-        "crop_size": {"height": settings.size, "width": settings.size},
-        "do_rescale": True,
-        "rescale_factor": settings.rescale_factor,
-        "do_normalize": True,
-        "image_mean": list(settings.mean),
-        "image_std": list(settings.std),
     }

@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 
 from ..config.values import without
 from ..files import write_json
-from .export import checkpoint_template, preprocessor_config, write_processor
+from ..processing.saving import preprocessor_config, write_processor
+from .export import checkpoint_template
 from .layouts import network_parts
 from .quantization import config_entry
 from .reparameterize import BATCH_NORM_EPS
@@ -112,7 +113,9 @@ def check_mlx_vlm(config: FastVlmConfig, modules: dict[str, dict]):
         f"head_dim {text.head_dim}": own_heads,
         f"sliding_window {text.sliding_window}": text.sliding_window is not None,
         f"hidden_act {text.hidden_act!r}": text.hidden_act not in ("silu", "swish"),
+        f"rope_type {(text.rope_scaling or {}).get('rope_type')!r}": text.rope_scaling is not None,
         "lkc_use_act false": not vision.lkc_use_act,
+        "se_downsamples": any(vision.se_downsamples),
     }
     for name, there in faults.items():
         if there:

@@ -199,14 +199,20 @@ def _attention(weights: _Weights, block: str, width: int) -> Named:
     yield f"{block}.token_mixer.proj.bias", proj_bias * gamma
 
 
-def _squeeze_excite(weights: _Weights, name: str, width: int) -> Named:
+def gate_width(channels: int) -> int:
+    """Channels inside a downsampling's squeeze-and-excitation: a quarter, to the nearest multiple of 8 (timm)."""
+    return max(8, int(channels / 4 + 4) // 8 * 8)
+
+
+def _squeeze_excite(weights: _Weights, source: str, target: str, width: int, inside: int) -> Named:
     shapes = {
-        f"{name}.fc1.weight": (width // 16, width),
-        f"{name}.fc1.bias": (width // 16,),
-        f"{name}.fc2.weight": (width, width // 16),
-        f"{name}.fc2.bias": (width,),
+        "fc1.weight": (inside, width),
+        "fc1.bias": (inside,),
+        "fc2.weight": (width, inside),
+        "fc2.bias": (width,),
     }
-    yield from zip(shapes, weights.take(shapes))
+    taken = weights.take({f"{source}.{part}": shape for part, shape in shapes.items()})
+    yield from zip((f"{target}.{part}" for part in shapes), taken)
 
 
 def _modules(config: VisionConfig) -> Iterator[tuple[Callable[..., Named], tuple]]:
@@ -221,6 +227,8 @@ def _modules(config: VisionConfig) -> Iterator[tuple[Callable[..., Named], tuple
         if config.downsamples[index]:
             down, size = f"{stage}.downsample", config.down_patch_size
             yield _conv, (f"{down}.proj.0", f"{down}.depthwise", (width, size, size, 1))
+            if config.se_downsamples[index]:
+                yield _squeeze_excite, (f"{down}.proj.0.se", f"{down}.se", width, gate_width(width))
             yield _pointwise, (f"{down}.proj.1", f"{down}.pointwise", width)
         if position := config.pos_embs_shapes[index]:
             size = position[0]
@@ -235,7 +243,7 @@ def _modules(config: VisionConfig) -> Iterator[tuple[Callable[..., Named], tuple
                 yield _rep_mixer, (f"{block}.token_mixer", f"{block}.token_mixer", (width, size, size, 1))
                 yield _mlp, (f"{block}.mlp", f"{block}.mlp", f"{block}.layer_scale", width, hidden)
     yield _conv, ("final_conv", "final_conv.depthwise", (config.hidden_size, 3, 3, 1))
-    yield _squeeze_excite, ("final_conv.se", config.hidden_size)
+    yield _squeeze_excite, ("final_conv.se", "final_conv.se", config.hidden_size, config.hidden_size // 16)
 
 
 @dataclass

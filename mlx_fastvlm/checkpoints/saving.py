@@ -12,8 +12,8 @@ from mlx.utils import tree_flatten
 from tokenizers import Tokenizer
 
 from ..files import atomic_folder, write_json, write_tensors
+from ..processing.saving import write_processor
 from . import quantization
-from .export import write_processor
 from .targets import LAYOUTS, TARGETS
 from .weights import Weights
 

@@ -44,10 +44,6 @@ def _only(*fine: Any, why: str) -> Key:
     return Key("refused", lambda value, _: value is None or any(value == f for f in fine), why)
 
 
-def _none_true(value: Any, _: dict[str, Any]) -> bool:
-    return not any(value) if isinstance(value, (list, tuple)) else not value
-
-
 # What transformers writes into any configuration: labels, training, and how answers are sampled, which is the caller's.
 _GENERIC = _all(
     HARMLESS,
@@ -71,19 +67,24 @@ _TEXT = {
         """
         hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads vocab_size head_dim
         rms_norm_eps rope_theta rope_scaling rope_parameters max_position_embeddings sliding_window max_window_layers
-        use_sliding_window layer_types eos_token_id tie_word_embeddings
+        use_sliding_window layer_types eos_token_id tie_word_embeddings hidden_act
         """,
     ),
     **_all(HARMLESS, "attention_dropout pretraining_tp"),
-    "hidden_act": _only("silu", "swish", why="Qwen2 uses 'silu'"),
+    "attention_bias": _only(True, why="Qwen2's queries, keys and values have biases, in transformers too"),
     "model_type": _only("qwen2", "llava_qwen2", "fast_vlm", why="the decoder must be a Qwen2, 'qwen2'"),
     "partial_rotary_factor": _only(1, why="all of a head is rotated"),
     "rope_traditional": _only(False, why="the halves of a head are rotated together"),
 }
 
 _ROPE = {
-    **_all(HONOURED, "rope_type type rope_theta"),
-    **_all(HARMLESS, "factor original_max_position_embeddings attention_factor"),  # of other types, which are refused
+    **_all(
+        HONOURED,
+        """
+        rope_type type rope_theta factor original_max_position_embeddings attention_factor beta_fast beta_slow mscale
+        mscale_all_dim truncate low_freq_factor high_freq_factor
+        """,
+    ),
     "partial_rotary_factor": _TEXT["partial_rotary_factor"],
     **{
         kind: Key("refused", lambda *_: False, "all layers have the same rotation")
@@ -93,9 +94,8 @@ _ROPE = {
 
 _TOWER = {
     **_all(HONOURED, "layers embed_dims mlp_ratios token_mixers pos_embs_shapes repmixer_kernel_size"),
-    **_all(HONOURED, "down_patch_size down_stride cls_ratio downsamples lkc_use_act"),
+    **_all(HONOURED, "down_patch_size down_stride cls_ratio downsamples se_downsamples lkc_use_act"),
     **_all(HARMLESS, "num_classes layer_scale_init_value"),
-    "se_downsamples": Key("refused", _none_true, "FastViTHD has no squeeze-and-excitation in its downsampling"),
 }
 
 _VISION = {

@@ -18,7 +18,51 @@ QWEN2_DEFAULTS = {
     "num_key_value_heads": 32,
     "vocab_size": 151936,
 }
-ACTIVATIONS = ("silu", "swish")  # two names of one function
+# transformers' names of the activations that are computed here (models/activations.py).
+ACTIVATIONS = (
+    "gelu",
+    "gelu_accurate",
+    "gelu_fast",
+    "gelu_new",
+    "gelu_python",
+    "gelu_python_tanh",
+    "gelu_pytorch_tanh",
+    "leaky_relu",
+    "linear",
+    "mish",
+    "quick_gelu",
+    "relu",
+    "relu2",
+    "relu6",
+    "sigmoid",
+    "silu",
+    "swish",
+    "tanh",
+)
+# How rotary positions are stretched (rope_scaling; in transformers 5 rope_parameters). Of each type:
+# what has to be there, and what may be.
+ROPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "linear": (("factor",), ()),
+    "dynamic": (("factor",), ()),
+    "yarn": (
+        (),
+        (
+            "factor",
+            "original_max_position_embeddings",
+            "attention_factor",
+            "beta_fast",
+            "beta_slow",
+            "mscale",
+            "mscale_all_dim",
+            "truncate",
+        ),
+    ),
+    "llama3": (
+        ("factor", "low_freq_factor", "high_freq_factor"),
+        ("original_max_position_embeddings",),
+    ),
+}
+ROPE = "rope_parameters"
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -28,6 +72,8 @@ class TextConfig:
 
     Attributes:
         head_dim: ``hidden_size / num_attention_heads`` unless it is given.
+        hidden_act: of the perceptrons, one of :data:`ACTIVATIONS`.
+        rope_scaling: how rotary positions are stretched, as :func:`read_rope` reads it; None where they are not.
         layer_types: of each layer, "full_attention" (everything before a token) or "sliding_attention"; None where none
             slides.
         sliding_window: how many tokens a sliding layer sees, a token itself included; None where no layer slides.
@@ -49,6 +95,7 @@ class TextConfig:
     hidden_act: str = "silu"
     layer_types: list[str] | None = None
     sliding_window: int | None = None
+    rope_scaling: dict[str, Any] | None = None
 
     def __post_init__(self):
         check_whole("text_config", "num_hidden_layers", self.num_hidden_layers, MOST["layers"])
@@ -61,7 +108,14 @@ class TextConfig:
         self._check_heads()
         self._check_windows()
         if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"text_config: hidden_act {self.hidden_act!r} is not supported; Qwen2 uses 'silu'.")
+            raise ValueError(
+                f"text_config: hidden_act {short(self.hidden_act)} is not supported; Qwen2 uses 'silu', and known are "
+                f"{', '.join(ACTIVATIONS)}."
+            )
+        if self.rope_scaling is not None:
+            check_rope(self.rope_scaling)
+            if self.rope_scaling["rope_type"] == "dynamic" and self.head_dim == 2:
+                raise ValueError("text_config: rope_type 'dynamic' needs a head_dim above 2.")
 
     def _check_heads(self):
         heads, shared = self.num_attention_heads, self.num_key_value_heads
@@ -110,7 +164,8 @@ class TextConfig:
     def to_dict(self) -> dict[str, Any]:
         """What a file says of it, in transformers' words."""
         slides = self.layer_types is not None
-        fields = asdict(self) if slides else without(asdict(self), ["layer_types", "sliding_window"])
+        left_out = [] if slides else ["layer_types", "sliding_window"]
+        fields = without(asdict(self), left_out if self.rope_scaling else [*left_out, "rope_scaling"])
         return {**fields, "use_sliding_window": slides}
 
 
@@ -123,13 +178,10 @@ def read_text_config(text: dict[str, Any]) -> TextConfig:
     values = {**QWEN2_DEFAULTS, **{key: value for key, value in text.items() if value is not None}}
     if "num_key_value_heads" in text and text["num_key_value_heads"] is None:
         values["num_key_value_heads"] = values["num_attention_heads"]
-    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
-    check_keys("rope_parameters", rope)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise ValueError(f"rope_type {kind!r} is not supported; FastVLM's decoders use the default one.")
-    if rope.get("rope_theta") is not None:  # what is nested wins in transformers too
-        values["rope_theta"] = rope["rope_theta"]
+    rope, theta = read_rope(text, values.get("max_position_embeddings", TextConfig.max_position_embeddings))
+    if theta is not None:  # what is nested wins in transformers too
+        values["rope_theta"] = theta
+    values["rope_scaling"] = rope
     return pick(TextConfig, {**values, **_windows(text, values["num_hidden_layers"])})
 
 
@@ -142,3 +194,50 @@ def _windows(text: dict[str, Any], layers: Any) -> dict[str, Any]:
     if types is None and window is not None and isinstance(layers, int) and first < layers <= MOST["layers"]:
         types = [SLIDING if i >= first else FULL for i in range(layers)]
     return {"sliding_window": window, "layer_types": types}
+
+
+def read_rope(text: dict[str, Any], length: Any) -> tuple[dict[str, Any] | None, Any]:
+    """What a ``text_config`` says of stretching, None for nothing, and of ``rope_theta``, None where it is not nested.
+
+    Args:
+        length: ``max_position_embeddings``.
+
+    Raises:
+        ValueError: for a type that is not computed here, and for values that it can't have.
+    """
+    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"text_config: rope_parameters must be an object, got {short(rope)}.")
+    check_keys(ROPE, rope)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None, rope.get("rope_theta")
+    if not isinstance(kind, str) or kind not in ROPES:
+        raise ValueError(
+            f"{ROPE}: rope_type {short(kind)} is not supported; use 'default', {', '.join(map(repr, ROPES))}."
+        )
+    needed, possible = ROPES[kind]
+    missing = [name for name in needed if rope.get(name) is None]
+    if missing:
+        raise ValueError(f"{ROPE}: rope_type {kind!r} needs {', '.join(missing)}.")
+    found = {name: rope[name] for name in (*needed, *possible) if rope.get(name) is not None}
+    if "original_max_position_embeddings" in possible:
+        found.setdefault("original_max_position_embeddings", length)
+    return check_rope({"rope_type": kind, **found}), rope.get("rope_theta")
+
+
+def check_rope(rope: dict[str, Any]) -> dict[str, Any]:
+    """The same; ``ValueError`` for values that the type can't have."""
+    for name, value in rope.items():
+        if name == "rope_type":
+            continue
+        if name == "truncate":
+            if not isinstance(value, bool):
+                raise ValueError(f"{ROPE}: truncate must be true or false, got {short(value)}.")
+        elif name == "original_max_position_embeddings":
+            check_whole(ROPE, name, value, 2**40)
+        else:
+            check_number(ROPE, name, value)
+    if rope["rope_type"] == "llama3" and rope["low_freq_factor"] >= rope["high_freq_factor"]:
+        raise ValueError(f"{ROPE}: low_freq_factor must be below high_freq_factor.")
+    return rope

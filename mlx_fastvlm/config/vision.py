@@ -29,6 +29,7 @@ class VisionConfig:
         down_stride: only 2.
         lkc_use_act: whether a GELU follows the downsamplings' large kernels, as in the released models.
         cls_ratio: channels of the features, in the last stage's: 1 or 2.
+        se_downsamples: of each stage, whether its downsampling has a squeeze-and-excitation; in FastViTHD none has.
         image_size: side of the square that images are made into, in pixels; a multiple of :attr:`patch_size`.
 
     Raises:
@@ -48,9 +49,11 @@ class VisionConfig:
     lkc_use_act: bool = True
     cls_ratio: float = 2.0
     image_size: int = 1024
+    se_downsamples: list[bool] = None  # type: ignore[assignment]  # __post_init__ sets it
 
     def __post_init__(self):
         self._check_stages()
+        self._check_gates()
         for depth, width, ratio in zip(self.layers, self.embed_dims, self.mlp_ratios):
             self._check_blocks(depth, width, ratio)
         if sum(self.layers) > MOST["layers"]:
@@ -78,6 +81,16 @@ class VisionConfig:
         for name in STAGEWISE:
             if len(getattr(self, name)) != stages:
                 raise ValueError(f"vision_config: {name} has {len(getattr(self, name))} entries for {stages} stages.")
+
+    def _check_gates(self):
+        if self.se_downsamples is None:
+            self.se_downsamples = [False] * len(self.layers)
+        gates = self.se_downsamples
+        if not isinstance(gates, (list, tuple)) or len(gates) < len(self.layers):
+            raise ValueError(
+                f"vision_config: se_downsamples must be a list of {len(self.layers)} values, got {short(gates)}."
+            )
+        self.se_downsamples = [bool(gate) for gate in gates[: len(self.layers)]]  # timm's tuples may be longer
 
     def _check_blocks(self, depth: Any, width: Any, ratio: Any):
         check_whole("vision_config", "layers", depth, MOST["layers"])
@@ -131,7 +144,7 @@ class VisionConfig:
 
     def model_args(self) -> dict[str, Any]:
         """What differs from ``fastvit_mci3``, in timm's words as far as it has any; without :attr:`image_size`."""
-        default = _default(len(self.layers))
+        default = {**_default(len(self.layers)), "se_downsamples": [False] * len(self.layers)}
         values = {key: value for key, value in asdict(self).items() if value != default[key]}
         if "pos_embs_shapes" in values and not any(self.pos_embs_shapes):
             values["pos_embs"] = values.pop("pos_embs_shapes")
@@ -175,7 +188,8 @@ def _default(stages: int) -> dict[str, Any]:
 
     timm reads its lists from the front, so they may be longer; but it takes the last width of all for the features.
     """
-    return {**_DEFAULT, **{name: _DEFAULT[name][:stages] for name in STAGEWISE if name != "embed_dims"}}
+    default = without(_DEFAULT, ["se_downsamples"])
+    return {**default, **{name: _DEFAULT[name][:stages] for name in STAGEWISE if name != "embed_dims"}}
 
 
 def _check_downsamples(config: VisionConfig, apples: Any, timms: Any):

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from ..checkpoints import quantization
-from ..checkpoints.export import preprocessor_config
 from ..checkpoints.targets import TARGETS
 from ..checkpoints.weights import Weights, read_weights
 from ..config import FastVlmConfig
@@ -22,6 +21,7 @@ from ..keywords import lists_fields
 from ..models.pretrained import load
 from ..models.threads import end_streams_with_thread
 from ..processing.processor import FastVlmProcessor
+from ..processing.saving import preprocessor_config
 from .card import Origin, model_card
 from .options import ConversionOptions
 from .report import Report, readable_size

@@ -55,11 +55,80 @@ class ReLU(nn.Module):
         return mx.maximum(x, 0)
 
 
+class GELUTanhAccurate(nn.Module):
+    """The same with a rounded constant, 0.79788456 (transformers' ``FastGELUActivation``)."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return 0.5 * x * (1 + mx.tanh(0.7978845608 * x * (1 + 0.044715 * x * x)))
+
+
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x), in the paper of GELU."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return x * mx.sigmoid(1.702 * x)
+
+
+class LeakyReLU(nn.Module):
+    """x where that is positive, else x / 100."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.maximum(x, 0.01 * x)
+
+
+class Mish(nn.Module):
+    """x tanh(softplus(x)) (arXiv 1908.08681)."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return x * mx.tanh(mx.logaddexp(x, mx.zeros_like(x)))
+
+
+class SquaredReLU(nn.Module):
+    """max(x, 0) squared (arXiv 2109.08668)."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.maximum(x, 0) ** 2
+
+
+class ReLU6(nn.Module):
+    """x cut to between 0 and 6."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.clip(x, 0, 6)
+
+
+class Sigmoid(nn.Module):
+    """1 / (1 + exp(-x))."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.sigmoid(x)
+
+
+class Tanh(nn.Module):
+    """tanh(x)."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return mx.tanh(x)
+
+
 # By the names of transformers' ACT2FN.
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "gelu": GELU,
+    "gelu_accurate": GELUTanh,
+    "gelu_fast": GELUTanhAccurate,
     "gelu_new": GELUTanh,
+    "gelu_python": GELU,
+    "gelu_python_tanh": GELUTanh,
     "gelu_pytorch_tanh": GELUTanh,
+    "leaky_relu": LeakyReLU,
+    "linear": nn.Identity,
+    "mish": Mish,
+    "quick_gelu": QuickGELU,
     "relu": ReLU,
+    "relu2": SquaredReLU,
+    "relu6": ReLU6,
+    "sigmoid": Sigmoid,
     "silu": SiLU,
+    "swish": SiLU,
+    "tanh": Tanh,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,15 @@ import mlx.nn as nn
 from ..checkpoints.saving import save
 from ..checkpoints.vocabulary import resized_rows
 from ..config import FastVlmConfig
-from ..hub import find_checkpoint
+from ..hub import find_checkpoint, upload
+from .counting import count_parameters
 from .depthwise import prove
 from .language import ATTENTIONS, Qwen2Model
 from .loading import load_model
 from .outputs import FastVlmCausalLMOutputWithPast, FastVlmModelOutputWithPast
 from .placeholders import check_count, fill, signed
 from .projector import FastVlmMultiModalProjector
+from .public import public
 from .threads import end_streams_with_thread
 from .vision import FastViTHD
 
@@ -39,6 +42,19 @@ class FastVlmModel(nn.Module):
         self.vision_tower = FastViTHD(config.vision_config)
         self.multi_modal_projector = FastVlmMultiModalProjector(config)
         self.language_model = Qwen2Model(config.text_config)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        """What the decoder computes in; the tower's own is ``vision_tower.dtype``."""
+        return self.language_model.norm.weight.dtype
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """How many weights there are, a tied head counted once and packed ones one by one.
+
+        Args:
+            only_trainable: leave out what is frozen.
+        """
+        return count_parameters(self, only_trainable)
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embedding; its ``weight`` is (vocabulary size, text hidden size)."""
@@ -223,6 +239,7 @@ class FastVlmModel(nn.Module):
         output_hidden_states: bool | int | Sequence[int] = False,
         output_attentions: bool = False,
         mm_encoder_outputs: dict[str, mx.array] | None = None,
+        use_cache: bool | None = None,
     ) -> FastVlmModelOutputWithPast:
         """Run the model; arguments as in transformers, except that pixels are channels last.
 
@@ -232,13 +249,15 @@ class FastVlmModel(nn.Module):
             attention_mask: (batch, cached + length), 0 for padding.
             position_ids: (batch, length).
             past_key_values: one cache per layer, filled in place: ``make_cache(model)``, or mlx-lm's. Without one
-                nothing is cached; transformers' ``use_cache=True`` would make one.
+                nothing is cached, unless ``use_cache`` is True.
             inputs_embeds: (batch, length, text hidden size), instead of ``input_ids``.
             vision_feature_layer, vision_feature_select_strategy: see :meth:`get_image_features`.
             output_hidden_states, output_attentions: fill the fields of these names in the result; the former may be
                 those that are wanted, by index (see :class:`Qwen2Model`).
             mm_encoder_outputs: ``{"image": features}``, what :meth:`get_image_features` returned, instead of
                 ``pixel_values``.
+            use_cache: True makes ``past_key_values`` where none are given, and returns them filled. None and False do
+                not, as training wants it; transformers' default does.
 
         Raises:
             ValueError: unless exactly one of ``input_ids`` and ``inputs_embeds`` is given, with both ``pixel_values``
@@ -248,6 +267,8 @@ class FastVlmModel(nn.Module):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")
         if pixel_values is not None and mm_encoder_outputs is not None:
             raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time.")
+        if use_cache and past_key_values is None:
+            past_key_values = public("make_cache")(self)
         image_features = (mm_encoder_outputs or {}).get("image")
         if pixel_values is not None:
             image_features = self.get_image_features(pixel_values, vision_feature_layer, vision_feature_select_strategy)
@@ -303,6 +324,36 @@ class FastVlmForConditionalGeneration(FastVlmModel):
         """Write the model as a checkpoint; see ``checkpoints/saving.py``, which does it."""
         end_streams_with_thread()
         save(self, self.config, folder, layout=layout, processor=processor, force=force)
+
+    def push_to_hub(self, repo_id: str, *, layout: str = "mlx", processor: Any = None, private: bool = True):
+        """Save to a temporary folder and upload that to a repository of the hub, which is made if there is none.
+
+        Args:
+            layout, processor: see :meth:`save_pretrained`.
+            private: False makes the repository public; think of the weights' licence.
+
+        Raises:
+            OSError: the upload failed.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            self.save_pretrained(folder, layout=layout, processor=processor)
+            upload(folder, repo_id, not private)
+
+    @property
+    def model(self) -> FastVlmModel:
+        """The parts without the head, as transformers has them under this name; the same layers, not a copy."""
+        whole = FastVlmModel.__new__(FastVlmModel)
+        nn.Module.__init__(whole)
+        whole.config = self.config
+        for part in ("vision_tower", "multi_modal_projector", "language_model"):
+            setattr(whole, part, self[part])
+        whole._training = self.training
+        return whole
+
+    def generate(self, input_ids: mx.array | None = None, **arguments: Any) -> Any:
+        """transformers' generation from tensors: ids in, ids out; see :func:`mlx_fastvlm.generate_ids`."""
+        return public("generate_ids")(self, input_ids=input_ids, **arguments)
 
     def get_output_embeddings(self) -> nn.Linear | nn.Embedding:
         """The head: ``lm_head``, or the token embedding where it is tied. Both have a (vocabulary, hidden) weight."""
@@ -379,6 +430,7 @@ class FastVlmForConditionalGeneration(FastVlmModel):
         output_hidden_states: bool | int | Sequence[int] = False,
         output_attentions: bool = False,
         mm_encoder_outputs: dict[str, mx.array] | None = None,
+        use_cache: bool | None = None,
     ) -> FastVlmCausalLMOutputWithPast:
         """Run the model; the arguments of :class:`FastVlmModel`, and these:
 
@@ -399,6 +451,7 @@ class FastVlmForConditionalGeneration(FastVlmModel):
             output_hidden_states,
             output_attentions,
             mm_encoder_outputs,
+            use_cache,
         )
         hidden = outputs.last_hidden_state
         if not isinstance(logits_to_keep, int):

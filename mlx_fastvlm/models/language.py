@@ -13,32 +13,14 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .activations import silu
+from .activations import ACTIVATIONS, SiLU, silu
 from .masks import padded_mask, plain_mask
 from .ops import cached_attention, eager_attention
+from .rotary import Rotary
 from .threads import end_streams_with_thread
 
 if TYPE_CHECKING:
     from ..config import TextConfig
-
-
-def rotate(x: mx.array, position_ids: mx.array, base: float) -> mx.array:
-    """Rotary position embedding (RoFormer, arXiv 2104.09864) for arbitrary positions; angles are float32.
-
-    Args:
-        x: (batch, heads, length, head_dim), float.
-        position_ids: (batch, length), integer.
-        base: ``rope_theta``.
-
-    Returns:
-        The shape and dtype of ``x``.
-    """
-    half = x.shape[-1] // 2
-    inverse = base ** (-mx.arange(half, dtype=mx.float32) / half)
-    angles = position_ids[:, None, :, None].astype(mx.float32) * inverse
-    cos, sin = mx.cos(angles), mx.sin(angles)
-    a, b = x[..., :half].astype(mx.float32), x[..., half:].astype(mx.float32)
-    return mx.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
 class Attention(nn.Module):
@@ -56,7 +38,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.num_attention_heads * head_dim, dim, bias=False)
         self._head_dim = head_dim
         self._scale = config.head_dim**-0.5
-        self._rope_theta = config.rope_theta
+        self._rotary = Rotary(config)
 
     def __call__(
         self, x: mx.array, mask: mx.array | str | None = None, cache: Any = None, position_ids: mx.array | None = None
@@ -101,12 +83,8 @@ class Attention(nn.Module):
         q = self.q_proj(x).reshape(batch, length, -1, self._head_dim).transpose(0, 2, 1, 3)
         k = self.k_proj(x).reshape(batch, length, -1, self._head_dim).transpose(0, 2, 1, 3)
         v = self.v_proj(x).reshape(batch, length, -1, self._head_dim).transpose(0, 2, 1, 3)
-        if position_ids is None:
-            offset = 0 if cache is None else cache.offset
-            rope: dict[str, Any] = {"traditional": False, "base": self._rope_theta, "scale": 1.0, "offset": offset}
-            q, k = mx.fast.rope(q, self._head_dim, **rope), mx.fast.rope(k, self._head_dim, **rope)
-        else:
-            q, k = rotate(q, position_ids, self._rope_theta), rotate(k, position_ids, self._rope_theta)
+        offset = 0 if cache is None else cache.offset
+        q, k = self._rotary(q, offset, position_ids), self._rotary(k, offset, position_ids)
         return (q, k, v) if cache is None else (q, *cache.update_and_fetch(k, v))
 
     def attend(self, q: mx.array, k: Any, v: Any, mask: mx.array | str | None, cache: Any) -> mx.array:
@@ -128,13 +106,25 @@ class MLP(nn.Module):
         return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+class ActivatedMLP(MLP):
+    """The same with another activation than SiLU (``hidden_act``)."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__(config)
+        self.act = ACTIVATIONS[config.hidden_act]()
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(..., hidden size) -> the same shape."""
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+
+
 class DecoderLayer(nn.Module):
     """One pre-norm decoder layer (transformers' ``Qwen2DecoderLayer``); called like :class:`Attention`."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
         self.self_attn = Attention(config)
-        self.mlp = MLP(config)
+        self.mlp = (MLP if ACTIVATIONS[config.hidden_act] is SiLU else ActivatedMLP)(config)
         self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..checkpoints.reparameterize import gate_width
 from .activations import GELU
 from .threads import end_streams_with_thread
 
@@ -89,6 +90,19 @@ class Downsample(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """(batch, height, width, in_channels) -> (batch, height / 2, width / 2, out_channels)."""
         x = self.act_between(self.depthwise(x))
+        return self.act(self.pointwise(x))
+
+
+class GatedDownsample(Downsample):
+    """The same with a squeeze-and-excitation behind the first convolution (timm's ``se_downsamples``)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, activate_between: bool = True):
+        super().__init__(in_channels, out_channels, kernel_size, activate_between)
+        self.se = SqueezeExcite(out_channels, gate_width(out_channels))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(batch, height, width, in_channels) -> (batch, height / 2, width / 2, out_channels)."""
+        x = self.act_between(self.se(self.depthwise(x)))
         return self.act(self.pointwise(x))
 
 
@@ -181,9 +195,8 @@ class Stage(nn.Module):
         channels = config.embed_dims[index]
         hidden = int(channels * config.mlp_ratios[index])
         if config.downsamples[index]:
-            self.downsample = Downsample(
-                config.embed_dims[index - 1], channels, config.down_patch_size, config.lkc_use_act
-            )
+            kind = GatedDownsample if config.se_downsamples[index] else Downsample
+            self.downsample = kind(config.embed_dims[index - 1], channels, config.down_patch_size, config.lkc_use_act)
         if position := config.pos_embs_shapes[index]:
             self.pos_emb = DepthwiseConv2d(channels, channels, position[0])
         self.blocks: list[nn.Module]
@@ -210,15 +223,16 @@ class Stage(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate computed from the mean of all channels (a sixteenth as wide inside).
+    """Scales each channel by a gate computed from the mean of all channels (timm's ``SqueezeExcite``).
 
-    timm's ``SqueezeExcite`` with ``rd_ratio`` 1/16.
+    Args:
+        width: channels inside.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, width: int):
         super().__init__()
-        self.fc1 = nn.Linear(channels, channels // 16)
-        self.fc2 = nn.Linear(channels // 16, channels)
+        self.fc1 = nn.Linear(channels, width)
+        self.fc2 = nn.Linear(width, channels)
 
     def __call__(self, x: mx.array) -> mx.array:
         """(batch, height, width, channels) -> the same shape."""
@@ -246,7 +260,7 @@ class FinalConv(nn.Module):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         self.depthwise = DepthwiseConv2d(in_channels, out_channels, kernel_size=3)
-        self.se = SqueezeExcite(out_channels)
+        self.se = SqueezeExcite(out_channels, out_channels // 16)
         self.act = GELU()
 
     def __call__(self, x: mx.array) -> mx.array:

@@ -16,13 +16,15 @@ from tokenizers import Tokenizer
 from ..config import FastVlmConfig, check_keys
 from ..errors import UsageError
 from ..files import read_optional_json
+from ..hub import find_checkpoint
 from .encoding import PromptEncoder
 from .images import iter_frames
 from .marks import IMAGE_MARK, PlainText
-from .messages import Messages, check_marks, content_parts, is_image
+from .messages import Messages, check_marks, content_parts, is_image, read_prompt
 from .prepared import Image, ImageSettings
 from .preprocess import MAX_IMAGE_SIZE, make_image
 from .provenance import Author, Piece, concatenated, written_by
+from .saving import write_processor
 from .settings import read_image_settings
 from .template import DEFAULT_TEMPLATE, compile_template, read_template
 from .tokenizer import (
@@ -103,6 +105,25 @@ class FastVlmProcessor:
         except (TypeError, AttributeError, KeyError, OverflowError) as error:  # a list for a word, and such
             raise ValueError(f"The tokenizer or processor files in {folder} are malformed ({error}).") from None
 
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | Path, *, revision: str | None = None) -> FastVlmProcessor:
+        """The processor of a folder, a hub id or "demo"; of a hub repository no weights are downloaded.
+
+        Raises:
+            FileNotFoundError, OSError, ValueError: as for :func:`mlx_fastvlm.load`.
+        """
+        folder = find_checkpoint(path_or_repo, revision, needed=("*.json", "merges.txt", "*.jinja"))
+        return cls.from_folder(folder, FastVlmConfig.from_file(folder / "config.json"))
+
+    def save_pretrained(self, folder: str | Path):
+        """Write tokenizer, template and image settings to a folder, which is made if there is none.
+
+        The model's ``config.json`` has to be there too for :meth:`from_pretrained`; its ``save_pretrained`` writes it.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_processor(folder, Tokenizer.from_str(self.tokenizer.to_str()), self, self.chat_template)
+
     # Images
 
     def preprocess(self, images: ImageSource | list[ImageSource], image_size: int | None = None) -> mx.array:
@@ -172,14 +193,48 @@ class FastVlmProcessor:
 
     # Text
 
-    def apply_chat_template(self, messages: Messages, add_generation_prompt: bool = True) -> str:
-        """Messages -> the prompt as text, one ``<image>`` for each image.
+    def apply_chat_template(
+        self,
+        messages: Messages | list[Messages],
+        add_generation_prompt: bool = True,
+        *,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        image_size: int | None = None,
+        padding_side: str = "left",
+    ) -> Any:
+        """Messages -> the prompt as text, one ``<image>`` for each image; or token ids, or the model's inputs.
 
         Args:
             messages: dicts of ``role`` and ``content``; the content is a string, which may hold ``<image>`` marks, or
                 a list of parts: ``{"type": "text", "text": ...}`` and ``{"type": "image"}`` (or OpenAI's
-                ``"image_url"``; where an image comes from does not matter here).
+                ``"image_url"``; where an image comes from matters with ``return_dict`` only). Or several such
+                conversations, for one prompt each.
+            add_generation_prompt: end with the beginning of an answer; transformers' default is not to.
+            tokenize: return token ids, as :meth:`encode_chat` gives them.
+            return_dict: with ``tokenize``, return what :meth:`__call__` returns, the messages' own images among it.
+            image_size, padding_side: see :meth:`__call__`.
+
+        Raises:
+            ValueError: for ``return_dict`` without ``tokenize``, malformed messages, or an image without a source.
         """
+        several = bool(messages) and isinstance(messages[0], list)
+        chats: Any = messages if several else [messages]
+        if return_dict and not tokenize:
+            raise UsageError("return_dict gives token ids and pixels; add tokenize=True.")
+        if not return_dict:
+            make: Any = partial(self.encode_chat, image_size=image_size) if tokenize else self._prompt_text
+            made = [make(chat, add_generation_prompt) for chat in chats]
+            return made if several else made[0]
+        read = [read_prompt(chat, None, lambda source: self.prepare(source, image_size)) for chat in chats]
+        rows = [self.encode_chat(chat, add_generation_prompt, image_size) for chat, _ in read]
+        inputs = self.pad(rows, padding_side)
+        images = [image for _, found in read for image in found]
+        if images:
+            inputs["pixel_values"] = self.preprocess(images, image_size)
+        return inputs
+
+    def _prompt_text(self, messages: Messages, add_generation_prompt: bool) -> str:
         return "".join(piece.text for piece in self._render(messages, add_generation_prompt))
 
     def encode(self, text: str, image_size: int | None = None) -> list[int]:
@@ -204,10 +259,16 @@ class FastVlmProcessor:
         """What a token adds to a text, which may be part of a character; b"" for special tokens."""
         return token_bytes(self.tokenizer, id)
 
-    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """Token ids -> text. Image placeholders are left out."""
-        ids = [id for id in ids if id != self.image_token_id]
-        return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+    def decode(self, ids: Iterable[int] | mx.array, skip_special_tokens: bool = True) -> str:
+        """Token ids, a list or an array of one dimension -> text. Image placeholders are left out."""
+        listed: Any = ids.tolist() if isinstance(ids, mx.array) else ids
+        shown = [id for id in listed if id != self.image_token_id]
+        return self.tokenizer.decode(shown, skip_special_tokens=skip_special_tokens)
+
+    def batch_decode(self, rows: Iterable[Iterable[int]] | mx.array, skip_special_tokens: bool = True) -> list[str]:
+        """The text of each row, as :meth:`decode` gives it."""
+        listed: Any = rows.tolist() if isinstance(rows, mx.array) else rows
+        return [self.decode(row, skip_special_tokens) for row in listed]
 
     def detokenizer(self) -> Detokenizer:
         """For streaming: text piece by piece, never half a character."""

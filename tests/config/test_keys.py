@@ -26,6 +26,7 @@ PLACES = {
 FIVE = [1, 2, 1, 2, 1]
 # Another value of each honoured key, with others that have to be there for it to matter.
 TOWER = {
+    "se_downsamples": {"se_downsamples": [False, True, False, False, False]},
     "layers": {"layers": [1, 1, 1, 1, 1]},
     "embed_dims": {"embed_dims": [32, 64, 128, 256, 512]},
     "mlp_ratios": {"mlp_ratios": [2, 2, 2, 2, 2]},
@@ -39,6 +40,7 @@ TOWER = {
     "downsamples": {"downsamples": [True] * 5, "embed_dims": [32, 32, 64, 128, 256]},
 }
 TEXT = {
+    "hidden_act": {"hidden_act": "gelu"},
     "hidden_size": {"hidden_size": 128},
     "intermediate_size": {"intermediate_size": 32},
     "num_hidden_layers": {"num_hidden_layers": 2},
@@ -58,12 +60,28 @@ TEXT = {
     "eos_token_id": {"eos_token_id": 7},
     "tie_word_embeddings": {"tie_word_embeddings": False},
 }
+LLAMA3 = {"rope_type": "llama3", "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 CHANGES = {
     "text_config": TEXT,
     "rope_parameters": {
         "rope_type": {"rope_type": "yarn"},
         "type": {"type": "dynamic"},
         "rope_theta": {"rope_theta": 500.0},
+        "factor": {"rope_type": "linear", "factor": 2.0},
+        "low_freq_factor": LLAMA3 | {"low_freq_factor": 2.0},
+        "high_freq_factor": LLAMA3 | {"high_freq_factor": 8.0},
+        **{
+            name: {"rope_type": "yarn", name: value}
+            for name, value in {
+                "original_max_position_embeddings": 100,
+                "attention_factor": 1.5,
+                "beta_fast": 16.0,
+                "beta_slow": 2.0,
+                "mscale": 2.0,
+                "mscale_all_dim": 2.0,
+                "truncate": False,
+            }.items()
+        },
     },
     "vision_config": {
         **TOWER,
@@ -96,14 +114,13 @@ CHANGES = {
 }
 # A value of each refused key that asks for what is not done; and one that asks for what is done anyway.
 REFUSED = {
-    "hidden_act": ("gelu", "silu"),
+    "attention_bias": (False, True),
     "model_type": ("llama", "qwen2"),
     "partial_rotary_factor": (0.5, 1.0),
     "rope_traditional": (True, False),
     "full_attention": ({"rope_theta": 7.0}, None),
     "sliding_attention": ({"rope_theta": 7.0}, None),
     "pos_embs": ([None, None, None, None, "RepConditionalPosEnc"], [None] * 5),
-    "se_downsamples": ([False, True, False, False, False], [False] * 5),
     "fork_feat": (True, False),
     "features_only": (True, False),
     "in_chans": (1, 3),

@@ -271,7 +271,7 @@ def test_what_is_fused_is_one_kernel(name):
 def test_means_of_channels(side):
     mx.random.seed(0)
     x = mx.random.normal((2, side, side, 32)) + 3
-    layer = vision.SqueezeExcite(32)
+    layer = vision.SqueezeExcite(32, 2)
     expected = layer.means(x)
     assert mx.allclose(specialize(layer, mx.gpu).means(x), expected, rtol=1e-6)
     assert mx.allclose(layer.means(x, mx.arange(32) * 1.0), expected + mx.arange(32), rtol=1e-6)

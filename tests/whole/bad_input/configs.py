@@ -46,10 +46,18 @@ CASES = {
     "config: rope_theta 0": model("rope_theta must be a positive", config(rope_theta=0)),
     "config: rope_theta a list": model("got [1]", config(rope_theta=[1])),
     "config: a rope of another kind": model(
-        "'yarn' is not supported", config(rope_scaling={"type": "yarn", "factor": 4.0})
+        "'longrope' is not supported", config(rope_scaling={"type": "longrope", "factor": 4.0})
     ),
-    "config: rope_parameters a text": model("is malformed", config(rope_parameters="default")),
-    "config: another activation": model("'relu2' is not supported", config(hidden_act="relu2")),
+    "config: a rope without its factor": model("'linear' needs factor", config(rope_scaling={"type": "linear"})),
+    "config: a rope stretched by nothing": model(
+        "factor must be a positive", config(rope_scaling={"type": "yarn", "factor": 0})
+    ),
+    "config: frequencies in the wrong order": model(
+        "below high_freq_factor",
+        config(rope_scaling={"type": "llama3", "factor": 2, "low_freq_factor": 4, "high_freq_factor": 1}),
+    ),
+    "config: rope_parameters a text": model("must be an object", config(rope_parameters="default")),
+    "config: another activation": model("'hardswish' is not supported", config(hidden_act="hardswish")),
     "config: an activation that is a number": model("hidden_act 3 is not supported", config(hidden_act=3)),
     "config: windows of no tokens": model(
         "sliding_window", config(use_sliding_window=True, sliding_window=0, max_window_layers=0)

@@ -1,0 +1,47 @@
+"""What transformers' users type first on a model: ``use_cache``, ``.model``, ``.dtype``, ``.num_parameters()``."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten
+
+from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, FastVlmModel
+from tests.support import small
+
+
+@pytest.fixture
+def model():
+    mx.random.seed(0)
+    return FastVlmForConditionalGeneration(FastVlmConfig(small.VISION, small.TEXT, tie_word_embeddings=True))
+
+
+def test_use_cache_gives_filled_caches(model):
+    ids = mx.array([[5, 9, 12, 7]])
+    first = model(ids[:, :3], use_cache=True)
+    assert [cache.offset for cache in first.past_key_values] == [3] * small.TEXT["num_hidden_layers"]
+    second = model(ids[:, 3:], past_key_values=first.past_key_values, use_cache=True)
+    assert second.past_key_values is first.past_key_values
+    assert mx.allclose(second.logits[:, -1], model(ids).logits[:, -1], atol=1e-4)
+    assert model(ids).past_key_values is None
+    assert model(ids, use_cache=False).past_key_values is None
+
+
+def test_model_is_the_parts_without_the_head(model):
+    part, ids = model.model, mx.array([[5, 9, 12]])
+    assert type(part) is FastVlmModel
+    assert part.language_model is model.language_model
+    hidden = part(ids).last_hidden_state
+    assert mx.array_equal(model.logits(hidden), model(ids).logits)
+    assert part.training == model.training
+    assert "model" not in dict(tree_flatten(model.parameters()))
+
+
+def test_dtype_and_number_of_parameters(model):
+    total = sum(x.size for _, x in tree_flatten(model.parameters()))
+    assert (model.dtype, model.num_parameters()) == (mx.float32, total)
+    model.vision_tower.freeze()
+    frozen = sum(x.size for _, x in tree_flatten(model.vision_tower.parameters()))
+    assert model.num_parameters(only_trainable=True) == total - frozen
+    nn.quantize(model, group_size=32, bits=4, class_predicate=lambda path, _: "proj" in path and "layers" in path)
+    assert model.num_parameters() == total
+    assert model.dtype == mx.float32
