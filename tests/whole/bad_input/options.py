@@ -144,7 +144,7 @@ CALLS = {
     "a text for the bytes of prefixes": (lambda m: PrefixCache("many"), "must be a whole number"),
     "no batch size": (lambda m: batch_generate(*m, ["Hi"], batch_size=None), "must be a whole number"),
     "conversations for one": (
-        lambda m: m[1].apply_chat_template([[{"role": "user", "content": "Hi"}]]),
+        lambda m: m[1].encode_chat([[{"role": "user", "content": "Hi"}]]),
         "several conversations",
     ),
     "images of other prompts": (lambda m: m[1](text=["<image>"], images=[[], []]), "2 lists of images for 1 prompts"),
