@@ -73,11 +73,16 @@ def tried(case: Case, converter: Converter | None = None) -> Outcome:
 
 
 def _kept_by_mlx_vlm(case: Case) -> Case:
-    """In place of what its converter loses: an image size that only the tower's name or ``processor_config.json`` says
-    (it writes 1024), and a head of its own where the configuration says that there is none."""
-    head = "own" if case["head"] == "own though tied" else case["head"]
-    settings = case["settings"] or {"do_convert_rgb": True}
-    return {"head": head, "settings": settings, "settings' place": "preprocessor_config.json"}
+    """In place of what its converter does not take, the training form and heads of an own width, and of what it loses:
+    an image size that only the tower's name or ``processor_config.json`` says (it writes 1024), and a head of its own
+    where the configuration says that there is none."""
+    return {
+        "training": False,
+        "hidden_size": "heads",
+        "head": "own" if case["head"] == "own though tied" else case["head"],
+        "settings": case["settings"] or {"do_convert_rgb": True},
+        "settings' place": "preprocessor_config.json",
+    }
 
 
 def _compared(case: Case, folder: Path, largest: dict[str, float], converter: Converter | None) -> Outcome:
