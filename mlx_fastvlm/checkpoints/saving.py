@@ -34,7 +34,7 @@ def save(
     """Write a model, and with ``processor`` all that ``load`` needs, to a new folder.
 
     Args:
-        model: a FastVLM with its head, of this config.
+        model: a FastVLM of this config, with its head or without.
         layout: "mlx", which holds every model; "transformers", for its ``from_pretrained``; or "mlx-vlm", for that and
             mlx-swift-lm.
         processor: its tokenizer, template and image settings are written beside the weights. transformers' layout
@@ -53,7 +53,11 @@ def save(
     target = TARGETS.get(layout)
     if target:
         target.check(config, modules)
-    weights = Weights(dict(tree_flatten(model.parameters())), modules, "lm_head" not in model, "mlx-fastvlm")
+    headless = not getattr(model, "has_head", True)
+    if headless and layout == "mlx-vlm" and not config.tie_word_embeddings:
+        raise ValueError("mlx-vlm has no model without a head; save a FastVlmForConditionalGeneration instead.")
+    tied = config.tie_word_embeddings if headless else "lm_head" not in model
+    weights = Weights(dict(tree_flatten(model.parameters())), modules, tied, "mlx-fastvlm")
     _check_layers(model, weights, config)
     config = replace(
         config,
@@ -69,6 +73,8 @@ def save(
             if processor is not None:
                 tokenizer = Tokenizer.from_str(processor.tokenizer.to_str())
                 write_processor(unfinished, tokenizer, processor, processor.chat_template)
+        if headless and not tied:
+            described["architectures"] = ["FastVlmModel"]  # or the head would be taken for the embedding
         write_tensors(unfinished, weights.tensors, made_for=target.made_for if target else "mlx")
         write_json(unfinished / "config.json", described)
 

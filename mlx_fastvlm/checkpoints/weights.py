@@ -133,11 +133,14 @@ class Weights:
         return self.tensors["language_model.norm.weight"].dtype
 
 
-def read_weights(folder: Path, config: FastVlmConfig, vision_from: Path | None = None) -> Weights:
+def read_weights(
+    folder: Path, config: FastVlmConfig, vision_from: Path | None = None, headless: bool = False
+) -> Weights:
     """A checkpoint's weights in this package's form. Whether they fit its config shows when a model is built of them.
 
     Args:
         vision_from: the folder of another checkpoint, of the same tower, whose tower is taken instead.
+        headless: for a model without a head: leave that out, and miss none.
 
     Raises:
         ValueError: where there is no tower, or a quantized tensor contradicts the config.
@@ -154,12 +157,14 @@ def read_weights(folder: Path, config: FastVlmConfig, vision_from: Path | None =
             "beside it holds that; take the tower from another checkpoint with "
             "`convert.py --vision-from apple/FastVLM-0.5B`."
         )
-    if not layout.has_head and not config.tie_word_embeddings:
+    if headless:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
+    elif not config.tie_word_embeddings and not (layout.has_head and _has_head(tensors, config)):
         raise ValueError(
-            f"{folder} was saved from {layout.name}, without the head, and its config.json does not tie that to the "
+            f"{folder} was saved from a FastVlmModel, without the head, and its config.json does not tie that to the "
             "embedding; save a FastVlmForConditionalGeneration instead."
         )
-    tied = _is_tied(tensors, config, folder)
+    tied = config.tie_word_embeddings if headless else _is_tied(tensors, config, folder)
     if tied:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("lm_head.")}
     modules = quantization.quantized_modules(tensors, config.quantization, sources)
@@ -203,6 +208,11 @@ def _canonical(folder: Path, config: FastVlmConfig) -> tuple[dict[str, mx.array]
             name: tensor.transpose(0, 2, 3, 1) if tensor.ndim == 4 else tensor for name, tensor in tensors.items()
         }
     return {new: tensors[old] for old, new in names.items()}, {new: old for old, new in names.items()}, layout
+
+
+def _has_head(tensors: dict[str, mx.array], config: FastVlmConfig) -> bool:
+    """Whether there is a head, or whoever wrote the file meant the embedding by leaving it out."""
+    return config.extra.get("architectures") != ["FastVlmModel"] or any(x.startswith("lm_head.") for x in tensors)
 
 
 def _is_tied(tensors: dict[str, mx.array], config: FastVlmConfig, folder: Path) -> bool:

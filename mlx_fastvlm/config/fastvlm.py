@@ -14,7 +14,7 @@ from ..hub import find_checkpoint
 from .keys import check_keys
 from .layouts import READERS
 from .text import TextConfig, read_text_config
-from .values import without
+from .values import as_json, without
 from .vision import VisionConfig, read_vision_config
 
 # Keys that what this package writes replaces. "auto_map" names code for transformers to run: of no use any more.
@@ -73,12 +73,14 @@ class FastVlmConfig:
 
     def __post_init__(self):
         if isinstance(self.vision_config, dict):
-            self.extra = {"vision_config": self.vision_config, **self.extra}
-            self.vision_config = read_vision_config(self.vision_config)
+            vision: dict[str, Any] = as_json(self.vision_config)
+            self.extra = {"vision_config": vision, **self.extra}
+            self.vision_config = read_vision_config(vision)
         if isinstance(self.text_config, dict):
-            self.extra = {"text_config": self.text_config, **self.extra}
-            check_keys("text_config", self.text_config)
-            self.text_config = read_text_config(self.text_config)
+            text: dict[str, Any] = as_json(self.text_config)
+            self.extra = {"text_config": text, **self.extra}
+            check_keys("text_config", text)
+            self.text_config = read_text_config(text)
         for id in (self.image_token_id, *self.eos_token_id):
             if isinstance(id, bool) or not isinstance(id, int) or abs(id) >= 2**31:
                 raise ValueError(f"A token id must be a 32-bit number, got {short(id)}.")
@@ -117,6 +119,7 @@ class FastVlmConfig:
                 f"expected one of {', '.join(map(repr, READERS))}."
             )
         try:
+            config = as_json(config)
             check_keys("config.json", config)
             return cls(**read(config), extra=config)
         except (TypeError, AttributeError, KeyError, IndexError, OverflowError) as error:  # a list for a word, and such

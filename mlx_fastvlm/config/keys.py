@@ -71,6 +71,8 @@ _TEXT = {
         """,
     ),
     **_all(HARMLESS, "attention_dropout pretraining_tp"),
+    # In transformers' own test configuration; its Qwen2 does not read them.
+    **_all(HARMLESS, "is_training hidden_dropout_prob attention_probs_dropout_prob"),
     "attention_bias": _only(True, why="Qwen2's queries, keys and values have biases, in transformers too"),
     "model_type": _only("qwen2", "llava_qwen2", "fast_vlm", why="the decoder must be a Qwen2, 'qwen2'"),
     "partial_rotary_factor": _only(1, why="all of a head is rotated"),
@@ -103,6 +105,7 @@ _VISION = {
     **_TOWER,
     **_all(HONOURED, "architecture image_size hidden_size model_args"),
     **_all(HARMLESS, "do_pooling global_pool intermediate_size patch_size projection_dim pretrained_cfg"),
+    "num_channels": _only(3, why="images are RGB"),
 }
 
 _TIMM = {
@@ -140,6 +143,7 @@ _WHOLE = {
         tokenizer_padding_side image_seq_length quantization_config generation_config
         """,
     ),
+    "ignore_index": _only(-100, why="labels of -100 are left out of the loss"),
     "mm_use_im_start_end": _only(False, why="no tokens are put around an image"),
 }
 

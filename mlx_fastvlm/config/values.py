@@ -53,6 +53,13 @@ def first(values: dict[str, Any], *names: str, default: Any = None) -> Any:
     return next((values[name] for name in names if values.get(name) is not None), default)
 
 
+def as_json(value: Any) -> Any:
+    """The same with lists for tuples, as a file would say it; Python's callers may write either."""
+    if isinstance(value, dict):
+        return {key: as_json(item) for key, item in value.items()}
+    return [as_json(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 def as_ids(value: Any) -> list[int]:
     """Token ids as files state them: one, several, or none (null)."""
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]

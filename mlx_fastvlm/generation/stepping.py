@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
+from mlx.utils import tree_map
 
 from ..cache.kv import KVCache
 from ..errors import UsageError, require, require_whole
@@ -37,8 +38,8 @@ class TensorOptions:
         stopping_criteria: functions of (all ids (rows, length), scores or None) that return whether rows end: a bool,
             or one for each row.
         logits_processor: functions of (all ids, logits (rows, vocabulary)) that return changed logits.
-        return_dict_in_generate: return a :class:`GenerateOutput`; ``output_scores`` and ``output_logits`` fill its
-            fields.
+        return_dict_in_generate: return a :class:`GenerateOutput`; ``output_scores``, ``output_logits``,
+            ``output_hidden_states`` and ``output_attentions`` fill its fields.
 
     Raises:
         UsageError: for a value that an argument can't have.
@@ -65,6 +66,8 @@ class TensorOptions:
     return_dict_in_generate: bool = False
     output_scores: bool = False
     output_logits: bool = False
+    output_hidden_states: bool = False
+    output_attentions: bool = False
 
     def __post_init__(self):
         for name, least in (("num_beams", 1), ("num_return_sequences", 1)):
@@ -106,20 +109,28 @@ class Record:
     sequences_scores: mx.array | None = None
 
 
+_APART = ("attention_mask", "past_key_values")
+_ROWS = ("input_ids", "inputs_embeds")
+
+
 class Decoder:
     """A batch on its way: its caches, and what the next step needs.
 
     Attributes:
         ids: (rows, length), all so far; empty prompts where embeddings were given.
         prompt: length of the prompts.
+        hidden_states, attentions: of each step, those of the layers, where the options ask for them.
     """
 
-    def __init__(self, model: FastVlmForConditionalGeneration, inputs: dict[str, Any]):
+    def __init__(self, model: FastVlmForConditionalGeneration, inputs: dict[str, Any], options: TensorOptions):
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
         if (ids is None) == (embeds is None):
             raise UsageError("Give model.generate exactly one of input_ids and inputs_embeds.")
         self._model, self._mask = model, inputs.get("attention_mask")
-        self.caches: list[Any] = [KVCache() for _ in model.language_model.layers]
+        self.hidden_states: list[tuple[mx.array, ...]] = []
+        self.attentions: list[tuple[mx.array, ...]] = []
+        names = ("output_hidden_states", "output_attentions")
+        self._shown: Any = {name: True for name in names if getattr(options, name)}
         given: Any = ids if embeds is None else embeds
         rows, length = given.shape[:2]
         if self._mask is not None:
@@ -132,20 +143,43 @@ class Decoder:
                 self._mask = None
         self.ids = mx.zeros((rows, 0), mx.int32) if ids is None else mx.array(ids).astype(mx.int32)
         self.prompt = self.ids.shape[1]
-        self._inputs = {name: value for name, value in inputs.items() if value is not None and name != "attention_mask"}
+        self.caches: list[Any] = inputs.get("past_key_values") or [KVCache() for _ in model.language_model.layers]
+        self._known = self._count_known(length)
+        self._inputs = {name: value for name, value in inputs.items() if value is not None and name not in _APART}
+        self._inputs |= {name: self._inputs[name][:, self._known :] for name in _ROWS if name in self._inputs}
+        if self._known and not (self.ids[:, self._known :] == model.config.image_token_id).any().item():
+            self._inputs = {name: value for name, value in self._inputs.items() if name in _ROWS}  # they were read
+
+    def _count_known(self, length: int) -> int:
+        """How many tokens of the prompts the caches hold; ``UsageError`` where that can't be."""
+        known = self.caches[0].offset
+        if not isinstance(known, int):
+            raise UsageError("past_key_values whose rows have offsets of their own can't be gone on from here.")
+        if known >= length:
+            raise UsageError(
+                f"past_key_values hold {known} tokens; give these again and at least one more, got {length}."
+            )
+        return known
 
     def read(self) -> mx.array:
         """The prompts: logits of the next token, (rows, vocabulary), float32."""
         positions = None
         if self._mask is not None:
-            positions = mx.maximum(mx.cumsum(self._mask, axis=1) - 1, 0)
+            positions = mx.maximum(mx.cumsum(self._mask, axis=1) - 1, 0)[:, self._known :]
         out = self._model(
             **self._inputs,
             attention_mask=self._mask,
             position_ids=positions,
             past_key_values=self.caches,
             logits_to_keep=1,
+            **self._shown,
         )
+        return self._seen(out)
+
+    def _seen(self, out: Any) -> mx.array:
+        """Of an output, the last logits; the rest is kept as far as it is asked for."""
+        self.hidden_states += [out.hidden_states] if out.hidden_states else []
+        self.attentions += [out.attentions] if out.attentions else []
         return out.logits[:, -1].astype(mx.float32)
 
     def repeat(self, times: int):
@@ -153,13 +187,15 @@ class Decoder:
         if times > 1:
             self.take(mx.repeat(mx.arange(self.ids.shape[0]), times))
             self.ids = mx.repeat(self.ids, times, axis=0)
+            for shown in (self.hidden_states, self.attentions):
+                shown[:] = [tuple(mx.repeat(x, times, axis=0) for x in step) for step in shown]
             if self._mask is not None:
                 self._mask = mx.repeat(self._mask, times, axis=0)
 
     def take(self, rows: mx.array):
         """Let these rows' caches be the rows' now."""
         for cache in self.caches:
-            cache.keys, cache.values = cache.keys[rows], cache.values[rows]
+            cache.keys, cache.values = (tree_map(lambda x: x[rows], part) for part in (cache.keys, cache.values))
 
     def step(self, tokens: mx.array) -> mx.array:
         """One more token for each row, (rows,): the logits behind it, as :meth:`read` gives them."""
@@ -168,9 +204,13 @@ class Decoder:
             self._mask = mx.concatenate([self._mask, mx.ones((self._mask.shape[0], 1), mx.int32)], axis=1)
             positions = self._mask.sum(axis=1, keepdims=True) - 1
         out = self._model(
-            tokens[:, None], attention_mask=self._mask, position_ids=positions, past_key_values=self.caches
+            tokens[:, None],
+            attention_mask=self._mask,
+            position_ids=positions,
+            past_key_values=self.caches,
+            **self._shown,
         )
-        return out.logits[:, -1].astype(mx.float32)
+        return self._seen(out)
 
 
 def stopped(ids: mx.array, ends: list[int], options: TensorOptions, record: Record) -> mx.array:

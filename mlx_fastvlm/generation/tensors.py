@@ -21,7 +21,7 @@ from .stepping import Decoder, Record, TensorOptions, stopped
 if TYPE_CHECKING:
     from ..models.fastvlm import FastVlmForConditionalGeneration
 
-INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "attention_mask", "mm_encoder_outputs")
+INPUTS = ("input_ids", "inputs_embeds", "pixel_values", "attention_mask", "mm_encoder_outputs", "past_key_values")
 # Arguments of transformers that say how, not what; other values than these would be passed over.
 FIXED: dict[str, tuple[Any, ...]] = {
     "use_cache": (None, True),
@@ -42,6 +42,7 @@ _INSTEAD = {
     "tokenizer": "take mlx_fastvlm.generate(..., stop=...)",
     "prompt_lookup_num_tokens": "leave it out; there is no assisted decoding",
     "assistant_model": "leave it out; there is no assisted decoding",
+    "cache_implementation": "give past_key_values=make_cache(model, ...)",
 }
 
 
@@ -56,6 +57,8 @@ class GenerateOutput:
         logits: of each step, the model's own.
         sequences_scores: (rows x num_return_sequences,), of beams.
         past_key_values: the filled caches, one a layer.
+        hidden_states, attentions: of each step, of each layer, as the model gives them: the first step's are the whole
+            prompt's, the others' one token's.
     """
 
     sequences: mx.array
@@ -63,6 +66,8 @@ class GenerateOutput:
     logits: tuple[mx.array, ...] | None = None
     sequences_scores: mx.array | None = None
     past_key_values: list[Any] | None = None
+    hidden_states: tuple[tuple[mx.array, ...], ...] | None = None
+    attentions: tuple[tuple[mx.array, ...], ...] | None = None
 
 
 def read_options(arguments: dict[str, Any]) -> tuple[dict[str, Any], TensorOptions]:
@@ -90,7 +95,8 @@ def generate_ids(model: FastVlmForConditionalGeneration, **arguments: Any) -> mx
 
     Args:
         arguments: ``input_ids`` (rows, length), or ``inputs_embeds``; ``pixel_values``, ``attention_mask`` with padding
-            on the left; and the fields of :class:`TensorOptions`.
+            on the left; ``past_key_values``, caches that hold the beginning of the prompts, which are given whole; and
+            the fields of :class:`TensorOptions`.
 
     Returns:
         Prompts and what follows, (rows x num_return_sequences, length), int32; or a :class:`GenerateOutput`.
@@ -99,7 +105,7 @@ def generate_ids(model: FastVlmForConditionalGeneration, **arguments: Any) -> mx
         UsageError: for an argument that is not known, or a value that it can't have.
     """
     inputs, options = read_options(arguments)
-    decoder = Decoder(model, inputs)
+    decoder = Decoder(model, inputs, options)
     eos = options.eos_token_id if options.eos_token_id is not None else model.config.eos_token_id
     ends = [eos] if isinstance(eos, int) else list(eos)
     pad = options.pad_token_id if options.pad_token_id is not None else (ends or [0])[0]
@@ -114,6 +120,8 @@ def generate_ids(model: FastVlmForConditionalGeneration, **arguments: Any) -> mx
         tuple(record.logits) if options.output_logits else None,
         record.sequences_scores,
         decoder.caches,
+        tuple(decoder.hidden_states) or None,
+        tuple(decoder.attentions) or None,
     )
 
 

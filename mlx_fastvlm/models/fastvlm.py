@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,14 +18,18 @@ from ..config import FastVlmConfig
 from ..hub import find_checkpoint, upload
 from .counting import count_parameters
 from .depthwise import prove
-from .language import ATTENTIONS, Qwen2Model
+from .language import ATTENTIONS, DecoderLayer, Qwen2Model
 from .loading import load_model
+from .loss import causal_lm_loss
 from .outputs import FastVlmCausalLMOutputWithPast, FastVlmModelOutputWithPast
 from .placeholders import check_count, fill, signed
 from .projector import FastVlmMultiModalProjector
 from .public import public
 from .threads import end_streams_with_thread
 from .vision import FastViTHD
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class FastVlmModel(nn.Module):
@@ -34,7 +38,10 @@ class FastVlmModel(nn.Module):
     Attributes:
         config: its :class:`FastVlmConfig`.
         vision_tower, multi_modal_projector, language_model: the three parts, each of use alone.
+        has_head: whether this class has one.
     """
+
+    has_head = False
 
     def __init__(self, config: FastVlmConfig):
         super().__init__()
@@ -42,6 +49,55 @@ class FastVlmModel(nn.Module):
         self.vision_tower = FastViTHD(config.vision_config)
         self.multi_modal_projector = FastVlmMultiModalProjector(config)
         self.language_model = Qwen2Model(config.text_config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo: str | Path,
+        *,
+        dtype: str | mx.Dtype | None = None,
+        revision: str | None = None,
+        lazy: bool = False,
+        attn_implementation: str = "sdpa",
+    ) -> Self:
+        """The model of a checkpoint of any layout, without its processor; arguments and errors as for ``load``.
+
+        A :class:`FastVlmModel` leaves out the head, and needs none.
+
+        Args:
+            attn_implementation: see :meth:`set_attn_implementation`.
+        """
+        folder = find_checkpoint(path_or_repo, revision)
+        model = load_model(cls, folder, FastVlmConfig.from_file(folder / "config.json"), dtype=dtype)
+        if not lazy:
+            mx.eval(model.parameters())
+            prove(model.vision_tower, model.config.vision_config.image_size, model.vision_tower.dtype)
+        model.set_attn_implementation(attn_implementation)
+        return model
+
+    def save_pretrained(self, folder: str | Path, *, layout: str = "mlx", processor: Any = None, force: bool = False):
+        """Write the model as a checkpoint; see ``checkpoints/saving.py``, which does it.
+
+        A :class:`FastVlmModel` is written without a head, for :class:`FastVlmModel` again, or where its config ties the
+        head to the embedding for any class.
+        """
+        end_streams_with_thread()
+        save(self, self.config, folder, layout=layout, processor=processor, force=force)
+
+    def push_to_hub(self, repo_id: str, *, layout: str = "mlx", processor: Any = None, private: bool = True):
+        """Save to a temporary folder and upload that to a repository of the hub, which is made if there is none.
+
+        Args:
+            layout, processor: see :meth:`save_pretrained`.
+            private: False makes the repository public; think of the weights' licence.
+
+        Raises:
+            OSError: the upload failed.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            self.save_pretrained(folder, layout=layout, processor=processor)
+            upload(folder, repo_id, not private)
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -55,6 +111,11 @@ class FastVlmModel(nn.Module):
             only_trainable: leave out what is frozen.
         """
         return count_parameters(self, only_trainable)
+
+    @property
+    def layers(self) -> list[DecoderLayer]:
+        """The decoder's, where mlx-lm's tools look for them (``make_prompt_cache``, ``linear_to_lora_layers``)."""
+        return self.language_model.layers
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The token embedding; its ``weight`` is (vocabulary size, text hidden size)."""
@@ -113,6 +174,11 @@ class FastVlmModel(nn.Module):
                 f"attn_implementation must be one of {', '.join(ATTENTIONS)}, got {attn_implementation!r}."
             )
         self.language_model.attn_implementation = attn_implementation
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether :meth:`gradient_checkpointing_enable` was called last."""
+        return self.language_model.gradient_checkpointing
 
     def gradient_checkpointing_enable(self):
         """Train with less memory and more time: blocks and layers keep their inputs only (``mx.checkpoint``).
@@ -292,53 +358,12 @@ class FastVlmForConditionalGeneration(FastVlmModel):
     the other parts under ``model``; here they are the model's own.
     """
 
+    has_head = True
+
     def __init__(self, config: FastVlmConfig):
         super().__init__(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path_or_repo: str | Path,
-        *,
-        dtype: str | mx.Dtype | None = None,
-        revision: str | None = None,
-        lazy: bool = False,
-        attn_implementation: str = "sdpa",
-    ) -> FastVlmForConditionalGeneration:
-        """The model of a checkpoint of any layout, without its processor; arguments and errors as for ``load``.
-
-        Args:
-            attn_implementation: see :meth:`set_attn_implementation`.
-        """
-        folder = find_checkpoint(path_or_repo, revision)
-        model = load_model(cls, folder, FastVlmConfig.from_file(folder / "config.json"), dtype=dtype)
-        if not lazy:
-            mx.eval(model.parameters())
-            prove(model.vision_tower, model.config.vision_config.image_size, model.vision_tower.dtype)
-        model.set_attn_implementation(attn_implementation)
-        return model
-
-    def save_pretrained(self, folder: str | Path, *, layout: str = "mlx", processor: Any = None, force: bool = False):
-        """Write the model as a checkpoint; see ``checkpoints/saving.py``, which does it."""
-        end_streams_with_thread()
-        save(self, self.config, folder, layout=layout, processor=processor, force=force)
-
-    def push_to_hub(self, repo_id: str, *, layout: str = "mlx", processor: Any = None, private: bool = True):
-        """Save to a temporary folder and upload that to a repository of the hub, which is made if there is none.
-
-        Args:
-            layout, processor: see :meth:`save_pretrained`.
-            private: False makes the repository public; think of the weights' licence.
-
-        Raises:
-            OSError: the upload failed.
-        """
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "model"
-            self.save_pretrained(folder, layout=layout, processor=processor)
-            upload(folder, repo_id, not private)
 
     @property
     def model(self) -> FastVlmModel:
@@ -431,12 +456,15 @@ class FastVlmForConditionalGeneration(FastVlmModel):
         output_attentions: bool = False,
         mm_encoder_outputs: dict[str, mx.array] | None = None,
         use_cache: bool | None = None,
+        shift_labels: mx.array | None = None,
     ) -> FastVlmCausalLMOutputWithPast:
         """Run the model; the arguments of :class:`FastVlmModel`, and these:
 
         Args:
             labels: (batch, length), what ``input_ids`` should have been; -100 is left out. The loss is the mean cross
                 entropy of each position's logits against the next position's label.
+            shift_labels: (batch, length), beside ``labels``: what each position should lead to, taken as it is. Rows
+                that are cut in pieces need it.
             logits_to_keep: only the last so many positions' logits, or those at these indices; 0 is all.
         """
         outputs = super().__call__(
@@ -460,33 +488,10 @@ class FastVlmForConditionalGeneration(FastVlmModel):
             hidden = hidden[:, -logits_to_keep:]
         logits = self.logits(hidden)
         return FastVlmCausalLMOutputWithPast(
-            None if labels is None else causal_lm_loss(logits, labels),
+            None if labels is None else causal_lm_loss(logits, labels, shift_labels),
             logits,
             outputs.past_key_values,
             outputs.hidden_states,
             outputs.attentions,
             outputs.image_hidden_states,
         )
-
-
-def causal_lm_loss(logits: mx.array, labels: mx.array) -> mx.array:
-    """Mean cross entropy of predicting the next label, in float32.
-
-    Args:
-        logits: (batch, length, vocabulary size).
-        labels: (batch, length), -100 where there is nothing to learn.
-
-    Returns:
-        A scalar; NaN where no label counts, as in transformers.
-
-    Raises:
-        ValueError: where the labels have another length than the logits.
-    """
-    if logits.shape[:2] != labels.shape:
-        raise ValueError(f"labels must have the logits' shape {logits.shape[:2]}, got {tuple(labels.shape)}.")
-    targets = signed(labels)[:, 1:]
-    if targets.size == 0:  # rows of one token: MLX's cross entropy takes no empty array
-        return mx.array(math.nan)
-    counted = targets != -100
-    losses = nn.losses.cross_entropy(logits[:, :-1].astype(mx.float32), mx.where(counted, targets, 0))
-    return (losses * counted).sum() / counted.sum()

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .activations import ACTIVATIONS, SiLU, silu
-from .masks import padded_mask, plain_mask
+from .masks import check_caches, padded_mask, plain_mask
 from .ops import cached_attention, eager_attention
 from .rotary import Rotary
 from .threads import end_streams_with_thread
@@ -201,12 +201,14 @@ class Qwen2Model(nn.Module):
                 from the end, those beyond it mean nothing, and the number 0 is False).
 
         Raises:
-            ValueError: where ``attention_mask`` has another shape, or meets a cache that it can't be combined with; or
-                where layers have windows, and the cache forgets.
+            ValueError: where ``attention_mask`` has another shape, or meets a cache that it can't be combined with;
+                where layers have windows, and the cache forgets; or for caches that are none of a decoder's layers.
         """
         end_streams_with_thread()
         # One type throughout: mxfp4 unpacks embeddings to bfloat16, and in a float16 model all would become float32.
         inputs_embeds = inputs_embeds.astype(self.norm.weight.dtype)
+        if cache:
+            check_caches(cache, len(self.layers))
         masks = self._masks(inputs_embeds, attention_mask, cache)
         caches = cache or [None] * len(self.layers)
         eager = output_attentions or self.attn_implementation == "eager"

@@ -33,7 +33,8 @@ def load_model(
         dtype: see :func:`mlx_fastvlm.load`.
     """
     end_streams_with_thread()
-    return build_model(cls, read_weights(folder, config), config, dtype)
+    headless = not getattr(cls, "has_head", True)
+    return build_model(cls, read_weights(folder, config, headless=headless), config, dtype)
 
 
 def build_model(

@@ -30,6 +30,22 @@ def plain_mask(length: int, cache: Any, window: int | None) -> mx.array | str | 
     return "causal" if length > 1 else None
 
 
+def check_caches(caches: list[Any], layers: int):
+    """``ValueError`` unless there is a cache of keys and values for each layer.
+
+    mlx-lm's other kinds are of other networks: the states of recurrent ones (``ArraysCache``), several caches of a
+    layer (``CacheList``), attention in chunks (``ChunkedKVCache``).
+    """
+    if len(caches) != layers:
+        raise ValueError(f"past_key_values must hold a cache for each of the {layers} layers, got {len(caches)}.")
+    for cache in caches:
+        if not (hasattr(cache, "update_and_fetch") and hasattr(cache, "make_mask")):
+            raise ValueError(
+                f"{type(cache).__name__} can't be in past_key_values, being no cache of a Qwen2 layer's keys and "
+                "values; take make_cache(model), or mlx-lm's KVCache."
+            )
+
+
 def padded_mask(x: mx.array, attention_mask: mx.array, cache: Any, window: int | None) -> mx.array:
     """The mask of a layer where some tokens are padding.
 

@@ -9,11 +9,17 @@ import re
 from importlib.metadata import version
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from mlx_lm.models import cache as mlx_lm
 from mlx_lm.models.base import scaled_dot_product_attention
+from mlx_lm.sample_utils import make_logits_processors, make_sampler
+from mlx_lm.tuner.lora import LoRALinear
+from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from mlx_fastvlm import FastVlmForConditionalGeneration
 from mlx_fastvlm.cache.bounded import BoundedKVCache, BoundedQuantizedKVCache
 from mlx_fastvlm.cache.kv import KVCache
 from mlx_fastvlm.cache.policy import make_cache
@@ -233,3 +239,96 @@ def test_it_equals_mlx_lms_own(filled):
     assert np.array_equal(following(model, caches), following(model, theirs))
     public = {name for name in dir(mlx_lm.KVCache) if not name.startswith("_")}
     assert public - set(dir(KVCache)) == {"from_state", "keys_and_values", "merge"}
+
+
+# All kinds in past_key_values, or a refusal; mlx-lm's samplers, and its tuner's eyes
+
+
+KEEPING = {
+    "KVCache": lambda: mlx_lm.KVCache(),
+    "ConcatenateKVCache": lambda: mlx_lm.ConcatenateKVCache(),
+    "RotatingKVCache": lambda: mlx_lm.RotatingKVCache(64, 4),
+    "BatchKVCache": lambda: mlx_lm.BatchKVCache([0]),
+    "BatchRotatingKVCache": lambda: mlx_lm.BatchRotatingKVCache(64, [0]),
+    "QuantizedKVCache": lambda: mlx_lm.QuantizedKVCache(64, 8),
+}
+OTHERS = {
+    "ArraysCache": lambda: mlx_lm.ArraysCache(2),
+    "CacheList": lambda: mlx_lm.CacheList(mlx_lm.KVCache()),
+    "ChunkedKVCache": lambda: mlx_lm.ChunkedKVCache(64),
+}
+
+
+def test_these_are_all_kinds_there_are():
+    caches = {
+        name
+        for name, kind in vars(mlx_lm).items()
+        if inspect.isclass(kind) and issubclass(kind, mlx_lm._BaseCache) and not name.startswith("_")
+    }
+    assert caches == KEEPING.keys() | OTHERS.keys()
+
+
+@pytest.mark.parametrize("kind", KEEPING)
+def test_a_prompt_and_steps_over_every_kind(kind):
+    model, _ = wide_model()
+    ids = mx.array([[5, 9, 12, 7, 22, 31, 8, 40]])
+    whole, caches = np.array(model(ids).logits), [KEEPING[kind]() for _ in model.layers]
+    pieces = [model(ids[:, a:b], past_key_values=caches).logits for a, b in ((0, 5), (5, 6), (6, 8))]
+    far = np.abs(np.concatenate(pieces, axis=1) - whole).max() / whole.std()
+    assert far < (0.5 if kind == "QuantizedKVCache" else 1e-4)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_caches_of_other_networks_are_refused_by_name(kind):
+    model, _ = wide_model()
+    with pytest.raises(ValueError, match=f"^{kind} can't be in past_key_values.*take make_cache"):
+        model(mx.array([[5]]), past_key_values=[OTHERS[kind]() for _ in model.layers])
+
+
+def test_a_cache_for_each_layer():
+    """Fewer would leave out layers in silence."""
+    model, _ = wide_model()
+    with pytest.raises(ValueError, match="a cache for each of the 3 layers, got 2"):
+        model(mx.array([[5]]), past_key_values=make_cache(model)[:2])
+
+
+def test_mlx_lm_finds_the_layers():
+    model, _ = wide_model()
+    assert [type(cache) for cache in mlx_lm.make_prompt_cache(model)] == [mlx_lm.KVCache] * 3
+    assert len(mlx_lm.make_prompt_cache(model, max_kv_size=8)) == 3
+
+
+def test_mlx_lms_sampler_and_processors_in_a_plain_loop():
+    """Greedy by its sampler, and a bias by its processors, are ``model.generate``'s with the same processors."""
+    model, _ = wide_model()
+    processors = make_logits_processors({7: 3.0}, repetition_penalty=1.3, repetition_context_size=100)
+    sampler, ids = make_sampler(0.0), mx.array([[5, 9, 12]])
+    caches, tokens = make_cache(model), ids[0]
+    step = ids
+    for _ in range(6):
+        logits = model(step, past_key_values=caches).logits[:, -1]
+        for processor in processors:
+            logits = processor(tokens, logits)
+        step = sampler(logits - mx.logsumexp(logits, keepdims=True))[:, None].astype(mx.int32)
+        tokens = mx.concatenate([tokens, step[0]])
+    adapted = [lambda ids, logits, one=one: one(ids[0], logits) for one in processors]
+    expected = model.generate(ids, max_new_tokens=6, logits_processor=adapted)
+    assert tokens.tolist() == expected[0].tolist()
+
+
+def test_mlx_lms_tuner_and_mlxs_quantize():
+    """QLoRA by their own words: quantize, put adapters in, nothing has changed yet, and only they are trained."""
+    config = wide_model()[0].config
+    mx.random.seed(1)
+    model = FastVlmForConditionalGeneration(config)
+    nn.quantize(model.language_model, group_size=32, bits=4)
+    before = np.array(model(mx.array([[5, 9]])).logits)
+    model.freeze()
+    linear_to_lora_layers(model, 2, {"rank": 4, "scale": 2.0, "dropout": 0.0, "keys": ["self_attn.q_proj"]})
+    adapted = [name for name, layer in model.named_modules() if isinstance(layer, LoRALinear)]
+    assert sorted(adapted) == [f"language_model.layers.{i}.self_attn.q_proj" for i in (1, 2)]
+    assert np.array_equal(model(mx.array([[5, 9]])).logits, before)
+    assert {name.rpartition(".")[2] for name, _ in tree_flatten(model.trainable_parameters())} == {"lora_a", "lora_b"}
+    model.layers[2].self_attn.q_proj.lora_b += 0.3
+    changed = np.array(model(mx.array([[5, 9]])).logits)
+    assert not np.allclose(changed, before)

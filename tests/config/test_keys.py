@@ -124,6 +124,8 @@ REFUSED = {
     "fork_feat": (True, False),
     "features_only": (True, False),
     "in_chans": (1, 3),
+    "num_channels": (1, 3),
+    "ignore_index": (0, -100),
     "act_layer": ("relu", None),
     "norm_layer": ("batchnorm2d", None),
     "mm_use_im_start_end": (True, False),
