@@ -15,6 +15,7 @@ COMMANDS = {
     "lora": "fine-tune on own images and answers",
     "fuse": "a model and its adapters to one checkpoint",
     "convert": "convert, quantize and verify a checkpoint",
+    "evaluate": "score answers on a file of questions",
     "benchmark": "time each step of an answer on this machine",
     "server": "answer clients of OpenAI's API over HTTP",
 }

@@ -27,6 +27,7 @@ class Item:
         error: why there is no image, where the source knows already.
         loader: reads ``source`` and ``files``, which archives do only for what is wanted.
         public: whether a stranger named the URL, which then must lead to a public address.
+        more: further images that the same prompt is about, in order; an error of theirs is this one's.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Item:
     error: str | None = None
     public: bool = False
     loader: Callable[[], tuple[bytes, dict[str, bytes]]] | None = field(default=None, repr=False)
+    more: list[Item] = field(default_factory=list, repr=False)
 
     def __post_init__(self):
         # A name of a file need not be UTF-8; what is written must be, and must be the same when it is read again.
@@ -44,7 +46,7 @@ class Item:
     @property
     def nbytes(self) -> int:
         held = len(self.source) if isinstance(self.source, bytes) else 0
-        return max(held, sum(map(len, self.files.values())))
+        return max(held, sum(map(len, self.files.values()))) + sum(item.nbytes for item in self.more)
 
     @property
     def path(self) -> Path | None:

@@ -42,13 +42,14 @@ def parquet_items(path: Path, name: str) -> Iterator[Item]:
             for batch in file.iter_batches(batch_size=ROWS, columns=wanted):
                 for row in batch.to_pylist():
                     key = row.get("key")
-                    yield _item(row, f"{name}/{number if key is None else key}", image, path.parent)
+                    yield row_item(row, f"{name}/{number if key is None else key}", image, path.parent)
                     number += 1
     except Exception as error:  # whatever Arrow's readers raise for a damaged file
         yield Item(name, error=f"{one_line(name)} can't be read on from row {number} ({_line(error)}); get it again.")
 
 
-def _item(row: dict[str, Any], key: str, column: str, folder: Path) -> Item:
+def row_item(row: dict[str, Any], key: str, column: str, folder: Path) -> Item:
+    """The image in a row's column, under a key; a stranger's path or URL leads nowhere but where it may."""
     value, prompt = row[column], row.get("prompt")
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")

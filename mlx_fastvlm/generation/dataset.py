@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -127,10 +127,12 @@ def write_records(
     job: Job,
     options: GenerationOptions,
     report: Report = lambda _: None,
+    dataset: Source | None = None,
 ) -> Summary:
-    """:func:`caption_dataset` for whoever holds the options already."""
+    """:func:`caption_dataset` for whoever holds the options already, or has the items that ``job.sources`` name."""
     run = _prepared(model, processor, job, options, report)
-    dataset = Dataset(job.sources, job.destination.shard)
+    if dataset is None:
+        dataset = Dataset(job.sources, job.destination.shard)
     settings = {"model": model_fingerprint(model), "prompt": job.prompt, **run.settings}
     with open_records(job.destination, job.sources, settings) as records:
         return run.all(dataset, records, settings["model"])
@@ -152,6 +154,23 @@ def caption_items(
     written: dict[str, Record] = {}
     run.all(_Items(numbered), _Collected(written), model_fingerprint(model))
     return [{**written[str(number)], "key": item.key} for number, item in enumerate(items)]
+
+
+class Source(Protocol):
+    """What is read of a data set; :class:`mlx_fastvlm.data.sources.Dataset` is one.
+
+    Attributes:
+        duplicates: how many items were left out, because an earlier one has their key.
+        first_duplicate: the first such key.
+    """
+
+    duplicates: int
+    first_duplicate: str | None
+
+    def __iter__(self) -> Iterator[Item]: ...
+
+    def estimate(self) -> int | None:
+        """About how many items there are."""
 
 
 class _Items(list[Item]):
@@ -252,7 +271,7 @@ class _Run:
     def request(self, item: Item, images: list[Image]) -> Any:
         return self._engine.request(item.prompt or self._job.prompt, [*images], self._options)
 
-    def all(self, dataset: Dataset | _Items, records: Records | _Collected, model: str) -> Summary:
+    def all(self, dataset: Source, records: Records | _Collected, model: str) -> Summary:
         self._records, self._model, self._dataset = records, model, dataset
         self._writer = _InOrder(self._write)
         self._fingerprints: dict[str, str] = {}
@@ -273,7 +292,7 @@ class _Run:
         ready.check()
         return self.summary
 
-    def _to_do(self, dataset: Dataset | _Items) -> Iterator[Item]:
+    def _to_do(self, dataset: Source) -> Iterator[Item]:
         done = self._records.done
         for item in dataset:
             mark = done.get(item.key)
@@ -311,6 +330,8 @@ class _Run:
         images = self._processor.prepare_frames(source, self._options.frames, self._options.image_size)
         if not self._records.sink.keeps_images and isinstance(item.source, bytes):
             item.source, item.files = None, {}  # or its bytes would be held until the record is written
+        for other in item.more:
+            images += self._prepare(other)
         return images
 
     def _fill(self):

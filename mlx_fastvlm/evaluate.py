@@ -1,0 +1,115 @@
+"""``python -m mlx_fastvlm.evaluate``: a file of questions about images in, a score out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .cli import flags
+from .cli.parser import Parser, run
+from .cli.progress import DatasetProgress
+from .cli.terminal import printable
+from .data.sinks import Destination
+from .evaluation.metrics import METRICS
+from .evaluation.runner import Result, Task, evaluate
+from .files import json_line
+
+SOME_FAILED = 3  # the exit code where all was done, and some questions have no answer
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of ``python -m mlx_fastvlm.evaluate``."""
+    parser = Parser(
+        prog="fastvlm evaluate",
+        description="Ask FastVLM the questions of a file, and score its answers. Interrupted, it goes on where it "
+        "stopped. The exit code is 3 where some questions could not be asked; they count as wrong.",
+        epilog="example: python -m mlx_fastvlm.evaluate --data chartqa.parquet --metric relaxed",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    task = parser.add_argument_group("questions")
+    task.add_argument(
+        "--data", required=True, metavar="FILE", help=".jsonl or .parquet with image, question and answer in each row"
+    )
+    task.add_argument("--metric", required=True, choices=tuple(METRICS), help="how answers are scored")
+    task.add_argument(
+        "--post-prompt", metavar="TEXT", help="added to each question instead of what the metric's benchmarks add"
+    )
+    task.add_argument("--system", metavar="TEXT", help="a system prompt instead of the template's own")
+    task.add_argument("--by", metavar="FIELD", help="a score for each value of this field of the rows, too")
+    task.add_argument("--bootstrap-seed", type=int, default=0, metavar="N", help="of the interval's resampling (0)")
+    records = parser.add_argument_group("predictions")
+    records.add_argument(
+        "--output", metavar="FILE", help="a .jsonl file (the data's name with -predictions.jsonl, here)"
+    )
+    records.add_argument("--overwrite", action="store_true", help="drop the predictions that are there")
+    records.add_argument("--append-as", metavar="NAME", help="keep them, and add this run's under a name")
+    records.add_argument("--retry-errors", action="store_true", help="ask again where the prediction is an error")
+    flags.add_pixel_flags(parser.add_argument_group("images"))
+    flags.add_model_flags(parser)
+    flags.add_sampling_flags(parser)
+    flags.add_cache_flags(parser)
+    speed = parser.add_argument_group("speed")
+    speed.add_argument("--batch-size", type=int, default=16, metavar="N", help="answers at a time (16)")
+    speed.add_argument("--threads", type=int, default=4, metavar="N", help="images opened at a time, ahead (4)")
+    printing = parser.add_argument_group("messages")
+    printing.add_argument("--quiet", action="store_true", help="no progress and no warnings, only the table")
+    printing.add_argument("--json", action="store_true", help="print a JSON object instead of the table")
+    printing.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> Result:
+    options = flags.options(arguments)  # what is wrong with them is told before the model loads
+    data = Path(arguments.data).expanduser()
+    task = Task(
+        data,
+        arguments.metric,
+        arguments.post_prompt,
+        arguments.by,
+        arguments.batch_size,
+        arguments.threads,
+        arguments.bootstrap_seed,
+    )
+    output = arguments.output or f"{data.stem}-predictions.jsonl"
+    destination = Destination(
+        output, append_as=arguments.append_as, overwrite=arguments.overwrite, retry_errors=arguments.retry_errors
+    )
+    task.questions()
+    model, processor = flags.load_chosen_model(arguments)
+    with DatasetProgress(hidden=arguments.quiet) as progress:
+        return evaluate(model, processor, task, destination, options, progress)
+
+
+def _print(result: Result, arguments: argparse.Namespace):
+    if arguments.json:
+        print(json_line({"data": arguments.data, "source": arguments.model, **result.as_dict()}))
+    else:
+        print(printable(result.table()))
+    if not arguments.quiet:
+        if result.errors:
+            print(
+                f"{result.errors} questions have no answer and count as wrong; the first: "
+                f"{printable(str(result.first_error))}",
+                file=sys.stderr,
+            )
+        if result.cut:
+            print(f"{result.cut} answers were cut off at --max-tokens {arguments.max_tokens}", file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of ``python -m mlx_fastvlm.evaluate``."""
+    arguments = parser().parse_args(argv)
+    result: Result | None = None
+
+    def command():
+        nonlocal result
+        result = _run(arguments)
+        _print(result, arguments)
+
+    code = run(command, debug=arguments.debug)
+    return SOME_FAILED if code == 0 and result is not None and result.errors else code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
