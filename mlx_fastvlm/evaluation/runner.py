@@ -161,7 +161,8 @@ def score(task: Task, questions: Questions, destination: Destination) -> Result:
                 continue
             fingerprint = record["model"]
             if "error" in record:
-                first_error = first_error or f"{record['key']}: {record['error']}"
+                named = record["error"].startswith(record["key"])
+                first_error = first_error or (record["error"] if named else f"{record['key']}: {record['error']}")
                 continue
             cut += record["finish_reason"] == "length"
             scored[record["key"]] = METRICS[task.metric].score(record["text"].strip(), question.answers)
