@@ -5,15 +5,23 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .cli import flags
 from .cli.parser import Parser, run
 from .cli.progress import DatasetProgress
 from .cli.terminal import printable
 from .data.sinks import Destination
+from .errors import UsageError
 from .evaluation.metrics import METRICS
-from .evaluation.runner import Result, Task, evaluate
+from .evaluation.scores import Result, Task, score
 from .files import json_line
+from .generation.dataset import Job, Report, write_records
+
+if TYPE_CHECKING:
+    from .generation.options import GenerationOptions
+    from .models.fastvlm import FastVlmForConditionalGeneration
+    from .processing.processor import FastVlmProcessor
 
 SOME_FAILED = 3  # the exit code where all was done, and some questions have no answer
 
@@ -59,26 +67,53 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def make_job(task: Task, destination: Destination, batch_size: int = 16, threads: int = 4) -> Job:
+    """How a task's questions are asked.
+
+    Raises:
+        UsageError: ``destination`` is no file of JSON lines, or an option can't be.
+    """
+    if Path(destination.output).suffix.lower() != ".jsonl":
+        raise UsageError("Predictions are JSON lines; give an --output that ends with .jsonl.")
+    return Job([task.data], destination, "{question}" + task.template, batch_size=batch_size, threads=threads)
+
+
+def measure(
+    model: FastVlmForConditionalGeneration,
+    processor: FastVlmProcessor,
+    task: Task,
+    job: Job,
+    options: GenerationOptions,
+    report: Report = lambda _: None,
+) -> Result:
+    """Ask a model all questions of a task that it has not answered before, and score its answers.
+
+    Args:
+        job: of :func:`make_job`.
+        report: called with the summary so far, after each answer.
+
+    Raises:
+        UsageError: for a bad option, or where the predictions were made with others.
+        ValueError, OSError: the questions or the predictions can't be read or written.
+    """
+    questions = task.questions()
+    write_records(model, processor, job, options, report, questions)
+    return score(task, questions, job.destination)
+
+
 def _run(arguments: argparse.Namespace) -> Result:
     options = flags.options(arguments)  # what is wrong with them is told before the model loads
     data = Path(arguments.data).expanduser()
-    task = Task(
-        data,
-        arguments.metric,
-        arguments.post_prompt,
-        arguments.by,
-        arguments.batch_size,
-        arguments.threads,
-        arguments.bootstrap_seed,
-    )
+    task = Task(data, arguments.metric, arguments.post_prompt, arguments.by, arguments.bootstrap_seed)
     output = arguments.output or f"{data.stem}-predictions.jsonl"
     destination = Destination(
         output, append_as=arguments.append_as, overwrite=arguments.overwrite, retry_errors=arguments.retry_errors
     )
+    job = make_job(task, destination, arguments.batch_size, arguments.threads)
     task.questions()
     model, processor = flags.load_chosen_model(arguments)
     with DatasetProgress(hidden=arguments.quiet) as progress:
-        return evaluate(model, processor, task, destination, options, progress)
+        return measure(model, processor, task, job, options, progress)
 
 
 def _print(result: Result, arguments: argparse.Namespace):

@@ -64,7 +64,7 @@ def test_version(called, capsys):
     [
         ("chta", "did you mean chat?"),
         ("generat", "did you mean generate?"),
-        ("photo.jpg", "there are generate, caption, chat, lora, fuse, convert, benchmark"),
+        ("photo.jpg", "there are generate, caption, chat, lora, fuse, convert, evaluate, benchmark"),
         ("errors", "there are"),  # a module of the package that is no command
         ("\x1b[2J", "there are"),
     ],

@@ -71,10 +71,10 @@ def letters(rng: random.Random) -> tuple[str, list[str]]:
 def reference_scores():
     """The name of each metric -> its pairs, and the reference's function of (prediction, answers)."""
     from lmms_eval.api.metrics import anls, exact_match_hf_evaluate  # noqa: PLC0415  only where it is recorded
-    from lmms_eval.tasks.ai2d.utils import MultiChoiceRegexFilter  # noqa: PLC0415
-    from lmms_eval.tasks.chartqa.utils import relaxed_correctness  # noqa: PLC0415
-    from lmms_eval.tasks.mmsearch.score.f1_score import get_f1_score  # noqa: PLC0415
-    from lmms_eval.tasks.vqav2.utils import vqav2_process_results_val  # noqa: PLC0415
+    from lmms_eval.tasks.ai2d.utils import MultiChoiceRegexFilter  # noqa: PLC0415  the same
+    from lmms_eval.tasks.chartqa.utils import relaxed_correctness  # noqa: PLC0415  the same
+    from lmms_eval.tasks.mmsearch.score.f1_score import get_f1_score  # noqa: PLC0415  the same
+    from lmms_eval.tasks.vqav2.utils import vqav2_process_results_val  # noqa: PLC0415  the same
 
     def exact(prediction, answer):
         return exact_match_hf_evaluate([prediction], [answer], ignore_case=True, ignore_punctuation=True)["exact_match"]

@@ -10,8 +10,7 @@ from mlx_fastvlm.data.sinks import Destination
 from mlx_fastvlm.errors import UsageError
 from mlx_fastvlm.evaluation.metrics import METRICS
 from mlx_fastvlm.evaluation.questions import Questions
-from mlx_fastvlm.evaluation.runner import Interval, Task
-from mlx_fastvlm.evaluation.runner import evaluate as score
+from mlx_fastvlm.evaluation.scores import Interval, Task
 from mlx_fastvlm.generation.options import GenerationOptions
 from tests.support.scripts import load_script
 
@@ -45,6 +44,10 @@ def asked(monkeypatch):
     enqueue = Engine.enqueue
     monkeypatch.setattr(Engine, "enqueue", lambda *a, **k: found.append(a[1]) or enqueue(*a, **k))
     return found
+
+
+def score(model, processor, task, destination, options):
+    return evaluate.measure(model, processor, task, evaluate.make_job(task, destination), options)
 
 
 def write(folder, rows, name="rows.jsonl"):

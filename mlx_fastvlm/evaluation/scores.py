@@ -1,4 +1,4 @@
-"""A model's score on a file of questions: the predictions, kept in a file, and how far chance could move their mean."""
+"""Predictions and the questions they answer -> a score, and how far chance could move it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,11 @@ import numpy as np
 
 from ..data.lines import LineSink
 from ..errors import UsageError
-from ..generation.dataset import Job, Report, write_records
 from .metrics import METRICS
 from .questions import Questions
 
 if TYPE_CHECKING:
     from ..data.sinks import Destination
-    from ..generation.options import GenerationOptions
-    from ..models.fastvlm import FastVlmForConditionalGeneration
-    from ..processing.processor import FastVlmProcessor
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -34,8 +30,6 @@ class Task:
         metric: a name in ``METRICS``.
         post_prompt: added to each question; None for the metric's own.
         by: a field of the rows: a score for each of its values, too.
-        batch_size: answers at a time.
-        threads: images opened at a time.
         seed: of the resampling.
     """
 
@@ -43,8 +37,6 @@ class Task:
     metric: str
     post_prompt: str | None = None
     by: str | None = None
-    batch_size: int = 16
-    threads: int = 4
     seed: int = 0
 
     def questions(self) -> Questions:
@@ -55,6 +47,7 @@ class Task:
 
     @property
     def template(self) -> str:
+        """What is added to each question."""
         return METRICS[self.metric].post_prompt if self.post_prompt is None else self.post_prompt
 
 
@@ -121,32 +114,6 @@ class Result:
             shown = " ".join(name.split()).replace("|", "\\|")
             lines.append((shown, str(found.questions), f"{found.score:.1f}", f"{found.low:.1f} to {found.high:.1f}"))
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def evaluate(
-    model: FastVlmForConditionalGeneration,
-    processor: FastVlmProcessor,
-    task: Task,
-    destination: Destination,
-    options: GenerationOptions,
-    report: Report = lambda _: None,
-) -> Result:
-    """Ask a model all questions of a file that it has not answered in ``destination``, and score its answers.
-
-    Args:
-        destination: a ``.jsonl`` file; see :func:`mlx_fastvlm.generation.dataset.caption_dataset` for its records.
-        report: called with the summary so far, after each answer.
-
-    Raises:
-        UsageError: for a bad option, or where the predictions were made with others.
-        ValueError, OSError: the questions or the predictions can't be read or written.
-    """
-    if Path(destination.output).suffix.lower() != ".jsonl":
-        raise UsageError("Predictions are JSON lines; give an --output that ends with .jsonl.")
-    questions = task.questions()
-    job = Job([task.data], destination, "{question}" + task.template, batch_size=task.batch_size, threads=task.threads)
-    write_records(model, processor, job, options, report, questions)
-    return score(task, questions, destination)
 
 
 def score(task: Task, questions: Questions, destination: Destination) -> Result:
