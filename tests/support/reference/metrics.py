@@ -1,6 +1,6 @@
 """What lmms-eval gives for random predictions, 200 of each metric: recorded in metrics.json.
 
-    pip install lmms-eval==0.7.3
+    pip install lmms-eval==0.7.3 "filelock<3.20"
     python -m tests.support.reference.metrics
 
 Needs nothing of this package. tests/evaluation/test_metrics.py reads the file.
