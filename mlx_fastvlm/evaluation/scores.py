@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.lines import LineSink
-from ..errors import UsageError
+from ..errors import UsageError, require, require_whole
 from .metrics import METRICS
 from .questions import Questions
 
@@ -30,7 +30,10 @@ class Task:
         metric: a name in ``METRICS``.
         post_prompt: added to each question; None for the metric's own.
         by: a field of the rows: a score for each of its values, too.
-        seed: of the resampling.
+        seed: of the resampling, at least 0.
+
+    Raises:
+        UsageError: a metric or a seed that can't be.
     """
 
     data: Path
@@ -39,10 +42,14 @@ class Task:
     by: str | None = None
     seed: int = 0
 
-    def questions(self) -> Questions:
-        """The file, read and checked; errors as for :class:`Questions`."""
+    def __post_init__(self):
         if self.metric not in METRICS:
             raise UsageError(f"There is no metric {self.metric!r}; there are {', '.join(METRICS)}.")
+        require_whole("The bootstrap's seed", self.seed)
+        require(self.seed >= 0, "The bootstrap's seed must be at least 0", self.seed)
+
+    def questions(self) -> Questions:
+        """The file, read and checked; errors as for :class:`Questions`."""
         return Questions(self.data, METRICS[self.metric], self.template, self.by)
 
     @property

@@ -281,6 +281,9 @@ def test_exit_codes(scenes, tmp_path, capsys):
     assert "1 answers were cut off at --max-tokens 2" in capsys.readouterr().err
     assert run(folder, tmp_path / "out.parquet", "--metric", "exact") == 2
     assert "Predictions are JSON lines" in capsys.readouterr().err
+    assert run(folder, tmp_path / "new.jsonl", "--metric", "exact", "--bootstrap-seed", "-1") == 2
+    assert "seed must be at least 0" in capsys.readouterr().err
+    assert not (tmp_path / "new.jsonl").exists()
     assert run(tmp_path, tmp_path / "out.jsonl", "--metric", "exact") == 1
     assert "no such file" in capsys.readouterr().err
     with pytest.raises(SystemExit) as ended:
