@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from ..files import write_json
 from ..processing.marks import IMAGE_MARK
-from ..processing.saving import write_processor
+from ..processing.saving import checkpoint_template, write_processor
 from .reparameterize import BATCH_NORM_EPS
 from .vocabulary import resized_rows
 
@@ -111,17 +111,6 @@ def to_transformers(
         },
     )
     return replace(weights, tensors=timm_form(tensors)), config.to_dict()
-
-
-def checkpoint_template(processor: FastVlmProcessor, template: str) -> str:
-    """``template``, if the checkpoint's own asks about an image in the same words; else its own."""
-    question = [{"role": "user", "content": f"{IMAGE_MARK}\nWhat is this?"}]
-    try:
-        asked = processor.apply_chat_template(question)
-    except ValueError:  # it fails at every prompt
-        return processor.chat_template
-    usual = replace(processor, chat_template=template).apply_chat_template(question)
-    return template if asked == usual else processor.chat_template
 
 
 def check_transformers(config: FastVlmConfig, modules: dict[str, dict]):

@@ -16,8 +16,7 @@ from tokenizers import Tokenizer
 
 from ..config.values import without
 from ..files import write_json
-from ..processing.saving import preprocessor_config, write_processor
-from .export import checkpoint_template
+from ..processing.saving import checkpoint_template, preprocessor_config, write_processor
 from .layouts import network_parts
 from .quantization import config_entry
 from .reparameterize import BATCH_NORM_EPS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,14 @@ def preprocessor_config(processor: Processor) -> dict:
         "image_mean": list(settings.mean),
         "image_std": list(settings.std),
     }
+
+
+def checkpoint_template(processor: Processor, template: str) -> str:
+    """``template``, if the checkpoint's own asks about an image in the same words; else its own."""
+    question = [{"role": "user", "content": f"{IMAGE_MARK}\nWhat is this?"}]
+    try:
+        asked = processor.apply_chat_template(question)
+    except ValueError:  # it fails at every prompt
+        return processor.chat_template
+    usual = replace(processor, chat_template=template).apply_chat_template(question)
+    return template if asked == usual else processor.chat_template

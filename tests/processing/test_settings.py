@@ -10,10 +10,10 @@ import PIL
 import pytest
 
 from mlx_fastvlm import FastVlmConfig, load
-from mlx_fastvlm.checkpoints.export import preprocessor_config
 from mlx_fastvlm.processing import settings as module
 from mlx_fastvlm.processing.prepared import ImageSettings
 from mlx_fastvlm.processing.preprocess import image_fingerprint
+from mlx_fastvlm.processing.saving import preprocessor_config
 from mlx_fastvlm.processing.settings import DEFAULTS, HARMLESS, REFUSED, read_image_settings
 from tests.support import checkpoints
 from tests.support.reference import image_settings as reference

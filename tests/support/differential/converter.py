@@ -35,7 +35,7 @@ class Converter:
 
 def answer():
     from mlx_vlm.convert import convert  # noqa: PLC0415  the other environment's
-    from mlx_vlm.models.fastvlm import VisionConfig  # noqa: PLC0415
+    from mlx_vlm.models.fastvlm import VisionConfig  # noqa: PLC0415  as above
 
     answers, sys.stdout = sys.stdout, sys.stderr
     released = {name: value for name, value in vars(VisionConfig).items() if not name.startswith("_")}
