@@ -131,7 +131,9 @@ def test_several_images_are_asked_about_at_once(demo, scenes, tmp_path):
     folder, _ = scenes
     row = {"images": ["0.png", "1.png"], "prompt": "Which is it?", "answer": "x"}
     output = tmp_path / "out.jsonl"
-    score(*demo, Task(write(folder, [row]), "exact"), Destination(str(output)), OPTIONS)
+    score(*demo, Task(write(folder, [row, {**row, "images": ["0.png"]}]), "exact"), Destination(str(output)), OPTIONS)
+    two, one = (record["prompt_tokens"] for record in records(output))
+    assert two - one >= 16  # an image's tokens
     images = [folder / "0.png", folder / "1.png"]
     assert records(output)[0]["text"] == generate(*demo, "Which is it?", images, max_tokens=32)
 
@@ -144,8 +146,14 @@ def test_predictions_of_another_question_are_not_mixed(demo, scenes, tmp_path):
         score(*demo, Task(write(folder, rows[3:4]), "relaxed"), destination, OPTIONS)
     with pytest.raises(UsageError, match="was answered with another prompt of its own"):
         score(*demo, Task(write(folder, [{**rows[3], "prompt": "What?"}]), "exact"), destination, OPTIONS)
-    named = Destination(destination.output, append_as="relaxed")
-    assert score(*demo, Task(write(folder, rows[3:4]), "relaxed"), named, OPTIONS).total.questions == 1
+
+
+def test_runs_in_one_file_have_scores_of_their_own(demo, scenes, tmp_path):
+    folder, rows = scenes
+    task, output = Task(write(folder, rows[:1]), "exact"), str(tmp_path / "out.jsonl")
+    cut = GenerationOptions(max_tokens=1)
+    runs = (Destination(output), cut), (Destination(output, append_as="whole"), OPTIONS), (Destination(output), cut)
+    assert [score(*demo, task, *run).total.score for run in runs] == [0, 100, 0]
 
 
 # What is asked
