@@ -84,7 +84,7 @@ def test_flags_in_commands():
             assert not unknown, f"{page}: {command}"
 
 
-@pytest.mark.parametrize("page", ["reference.md", "security.md"])
+@pytest.mark.parametrize("page", ["reference.md", "security.md", "transformers_tests.md"])
 def test_tests_that_pages_name(page):
     """docs/reference.md lists a test for each capability, docs/security.md one for each promise."""
     named = re.findall(r"`((?:\w+/)*test_\w+\.py)`: ((?:`test_\w+`(?:, )?)+)", text(ROOT / "docs" / page))

@@ -83,6 +83,8 @@ def text(case: Case, tokens: int) -> dict:
         described["head_dim"] = None
     kind, theta = case["rope_type"], case["rope_theta"]
     nested = {"rope_type": kind, "rope_theta": theta, **({} if kind == "default" else {"factor": 2.0})}
+    if kind == "llama3":
+        nested |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
     described |= {
         "top": {"rope_theta": theta},
         "parameters": {"rope_parameters": nested},
