@@ -19,8 +19,11 @@ from .errors import UsageError
 from .files import SIZE_LIMIT, json_line
 from .generation.api import stream_answers
 from .generation.decision import decide, decision_options
+from .models.sharding import load_share
 
 if TYPE_CHECKING:
+    import mlx.core as mx
+
     from .generation.answer import GenerationResponse
     from .generation.api import Responses
     from .generation.decision import DecisionOptions
@@ -102,13 +105,20 @@ def _run(arguments: argparse.Namespace):
     prompt = _read_prompt(arguments.prompt)
     group = launched.group_of_launch()
     with launched.answering_once(group):
-        model, processor = (
-            flags.load_chosen_model(arguments) if group is None else launched.load_share(arguments, group)
-        )
+        model, processor = flags.load_chosen_model(arguments) if group is None else _load_share(arguments, group)
         if decision is not None:
             _decide(model, processor, prompt, arguments, decision)
         else:
             _answer(model, processor, prompt, arguments, options)
+
+
+def _load_share(
+    arguments: argparse.Namespace, group: mx.distributed.Group
+) -> tuple[FastVlmForConditionalGeneration, FastVlmProcessor]:
+    """This process's share of the model that the flags name."""
+    launched.draw_alike(group)
+    names = ("dtype", "revision", "adapter_path", "force")
+    return load_share(arguments.model, group, **{name: getattr(arguments, name) for name in names})
 
 
 def _answer(

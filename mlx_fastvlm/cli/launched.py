@@ -7,15 +7,9 @@ import contextlib
 import os
 import secrets
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
-
-from ..models import sharding
-
-if TYPE_CHECKING:
-    from ..models.fastvlm import FastVlmForConditionalGeneration
-    from ..processing.processor import FastVlmProcessor
 
 
 def group_of_launch() -> mx.distributed.Group | None:
@@ -38,20 +32,10 @@ def check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace):
         parser.error("- goes without mlx.launch, which never ends the standard input of its processes; give a file")
 
 
-def load_share(
-    arguments: argparse.Namespace, group: mx.distributed.Group
-) -> tuple[FastVlmForConditionalGeneration, FastVlmProcessor]:
-    """This process's share of the model that the flags name; tokens are drawn alike in all processes."""
+def draw_alike(group: mx.distributed.Group):
+    """Tokens are drawn with the first process's seed in all of them."""
     seed: Any = mx.distributed.all_sum(mx.array(0 if group.rank() else secrets.randbits(30), mx.int32), group=group)
     mx.random.seed(seed.item())
-    return sharding.load_share(
-        arguments.model,
-        group,
-        dtype=arguments.dtype,
-        revision=arguments.revision,
-        adapter_path=arguments.adapter_path,
-        force=arguments.force,
-    )
 
 
 @contextlib.contextmanager

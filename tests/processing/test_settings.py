@@ -205,6 +205,5 @@ def test_conversations_are_refused_where_prompts_belong(processor):
     messages = [{"role": "user", "content": "Hi"}]
     with pytest.raises(ValueError, match="text must be prompts; make them of messages with apply_chat_template"):
         processor(messages)
-    for call in (processor.apply_chat_template, processor.encode_chat):
-        with pytest.raises(ValueError, match="several conversations; give one at a time"):
-            call([messages, messages])
+    with pytest.raises(ValueError, match="several conversations; give one at a time"):
+        processor.encode_chat([messages, messages])

@@ -5,7 +5,7 @@ import sys
 import torch
 
 try:
-    import torchvision  # noqa: F401
+    import torchvision  # noqa: F401  whether it can be imported is the question
 except (ImportError, OSError, RuntimeError):
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         del sys.modules[name]  # imported in part
