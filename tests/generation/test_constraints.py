@@ -23,7 +23,7 @@ from mlx_fastvlm.generation.filters import keep_allowed
 from tests.support import guidance
 from tests.support.images import IMAGE
 
-EXAMPLES = int(os.environ.get("FASTVLM_GRAMMARS", 60))
+EXAMPLES = int(os.environ.get("FASTVLM_GRAMMARS", 30))
 real = pytest.mark.skipif(not guidance.REAL, reason="llguidance is not installed")
 
 
