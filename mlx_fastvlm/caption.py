@@ -8,15 +8,13 @@ import sys
 import warnings
 
 from .cli import flags
-from .cli.parser import Parser, run
+from .cli.parser import SOME_FAILED, Parser, run
 from .cli.progress import DatasetProgress
 from .data.shards import read_shard, shard_of_launch
 from .data.sinks import Destination
 from .files import json_line
 from .generation.dataset import Job, Summary, as_dict, write_records
 from .generation.decision import decision_options
-
-SOME_FAILED = 3  # the exit code where all was done, and some records are errors
 
 
 def parser() -> argparse.ArgumentParser:
@@ -93,7 +91,14 @@ def _outlive_others():
             signal.signal(getattr(signal, name), go_on)
 
 
-def _run(arguments: argparse.Namespace) -> Summary:
+def _run(arguments: argparse.Namespace) -> int:
+    """The command; its exit code."""
+    summary = _ask(arguments)
+    _print(summary, arguments)
+    return SOME_FAILED if summary.errors or summary.failed_before or summary.duplicates else 0
+
+
+def _ask(arguments: argparse.Namespace) -> Summary:
     options = flags.options(arguments)  # what is wrong with them is told before the model loads
     if arguments.decide_among:
         decision_options(options)
@@ -146,16 +151,7 @@ def _print(summary: Summary, arguments: argparse.Namespace):
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``python -m mlx_fastvlm.caption``."""
     arguments = parser().parse_args(argv)
-    summary: Summary | None = None
-
-    def command():
-        nonlocal summary
-        summary = _run(arguments)
-        _print(summary, arguments)
-
-    code = run(command, debug=arguments.debug)
-    failed = summary is not None and (summary.errors or summary.failed_before or summary.duplicates)
-    return SOME_FAILED if code == 0 and failed else code
+    return run(lambda: _run(arguments), debug=arguments.debug)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .cli import flags
-from .cli.parser import Parser, run
+from .cli.parser import SOME_FAILED, Parser, run
 from .cli.progress import DatasetProgress
 from .cli.terminal import printable
 from .data.sinks import Destination
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from .generation.options import GenerationOptions
     from .models.fastvlm import FastVlmForConditionalGeneration
     from .processing.processor import FastVlmProcessor
-
-SOME_FAILED = 3  # the exit code where all was done, and some questions have no answer
 
 
 def parser() -> argparse.ArgumentParser:
@@ -96,12 +94,18 @@ def measure(
         UsageError: for a bad option, or where the predictions were made with others.
         ValueError, OSError: the questions or the predictions can't be read or written.
     """
-    questions = task.questions()
-    write_records(model, processor, job, options, report, questions)
-    return score(task, questions, job.destination)
+    write_records(model, processor, job, options, report, task.questions)
+    return score(task, job.destination)
 
 
-def _run(arguments: argparse.Namespace) -> Result:
+def _run(arguments: argparse.Namespace) -> int:
+    """The command; its exit code."""
+    result = _measure(arguments)
+    _print(result, arguments)
+    return SOME_FAILED if result.errors else 0
+
+
+def _measure(arguments: argparse.Namespace) -> Result:
     options = flags.options(arguments)  # what is wrong with them is told before the model loads
     data = Path(arguments.data).expanduser()
     task = Task(data, arguments.metric, arguments.post_prompt, arguments.by, arguments.bootstrap_seed)
@@ -110,7 +114,7 @@ def _run(arguments: argparse.Namespace) -> Result:
         output, append_as=arguments.append_as, overwrite=arguments.overwrite, retry_errors=arguments.retry_errors
     )
     job = make_job(task, destination, arguments.batch_size, arguments.threads)
-    task.questions()
+    _ = task.questions  # what is wrong with them is told before the model loads, too
     model, processor = flags.load_chosen_model(arguments)
     with DatasetProgress(hidden=arguments.quiet) as progress:
         return measure(model, processor, task, job, options, progress)
@@ -135,15 +139,7 @@ def _print(result: Result, arguments: argparse.Namespace):
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``python -m mlx_fastvlm.evaluate``."""
     arguments = parser().parse_args(argv)
-    result: Result | None = None
-
-    def command():
-        nonlocal result
-        result = _run(arguments)
-        _print(result, arguments)
-
-    code = run(command, debug=arguments.debug)
-    return SOME_FAILED if code == 0 and result is not None and result.errors else code
+    return run(lambda: _run(arguments), debug=arguments.debug)
 
 
 if __name__ == "__main__":

@@ -129,3 +129,12 @@ def qwen(facts, tmp_path_factory):
     return mlx_fastvlm.FastVlmProcessor.from_folder(
         folder, mlx_fastvlm.FastVlmConfig.from_file(configs / "apple-0.5b.config.json")
     )
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Every prompt that an engine is asked."""
+    found = []
+    enqueue = mlx_fastvlm.Engine.enqueue
+    monkeypatch.setattr(mlx_fastvlm.Engine, "enqueue", lambda *a, **k: found.append(a[1]) or enqueue(*a, **k))
+    return found

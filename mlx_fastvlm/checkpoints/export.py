@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 from ..files import write_json
 from ..processing.marks import IMAGE_MARK
 from ..processing.saving import checkpoint_template, write_processor
+from .layouts import POINTWISE
 from .reparameterize import BATCH_NORM_EPS
 from .vocabulary import resized_rows
 
@@ -37,7 +38,6 @@ _RENAMES = (
     (r"^vision_tower\.", "model.vision_tower.timm_model."),
     (r"^(language_model|multi_modal_projector)\.", r"model.\1."),
 )
-_POINTWISE = re.compile(r"^vision_tower\..*(pointwise|fc1|fc2)\.weight$")
 
 PAD_TO = 64  # transformers' conversion rounds the vocabulary up to a multiple of this, two more tokens counted in
 SPREAD = 1e-5  # and draws the new rows from the old ones' distribution, with this share of their variance
@@ -137,7 +137,7 @@ def timm_form(tensors: dict[str, mx.array]) -> dict[str, mx.array]:
     """The tensors under transformers' names, in PyTorch's order, with the norms and scales that were folded away."""
     renamed = {}
     for name, tensor in tensors.items():
-        if _POINTWISE.search(name):
+        if POINTWISE.search(name):
             tensor = tensor[:, None, None, :]
         if tensor.ndim == 4:
             tensor = tensor.transpose(0, 3, 1, 2)

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from ..config.values import without
 from ..files import write_json
 from ..processing.saving import checkpoint_template, preprocessor_config, write_processor
-from .layouts import network_parts
+from .layouts import POINTWISE, network_parts
 from .quantization import config_entry
 from .reparameterize import BATCH_NORM_EPS
 
@@ -47,7 +47,6 @@ _RENAMES = (
     (r"^vision_tower\.final_conv\.se\.fc2\.", _TOWER + "conv_exp.se.expand."),
     (r"^lm_head\b", "language_model.lm_head"),
 )
-_POINTWISE = re.compile(r"^vision_tower\..*(pointwise|fc1|fc2)\.weight$")
 _STAGE = re.compile(r"^vision_tower\.(stages\.\d+\.(?:downsample|pos_emb|blocks))\.")
 
 # As the released models' template, but for contents in parts too, which mlx-swift-lm sends.
@@ -131,7 +130,7 @@ def mlx_vlm_form(tensors: dict[str, mx.array], config: FastVlmConfig) -> dict[st
     rename = _namer(config)
     out = {}
     for name, tensor in tensors.items():
-        out[rename(name)] = tensor[:, None, None, :] if _POINTWISE.search(name) else tensor
+        out[rename(name)] = tensor[:, None, None, :] if POINTWISE.search(name) else tensor
     for name, tensor in list(out.items()):
         if name.endswith(".convffn.conv.conv.weight"):
             block = name.removesuffix(".convffn.conv.conv.weight")

@@ -30,6 +30,8 @@ _APPLE_PARTS = (
     (r"\bpe\.", "pos_enc."),
     (r"\b(layer_scale(?:_[12])?)$", r"\1.gamma"),
 )
+# This package's linear layers of the tower, which are 1x1 convolutions in every other layout.
+POINTWISE = re.compile(r"^vision_tower\..*(pointwise|fc1|fc2)\.weight$")
 # A sequence whose even entries are the linear layers (mlp2x_gelu has 0 and 2), or one layer with no number ("linear").
 _APPLE_PROJECTOR = (
     (r"\bmm_projector\.(\d+)\.", lambda match: f"multi_modal_projector.linear_{int(match[1]) // 2 + 1}."),

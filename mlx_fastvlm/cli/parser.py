@@ -15,6 +15,7 @@ from ..errors import UsageError
 from .terminal import printable
 
 LONGEST_LINE = 1000  # characters of an error: a tensor's name or a template's complaint may be megabytes
+SOME_FAILED = 3  # the exit code of a command that did all it could, where some records are errors
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,12 +37,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {_line(message)}\n")
 
 
-def run(command: Callable[[], None], *, debug: bool = False) -> int:
+def run(command: Callable[[], int | None], *, debug: bool = False) -> int:
     """Run a command and return its exit code.
 
-    0 where it succeeded; 1 with one ``error:`` line on stderr for anything that went wrong (``debug`` raises it
-    instead, with its traceback), and 2 if that is an option's value; 130 after Ctrl-C. What argparse finds wrong
-    exits with 2 before.
+    The command's own, or 0, where it succeeded; 1 with one ``error:`` line on stderr for anything that went wrong
+    (``debug`` raises it instead, with its traceback), and 2 if that is an option's value; 130 after Ctrl-C. What
+    argparse finds wrong exits with 2 before.
     """
     _replace_closed_streams()
     if hasattr(sys.stdout, "reconfigure"):
@@ -50,7 +51,7 @@ def run(command: Callable[[], None], *, debug: bool = False) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: print(f"warning: {_line(message)}", file=sys.stderr)
-            command()
+            code = command()
         sys.stdout.flush()  # here, where a full disk or a closed pipe can still be told
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -70,7 +71,7 @@ def run(command: Callable[[], None], *, debug: bool = False) -> int:
         except OSError:  # it was about stdout itself
             _discard_output()
         return 2 if isinstance(error, UsageError) else 1
-    return 0
+    return code or 0
 
 
 def _line(message: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,9 @@ class Task:
         require_whole("The bootstrap's seed", self.seed)
         require(self.seed >= 0, "The bootstrap's seed must be at least 0", self.seed)
 
+    @cached_property
     def questions(self) -> Questions:
-        """The file, read and checked; errors as for :class:`Questions`."""
+        """The file, read and checked once; errors as for :class:`Questions`."""
         return Questions(self.data, METRICS[self.metric], self.template, self.by)
 
     @property
@@ -123,10 +125,10 @@ class Result:
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def score(task: Task, questions: Questions, destination: Destination) -> Result:
+def score(task: Task, destination: Destination) -> Result:
     """The scores of predictions that are there."""
     scored: dict[str, float] = {}
-    keys = {question.key.encode("utf-8", "backslashreplace").decode(): question for question in questions.all}
+    keys = {question.key.encode("utf-8", "backslashreplace").decode(): question for question in task.questions.all}
     first_error, cut, fingerprint = None, 0, ""
     with contextlib.closing(LineSink(destination.path([task.data]))) as sink:
         for record in sink.records():

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import numpy as np
 
+from .penalties import penalised
+
 if TYPE_CHECKING:
     from .stepping import TensorOptions
 
@@ -68,13 +70,9 @@ class LogitsChain:
 
 
 def _penalized(ids: mx.array, logits: mx.array, penalty: Any) -> mx.array:
-    """Tokens that were there: positive logits divided, negative ones multiplied (CTRL, arXiv 1909.05858)."""
+    """Tokens that were there, less likely."""
     inside = (ids >= 0) & (ids < logits.shape[-1])  # LLaVA's placeholder is no token
-    seen = mx.where(inside, ids, ids[:, -1:])
-    values = mx.take_along_axis(logits, mx.maximum(seen, 0), axis=-1)
-    return mx.put_along_axis(
-        logits, mx.maximum(seen, 0), mx.where(values < 0, values * penalty, values / penalty), axis=-1
-    )
+    return penalised(logits, mx.maximum(mx.where(inside, ids, ids[:, -1:]), 0), penalty)
 
 
 def _without_repeated(ids: mx.array, logits: mx.array, size: int) -> mx.array:

@@ -47,10 +47,15 @@ def _penalising(penalty: float, size: int) -> LogitsProcessor:
         if not tokens.size:
             return logits
         recent = tokens[max(0, tokens.size - size) :][None]
-        found = mx.take_along_axis(logits, recent, axis=-1)
-        return mx.put_along_axis(logits, recent, mx.where(found < 0, found * penalty, found / penalty), axis=-1)
+        return penalised(logits, recent, penalty)
 
     return penalise
+
+
+def penalised(logits: mx.array, ids: mx.array, penalty: float) -> mx.array:
+    """Logits (rows, vocabulary), those of the ids (rows, any number) less likely, whatever their sign."""
+    found = mx.take_along_axis(logits, ids, axis=-1)
+    return mx.put_along_axis(logits, ids, mx.where(found < 0, found * penalty, found / penalty), axis=-1)
 
 
 def _counting(presence: float, frequency: float, prompt: int) -> LogitsProcessor:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mlx_fastvlm.data.shards import Shard, read_shard, shard_of_launch
 from mlx_fastvlm.data.sources import Dataset
 from mlx_fastvlm.errors import UsageError
-from tests.support.datasets import encoded, write_tar
+from tests.support.datasets import encoded, write_images, write_tar
 
 ALL = Shard()
 
@@ -17,10 +17,7 @@ ALL = Shard()
 @pytest.fixture
 def mixed(tmp_path):
     """A folder, two shards and a manifest."""
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for i in range(5):
-        (folder / f"{i}.png").write_bytes(encoded(i))
+    folder = write_images(tmp_path / "photos", range(5))
     for shard in range(2):
         write_tar(tmp_path / f"{shard}.tar", [(f"{i}.png", encoded(i)) for i in range(4)])
     (tmp_path / "m.jsonl").write_text("".join(json.dumps({"image": f"photos/{i}.png"}) + "\n" for i in range(3)))

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from mlx_fastvlm import Engine, evaluate, generate, load
+from mlx_fastvlm import evaluate, generate, load
 from mlx_fastvlm.data.sinks import Destination
 from mlx_fastvlm.errors import UsageError
 from mlx_fastvlm.evaluation.metrics import METRICS
@@ -35,15 +35,6 @@ def scenes(tmp_path_factory):
         (asked,) = script.questions(scene, random.Random(number), 1)
         rows.append({"image": f"{number}.png", "prompt": asked.text, "answer": asked.answer, "kind": asked.kind})
     return folder, rows
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """Every prompt that an engine is asked."""
-    found = []
-    enqueue = Engine.enqueue
-    monkeypatch.setattr(Engine, "enqueue", lambda *a, **k: found.append(a[1]) or enqueue(*a, **k))
-    return found
 
 
 def score(model, processor, task, destination, options):

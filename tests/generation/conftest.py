@@ -3,9 +3,8 @@
 import pytest
 from PIL import Image
 
-from mlx_fastvlm import Engine
 from tests.support import small
-from tests.support.datasets import encoded
+from tests.support.datasets import write_images
 from tests.support.models import wide_model
 
 IMAGES = [Image.fromarray(small.odd_image(70, 50)), Image.new("RGB", (40, 60), "white"), Image.new("RGB", (9, 9))]
@@ -32,17 +31,4 @@ def folder(tmp_path):
 @pytest.fixture
 def many(tmp_path):
     """A folder of 9 small images."""
-    folder = tmp_path / "many"
-    folder.mkdir()
-    for i in range(9):
-        (folder / f"{i:02}.png").write_bytes(encoded(i))
-    return folder
-
-
-@pytest.fixture
-def asked(monkeypatch):
-    """Every prompt that an engine is asked."""
-    found = []
-    enqueue = Engine.enqueue
-    monkeypatch.setattr(Engine, "enqueue", lambda *a, **k: found.append(a[1]) or enqueue(*a, **k))
-    return found
+    return write_images(tmp_path / "many", range(9), "{:02}.png")

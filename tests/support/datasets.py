@@ -19,6 +19,14 @@ def encoded(number, kind="PNG", size=(9, 7)):
     return buffer.getvalue()
 
 
+def write_images(folder, numbers, name="{}.png"):
+    """A folder, new or not, with the image of each number."""
+    folder.mkdir(exist_ok=True)
+    for number in numbers:
+        (folder / name.format(number)).write_bytes(encoded(number))
+    return folder
+
+
 def write_tar(path, files):
     """A tar of (name, bytes) pairs in their order."""
     with tarfile.open(path, "w") as archive:

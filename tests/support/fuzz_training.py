@@ -18,7 +18,7 @@ from mlx_fastvlm.tuner import encode_all, read_conversations
 from tests.support import checkpoints
 from tests.support.adapters import adapted, new_model, written
 from tests.support.damage import damaged, disturbed
-from tests.support.datasets import encoded
+from tests.support.datasets import encoded, write_images
 
 
 class Adapters:
@@ -75,10 +75,7 @@ class Training:
     """Data sets in each kind of file; what is read can be encoded."""
 
     def __init__(self, folder):
-        self.folder = Path(folder) / "data"
-        self.folder.mkdir()
-        for i in range(3):
-            (self.folder / f"{i}.png").write_bytes(encoded(i))
+        self.folder = write_images(Path(folder) / "data", range(3))
         checkpoints.write_tokenizer(Path(folder))
         self.processor = FastVlmProcessor.from_folder(folder, FastVlmConfig.from_dict(checkpoints.apple_config()))
         said = [{"role": "user", "content": "<image>\nWho?"}, {"role": "assistant", "content": "A fox."}]

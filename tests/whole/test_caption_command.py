@@ -15,7 +15,7 @@ import pytest
 from mlx_fastvlm import Engine
 from mlx_fastvlm.caption import main
 from mlx_fastvlm.data.shards import Shard
-from tests.support.datasets import KINDS, encoded, read_records, write_tar
+from tests.support.datasets import KINDS, encoded, read_records, write_images, write_tar
 from tests.support.paths import ROOT
 from tests.support.processes import run, start
 from tests.support.ranks import launch
@@ -28,11 +28,7 @@ def model(checkpoint):
 
 @pytest.fixture
 def folder(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for i in range(4):
-        (folder / f"{i}.png").write_bytes(encoded(i))
-    return folder
+    return write_images(tmp_path / "photos", range(4))
 
 
 def test_exit_codes_and_the_summary(model, folder, tmp_path, capfd):
@@ -94,8 +90,7 @@ def test_ranks_of_mlx_launch_take_their_parts(model, folder, tmp_path, monkeypat
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the rank in /proc")
 def test_a_rank_of_mlx_launch_that_is_killed_harms_no_other(model, folder, tmp_path):
-    for i in range(4, 60):
-        (folder / f"{i}.png").write_bytes(encoded(i))
+    write_images(folder, range(4, 60))
     command = ["mlx_fastvlm.caption", str(folder), "--output", str(tmp_path / "out.jsonl"), *model, "--quiet"]
     command += ["--batch-size", "1"]
     parts = [tmp_path / f"out-{rank}of2.jsonl" for rank in range(2)]
@@ -126,8 +121,7 @@ def test_a_rank_of_mlx_launch_that_is_killed_harms_no_other(model, folder, tmp_p
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_and_run_again(model, folder, tmp_path, kind):
-    for i in range(4, 40):
-        (folder / f"{i}.png").write_bytes(encoded(i))
+    write_images(folder, range(4, 40))
     output = tmp_path / f"out.{kind}"
     command = [sys.executable, "-m", "mlx_fastvlm.caption", folder, "--output", output, *model]
     command += ["--batch-size", "2", "--records-per-file", "7"]

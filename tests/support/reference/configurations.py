@@ -13,30 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from mlx_fastvlm.config.text import ACTIVATIONS
 from tests.support import small
 
 FILE = Path(__file__).with_suffix(".npz")
 CASES, SIDE, IMAGE_TOKEN, VOCABULARY, TEXT = 60, 128, 95, 96, 33
-ACTIVATIONS = (
-    "gelu",
-    "gelu_accurate",
-    "gelu_fast",
-    "gelu_new",
-    "gelu_python",
-    "gelu_python_tanh",
-    "gelu_pytorch_tanh",
-    "leaky_relu",
-    "linear",
-    "mish",
-    "quick_gelu",
-    "relu",
-    "relu2",
-    "relu6",
-    "sigmoid",
-    "silu",
-    "swish",
-    "tanh",
-)
 ROPES = ("default", "linear", "dynamic", "yarn", "llama3")
 
 
