@@ -35,6 +35,7 @@ from mlx_fastvlm.models.released import random_model
 
 SIDE = 256  # pixels of an image: 16 tokens, since the tower is not the point
 LONG = 1000  # tokens of a prompt that joins
+ROWS = 32  # at a time, for `stream`: as many as mlx-vlm's batch generator takes
 
 
 def model():
@@ -193,7 +194,7 @@ def stream(arguments):
         due.append((moment, job))
         moment += chance.expovariate(1 / mean_gap)
     arrivals = list(enumerate(due))
-    engine, answers = Engine(own, processor), []
+    engine, answers = Engine(own, processor, max_rows=ROWS), []
     rows.clear()
     start = time.perf_counter()
     while due or not all(answer.ended for answer in answers):
