@@ -32,8 +32,9 @@ MANY = 64
 ENOUGH = 512
 # Values from which on compiling pays. The demo's images have fewer at a time, so nobody waits for a compiler there.
 LARGE = PIECE // 2
-# Tokens up to which small products in a row are faster than one.
-FEW = 4
+# Tokens up to which small products in a row are faster than one, and multiplications that such a product has at most.
+FEW = 32
+SMALL = 2**20
 
 
 def with_gradients_of(plain: Callable[..., mx.array], fast: Callable[..., mx.array]) -> Callable[..., mx.array]:
@@ -202,9 +203,9 @@ def _some_outputs(x: mx.array, layer: nn.Module, share: slice) -> mx.array:
 
 @functools.cache
 def _blocks(outputs: int, inputs: int, tokens: int) -> int:
-    """Into how many equal blocks of at least eight rows a matrix is cut, so that one is a product of PIECE or less."""
-    least = -(-tokens * outputs * inputs // PIECE)
-    return next((n for n in range(least, outputs // 8 + 1) if outputs % n == 0), 1)
+    """Into how many equal blocks of at least four rows a matrix is cut, so that one is a product of SMALL or less."""
+    least = -(-tokens * outputs * inputs // SMALL)
+    return next((n for n in range(least, outputs // 4 + 1) if outputs % n == 0), 1)
 
 
 def _shares(total: int, count: int) -> list[slice]:

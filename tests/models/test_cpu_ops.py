@@ -122,6 +122,7 @@ def layers(inputs, outputs):
 def test_a_linear_layer_is_what_it_would_be_in_one_piece(kind, outputs, cores, monkeypatch):
     monkeypatch.setattr(streams, "_count", lambda: cores)
     monkeypatch.setattr(cpu_ops, "PIECE", 4096)
+    monkeypatch.setattr(cpu_ops, "SMALL", 4096)
     cpu_ops._blocks.cache_clear()
     layer = layers(64, outputs)[kind]
     shared = specialize(copy.copy(layer))
@@ -158,7 +159,7 @@ def test_blocks_of_a_matrix_are_equal_and_small():
     for outputs, inputs in ((4864, 896), (75968, 896), (448, 4864), (9472, 3584), (997, 4096)):
         blocks = cpu_ops._blocks(outputs, inputs, 1)
         assert outputs % blocks == 0
-        assert blocks == 1 or outputs // blocks * inputs <= cpu_ops.PIECE
+        assert blocks == 1 or outputs // blocks * inputs <= cpu_ops.SMALL
     assert cpu_ops._blocks(997, 4096, 1) == 1  # a prime: rows one at a time would be slower than the whole
 
 
