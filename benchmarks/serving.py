@@ -55,6 +55,7 @@ class Job:
     image: Path | None
     options: dict
     expected: str = ""
+    stream: bool = True
 
     @cached_property
     def body(self) -> bytes:
@@ -63,7 +64,7 @@ class Job:
             data = base64.b64encode(self.image.read_bytes()).decode()
             content.insert(0, {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}})
         messages = [{"role": "user", "content": content}]
-        return json.dumps({"model": "demo", "messages": messages, "stream": True, **self.options}).encode()
+        return json.dumps({"messages": messages, "stream": self.stream, **self.options}).encode()
 
 
 @dataclass
@@ -81,6 +82,12 @@ class Seen:
     things: list[tuple[int, int, int]] = field(default_factory=list)  # after so many requests, threads and files
     pieces: int = 0
 
+    def check(self, job: Job, text: str):
+        if text == job.expected:
+            self.right += 1
+        else:
+            self.wrong.append(f"{job.question} ({job.image}, {job.options}): {text!r} is not {job.expected!r}")
+
 
 def make_jobs() -> list[Job]:
     jobs = [Job(question, image, options) for question in QUESTIONS for image in IMAGES for options in OPTIONS]
@@ -92,7 +99,7 @@ def make_jobs() -> list[Job]:
     return jobs
 
 
-async def ask(client: httpx.AsyncClient, job: Job, leave_after: int | None, seen: Seen):
+async def ask(client: httpx.AsyncClient, job: Job, seen: Seen, leave_after: int | None = None):
     """One request; ``leave_after`` so many events, the client goes."""
     start = last = time.perf_counter()
     text = ""
@@ -120,10 +127,7 @@ async def ask(client: httpx.AsyncClient, job: Job, leave_after: int | None, seen
             if leave_after is not None and events > leave_after:
                 seen.vanished += 1
                 return
-    if text == job.expected:
-        seen.right += 1
-    else:
-        seen.wrong.append(f"{job.question} ({job.image}, {job.options}): {text!r} is not {job.expected!r}")
+    seen.check(job, text)
 
 
 async def watch(process: subprocess.Popen, seen: Seen, done: list[int]):
@@ -180,7 +184,7 @@ async def load(address: str, jobs: list[Job], arguments: argparse.Namespace, pro
 
         async def one():
             leave_after = rng.randint(0, 12) if rng.random() < arguments.vanish else None
-            await ask(client, rng.choice(jobs), leave_after, seen)
+            await ask(client, rng.choice(jobs), seen, leave_after)
             done[0] += 1
 
         async def loop():

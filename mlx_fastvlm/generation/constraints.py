@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 
 KEPT = 16  # compiled grammars, of each vocabulary
+# Symbols of a grammar: 2,400 optional properties, or 4,900 required ones. Compiling that many takes half a second, and
+# the time grows with their square; a step with them can take a twentieth.
+MOST_SYMBOLS = 20_000
 
 
 class ConstraintError(ValueError):
@@ -190,7 +193,9 @@ class _Vocabulary:
         """A matcher at its beginning, which nobody moves."""
         matcher = self._compiled.pop(description, None)
         if matcher is None:
-            matcher = _library(name).LLMatcher(self._tokens, description, log_level=0)
+            library = _library(name)
+            limits = library.LLParserLimits(max_grammar_size=MOST_SYMBOLS)
+            matcher = library.LLMatcher(self._tokens, description, log_level=0, limits=limits)
         if matcher.is_error():
             raise UsageError(f"{name} can't be compiled ({one_line(matcher.get_error())}); correct or simplify it.")
         with _LOCK:

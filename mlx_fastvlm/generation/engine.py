@@ -16,7 +16,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -146,7 +145,7 @@ class Engine:
         require(options.prompt_cache is None or n == 1, "a prompt_cache holds one answer, so n must be 1", n)
         shared = SharedPrompt() if n > 1 else None
         seeds = [None] * n if options.seed is None else [options.seed + i for i in range(n)]
-        each = [replace(options, seed=seed) for seed in seeds]  # checks them, before any is asked
+        each = [options.with_seed(seed) for seed in seeds]  # checks them, before any is asked
         return [self._enqueue(request, own, start, shared) for own in each]
 
     def _enqueue(

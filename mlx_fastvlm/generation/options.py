@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 import os
@@ -167,6 +168,7 @@ class GenerationOptions:
 
     def __post_init__(self):
         self._check_counts()
+        self._check_seed()
         self._check_sampling()
         self._check_logit_bias()
         self._check_texts()
@@ -189,9 +191,11 @@ class GenerationOptions:
         require(self.top_logprobs <= 20, "top_logprobs must be at most 20", self.top_logprobs)
         require(self.min_tokens <= self.max_tokens, "min_tokens must be at most max_tokens", self.min_tokens)
         require_whole("image_size", self.image_size, optional=True)  # the processor knows which
-        require_whole("seed", self.seed, optional=True)
         _require_number("fps", self.fps)
         require(self.fps > 0, "fps must be above 0", self.fps)
+
+    def _check_seed(self):
+        require_whole("seed", self.seed, optional=True)
         require(self.seed is None or 0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1", self.seed)
 
     def _check_sampling(self):
@@ -271,6 +275,13 @@ class GenerationOptions:
                 f"The answer was cut at max_tokens={self.max_tokens}, before it kept to its {name}; raise max_tokens.",
                 stacklevel=3,
             )
+
+    def with_seed(self, seed: int | None) -> GenerationOptions:
+        """The same with another seed, which alone is checked: a schema takes a while, and was looked at already."""
+        options = copy.copy(self)
+        object.__setattr__(options, "seed", seed)
+        options._check_seed()
+        return options
 
     @property
     def cache_policy(self) -> CachePolicy:

@@ -1,8 +1,12 @@
 """Schemas that never end, that are too costly, or that no answer keeps to: an error or an answer in time, and the
 server goes on."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
+from mlx_fastvlm.generation import constraints, options
 from tests.support import guidance
 from tests.support.server import chat, running, wait_for
 
@@ -83,3 +87,63 @@ def test_what_is_no_schema_is_refused_before_anything_runs(server, client, schem
         engine.step = step
     assert (response.status_code, response.json()["error"]["param"]) == (400, "json_schema")
     assert not steps
+
+
+def test_too_many_properties_are_refused(client):
+    schema = {"type": "object", "properties": {f"p{i}": STRING for i in range(5000)}}
+    response = client.post(CHAT, json=asked(schema))
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "json_schema")
+    assert "too big" in response.json()["error"]["message"]
+
+
+def test_answers_go_on_while_a_schema_is_compiled(client, monkeypatch):
+    threads, go_on, compiled = [], threading.Event(), constraints._Vocabulary.compile
+
+    def held(*arguments):
+        threads.append(threading.current_thread().name)
+        assert go_on.wait(60)
+        return compiled(*arguments)
+
+    monkeypatch.setattr(constraints._Vocabulary, "compile", held)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.post, CHAT, json=asked({"type": "boolean"}, max_tokens=8))
+        try:
+            wait_for(lambda: threads)
+            other = client.post(CHAT, json=chat("Hello.", max_tokens=20, min_tokens=20))
+            assert other.json()["usage"]["completion_tokens"] == 20
+            assert not waiting.done()
+        finally:
+            go_on.set()
+        assert waiting.result(60).json()["choices"][0]["message"]["content"] in ("true", "false")
+    assert [name.startswith("prepare") for name in threads] == [True]
+
+
+def test_python_goes_on_while_a_schema_is_compiled(server):
+    """llguidance lets go of Python's lock, so that the loop and the worker's thread can go on beside it."""
+    schema = {"type": "object", "properties": {f"q{i}": STRING for i in range(2000)}}
+    processor, turns, seen = server.service.worker.engine.processor, [0], []
+
+    def compiled():
+        seen.append(turns[0])
+        constraints.Grammar("json_schema", schema, processor, processor.tokenizer.get_vocab_size())
+        seen.append(turns[0])
+
+    thread = threading.Thread(target=compiled)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.0001)
+        turns[0] += 1
+    assert seen[1] - seen[0] >= 10
+
+
+def test_the_worker_looks_at_no_schema(client, monkeypatch):
+    """It was looked at when the request was prepared; a large one takes a while each time."""
+    threads, describe = set(), options.describe
+
+    def noted(*arguments):
+        threads.add(threading.current_thread().name.partition("_")[0])
+        return describe(*arguments)
+
+    monkeypatch.setattr(options, "describe", noted)
+    assert client.post(CHAT, json=asked({"type": "boolean"}, n=2, max_tokens=8)).status_code == 200
+    assert threads == {"prepare"}

@@ -32,7 +32,7 @@ class LLTokenizer:
 
 
 class LLMatcher:
-    def __init__(self, tokenizer, grammar, log_level=1):
+    def __init__(self, tokenizer, grammar, log_level=1, limits=None):
         self._tokenizer, self._said, self._error, self._ended = tokenizer, b"", "", False
         try:
             self._pattern = _compiled(grammar)
@@ -109,6 +109,7 @@ def modules():
     """The stand-in as ``sys.modules`` would have it."""
     top, arrays = ModuleType("llguidance"), ModuleType("llguidance.numpy")
     top.LLTokenizer, top.LLMatcher, top.numpy = LLTokenizer, LLMatcher, arrays
+    top.LLParserLimits = dict
     arrays.fill_next_token_bitmask = lambda matcher, words, index: matcher.fill(words[index])
     return {top.__name__: top, arrays.__name__: arrays}
 
