@@ -4,11 +4,12 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_fastvlm import FastVlmForConditionalGeneration
+from mlx_fastvlm import FastVlmForConditionalGeneration, load
+from mlx_fastvlm.checkpoints.targets import LAYOUTS
 from mlx_fastvlm.models.forms import PLAIN
 from mlx_fastvlm.models.lora import adapters_of
 from mlx_fastvlm.tuner.fusing import fuse_adapters, lost_by_rounding
-from tests.support.adapters import adapted, logits, new_model
+from tests.support.adapters import IDS, adapted, logits, new_model, pixels
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
@@ -24,9 +25,25 @@ def test_fused_is_adapted(checkpoint, tmp_path, kind, head, bits):
     assert not adapters_of(model)
     assert mx.abs(logits(model) - expected).max() <= 1e-5 * expected.std()
     assert not any(name.endswith("scales") for name, _ in tree_flatten(model.parameters()))
-    model.save_pretrained(tmp_path / "fused")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("head", ["tied", "own"])
+@pytest.mark.parametrize("bits", [None, 4])
+def test_fused_is_adapted_in_each_layout(checkpoint, tmp_path, layout, kind, head, bits):
+    """Written and loaded again: of a plain base and of one that was unpacked, with either head."""
+    folder = checkpoint("apple") if head == "tied" else checkpoint("apple", head="own")
+    model, _ = adapted(folder, kind, bits, projector=True, vision=True)
+    expected = logits(model)
+    fuse_adapters(model, dequantize=bits is not None)
+    _, processor = load(folder)
+    model.save_pretrained(tmp_path / "fused", layout=layout, processor=processor)
     again = FastVlmForConditionalGeneration.from_pretrained(tmp_path / "fused", dtype="float32")
-    assert mx.abs(logits(again) - expected).max() <= 1e-5 * expected.std()
+    ids = mx.where(IDS == model.config.image_token_id, again.config.image_token_id, IDS)
+    found = again(ids, pixels()).logits[..., : expected.shape[-1]]
+    assert ("lm_head" in again) == (head == "own")
+    assert mx.abs(found - expected).max() <= 1e-5 * expected.std()
 
 
 def test_layers_keep_their_forms(checkpoint):
