@@ -2,18 +2,21 @@
 
     python benchmarks/finetuning_peers.py --mlx-vlm PYTHON --random 0.5b --image-size 512 --steps 6
 
-PYTHON is the interpreter of an environment with mlx-vlm. Its own command, `python -m mlx_vlm.train`, is tried first, and
-what it says is printed: up to 0.7.10 it takes no FastVLM, since the model's logits have a place for each image token
-and its targets one for each image. Its older loop (`mlx_vlm.trainer.train`) cuts the logits at the front instead, which
-is right where no row is padded; so all rows are given a length that its padding leaves alone.
+PYTHON is the interpreter of an environment with mlx-vlm. Its own command, `python -m mlx_vlm.train`, is tried first,
+and what it says is printed: up to 0.7.10 it takes no FastVLM, since the model's logits have a place for each image
+token and its targets one for each image. Its older loop (`mlx_vlm.trainer.train`) cuts the logits at the front instead,
+which is right where no row is padded; so all rows are given a length that its padding leaves alone.
 
 Each package runs in a process of its own with the same folder, in mlx-vlm's layout. Here images go through the tower
 once, before the first step (the line "features"); there they do at each step.
 """
 
+# ruff: noqa: PLC0415  each package is imported in a process of its own
+
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -71,9 +74,10 @@ print(json.dumps({"losses": [info["train_loss"] for info in told], "peak": mx.ge
 
 def ours(job: dict) -> dict:
     """This package's steps, in this process."""
-    import mlx_fastvlm  # noqa: PLC0415, isort: skip  (before mlx, and only where it is measured)
-    import mlx.core as mx  # noqa: PLC0415
-    from mlx_fastvlm.tuner import AdapterConfig, TrainingOptions, encode_all, read_conversations, train  # noqa: PLC0415
+    import mlx_fastvlm  # isort: skip  (before mlx, so that OpenBLAS is found)
+    import mlx.core as mx
+
+    from mlx_fastvlm.tuner import AdapterConfig, TrainingOptions, encode_all, read_conversations, train
 
     model, processor = mlx_fastvlm.load(job["model"], dtype="float32")
     mx.eval(model.parameters())
@@ -102,20 +106,21 @@ def ours(job: dict) -> dict:
         grad_checkpoint=job["checkpoint"],
     )
     train(model, processor, samples, [], options, report=report, progress=features_done)
-    seconds = [b - a for a, b in zip(moments, moments[1:])]
+    seconds = [b - a for a, b in itertools.pairwise(moments)]
     features = moments[0] - started
     return {"losses": losses, "peak": mx.get_peak_memory() / 1e9, "seconds": seconds, "features": features}
 
 
 def write_job(folder: Path, arguments: argparse.Namespace) -> dict:
     """The model, its first adapters, and as many rows as a batch has, all of one length."""
-    import mlx_fastvlm  # noqa: F401, PLC0415, isort: skip
-    import mlx.core as mx  # noqa: PLC0415
-    import numpy as np  # noqa: PLC0415
-    from mlx_fastvlm import load  # noqa: PLC0415
-    from mlx_fastvlm.models.lora import AdapterConfig, adapter_tensors, add_adapters  # noqa: PLC0415
-    from mlx_fastvlm.models.released import random_model  # noqa: PLC0415
-    from PIL import Image  # noqa: PLC0415
+    import mlx_fastvlm  # noqa: F401, isort: skip  (before mlx, so that OpenBLAS is found)
+    import mlx.core as mx
+    import numpy as np
+    from PIL import Image
+
+    from mlx_fastvlm import load
+    from mlx_fastvlm.models.lora import AdapterConfig, adapter_tensors, add_adapters
+    from mlx_fastvlm.models.released import random_model
 
     mx.random.seed(0)
     model, processor = random_model(arguments.random, mx.float32)
@@ -166,13 +171,12 @@ def _environment() -> dict[str, str]:
 
 def show(found: dict[str, dict]):
     print("\n| | a step, median | peak memory | features, once | losses |\n|---|---|---|---|---|")
+    medians = {name: statistics.median(told["seconds"][1:]) for name, told in found.items()}
     for name, told in found.items():
         losses = " ".join(f"{loss:.4f}" for loss in told["losses"])
         once = f"{told['features']:.1f} s" if "features" in told else "in each step"
-        print(
-            f"| {name} | {statistics.median(told['seconds'][1:]):.2f} s | {told['peak']:.2f} GB | {once} | {losses} |"
-        )
-    one, other = (statistics.median(told["seconds"][1:]) for told in found.values())
+        print(f"| {name} | {medians[name]:.2f} s | {told['peak']:.2f} GB | {once} | {losses} |")
+    one, other = medians.values()
     apart = max(abs(a - b) for a, b in zip(*(told["losses"] for told in found.values())))
     print(f"\nsteps {other / one:.2f} times as fast; losses at most {apart:.1e} apart")
 
