@@ -94,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
     add(what, "--fine-tune-type", str, "(lora)", choices=KINDS)
     add(what, "--num-layers", int, "of the decoder's layers, from the end; -1 is all")
     switch(what, "--train-projector", "the projector too")
+    switch(what, "--train-embeddings", "the token embedding and the head too: for words that it never had to say")
     switch(what, "--train-vision", "the vision tower too: nothing of an image can be kept then")
     add(what, "--rank", int, "of an adapter")
     add(what, "--scale", float, "of what an adapter adds: alpha / rank", "X")

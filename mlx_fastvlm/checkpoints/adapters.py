@@ -1,8 +1,9 @@
 """Adapter folders, as mlx-lm reads and writes them: ``adapter_config.json`` and ``adapters.safetensors``.
 
 The config says which layers have adapters and of what rank; the tensors are ``lora_a``, (inputs, rank), ``lora_b``,
-(rank, outputs), and for DoRA ``m``, (outputs,), each behind its layer's name. Of ``"fine_tune_type": "full"`` they are
-the trained weights themselves. PEFT's folders are read too (``peft.py``).
+(rank, outputs), and for DoRA ``m``, (outputs,), each behind its layer's name; of an embedding (words, rank), (rank,
+width) and (words,). Of ``"fine_tune_type": "full"`` they are the trained weights themselves. PEFT's folders are read
+too (``peft.py``).
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ class AdapterConfig:
         rank: of the two matrices of an adapter.
         scale: what their product is multiplied with (others' alpha / rank).
         dropout: how much of an adapter's input is left out at random while it is trained.
-        keys: the linear layers that are meant: by their names in a decoder layer ("self_attn.q_proj"), or in the whole
-            model ("multi_modal_projector.linear_1"), which ``num_layers`` is not about. None is all of a decoder layer.
+        keys: the linear layers and embeddings that are meant: by their names in a decoder layer ("self_attn.q_proj"),
+            or in the whole model ("multi_modal_projector.linear_1"), which ``num_layers`` is not about. None is all of
+            a decoder layer.
 
     Raises:
         UsageError: for a value that an option can't have.

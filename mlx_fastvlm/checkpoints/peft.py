@@ -152,7 +152,7 @@ def _their_name(name: str) -> str:
     for theirs, ours in NAMES:
         if layer.startswith(ours):
             return f"{PREFIX}{theirs}{layer[len(ours) :]}.{their_part}"
-    raise UsageError(f"PEFT's layout has no name for {layer}; fuse the adapters, or train without the vision tower.")
+    raise UsageError(f"PEFT's layout has no name for {layer}; fuse the adapters, or train without it.")
 
 
 def _transposed(tensor: mx.array) -> mx.array:

@@ -1,6 +1,7 @@
 """Adapters: small trainable matrices beside frozen linear layers (LoRA, arXiv 2106.09685; DoRA, arXiv 2402.09353).
 
-They lie around the layers of any form, quantized ones too (QLoRA, arXiv 2305.14314), and have mlx-lm's names.
+They lie around the layers of any form, quantized ones too (QLoRA, arXiv 2305.14314), and around the token embedding, of
+which a tied head is another use; and have mlx-lm's names.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from ..errors import UsageError
 from .forms import specialize
 
 LINEAR = (nn.Linear, nn.QuantizedLinear)
+EMBEDDING = (nn.Embedding, nn.QuantizedEmbedding)
 
 
 def plain_weight(linear: nn.Module) -> mx.array:
-    """A linear layer's matrix, (outputs, inputs), unpacked if it is quantized; then in float32."""
+    """A layer's matrix, (outputs, inputs), unpacked if it is quantized; then in float32."""
     if "scales" not in linear:
         return linear.weight
     # Unpacked in the type of its scales, of which a product needs more digits than they have.
@@ -31,6 +33,12 @@ def plain_weight(linear: nn.Module) -> mx.array:
         parts = [part.astype(mx.float32) for part in parts]
     how: dict[str, Any] = {"group_size": linear.group_size, "bits": linear.bits, "mode": linear.mode}
     return mx.dequantize(linear.weight, *parts, **how).astype(mx.float32)
+
+
+def matrix_shape(layer: nn.Module) -> tuple[int, int]:
+    """(outputs, inputs) of a layer's matrix, packed or not."""
+    outputs, inputs = layer.weight.shape
+    return outputs, inputs * 32 // layer.bits if "scales" in layer else inputs
 
 
 class LoRALinear(nn.Module):
@@ -46,16 +54,19 @@ class LoRALinear(nn.Module):
     def __init__(self, linear: nn.Module, rank: int, scale: float = 20.0, dropout: float = 0.0):
         super().__init__()
         self.linear = linear
-        outputs, inputs = linear.weight.shape
-        if "scales" in linear:
-            inputs = inputs * 32 // linear.bits
         self.dropout = nn.Dropout(dropout)
         self.scale = mx.array(scale, mx.float32)
-        bound = 1 / math.sqrt(inputs)
-        self.lora_a = mx.random.uniform(-bound, bound, (inputs, rank))
-        self.lora_b = mx.zeros((rank, outputs))
+        for name, array in self.new(linear, rank).items():
+            self[name] = array
         self.linear.freeze()
         self.freeze(recurse=False, keys=["scale"])
+
+    @staticmethod
+    def new(linear: nn.Module, rank: int) -> dict[str, mx.array]:
+        """The two matrices of an adapter that adds nothing yet."""
+        outputs, inputs = matrix_shape(linear)
+        bound = 1 / math.sqrt(inputs)
+        return {"lora_a": mx.random.uniform(-bound, bound, (inputs, rank)), "lora_b": mx.zeros((rank, outputs))}
 
     def __call__(self, x: mx.array) -> mx.array:
         """(..., inputs) -> (..., outputs), in the type of ``x``."""
@@ -95,17 +106,77 @@ class DoRALinear(LoRALinear):
         return (self.m / mx.linalg.norm(weight, axis=1))[:, None] * weight
 
 
+class LoRAEmbedding(LoRALinear):
+    """A frozen embedding, (words, width), plus ``scale`` lora_a @ lora_b, where it looks up and where it is a head.
+
+    Here ``lora_a``, (words, rank), is what begins as zero, so that each word's first step is its own.
+    """
+
+    @staticmethod
+    def new(linear: nn.Module, rank: int) -> dict[str, mx.array]:
+        words, width = matrix_shape(linear)
+        bound = 1 / math.sqrt(width)
+        return {"lora_a": mx.zeros((words, rank)), "lora_b": mx.random.uniform(-bound, bound, (rank, width))}
+
+    @property
+    def weight(self) -> mx.array:
+        """The embedding's own, as others ask it for its type."""
+        return self.linear.weight
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Ids -> (..., width)."""
+        y = self.linear(x)
+        return y + (self.scale * (self.lora_a[x] @ self.lora_b)).astype(y.dtype)
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        """(..., width) -> (..., words)."""
+        y = self.linear.as_linear(x)
+        return y + (self.scale * ((self.dropout(x) @ self.lora_b.T) @ self.lora_a.T)).astype(y.dtype)
+
+    def adapted_weight(self) -> mx.array:
+        return plain_weight(self.linear).astype(mx.float32) + (self.scale * self.lora_a) @ self.lora_b
+
+
+class DoRAEmbedding(LoRAEmbedding):
+    """The same with the length of each word's row, ``m``, as a parameter of its own."""
+
+    def __init__(self, linear: nn.Module, rank: int, scale: float = 20.0, dropout: float = 0.0):
+        super().__init__(linear, rank, scale, dropout)
+        self.m = mx.linalg.norm(plain_weight(linear).astype(mx.float32), axis=1)
+
+    def _stretch(self) -> mx.array:
+        return self.m / mx.stop_gradient(mx.linalg.norm(super().adapted_weight(), axis=1))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        y = super().__call__(x)
+        return (self._stretch()[x][..., None] * y).astype(y.dtype)
+
+    def as_linear(self, x: mx.array) -> mx.array:
+        y = super().as_linear(x)
+        return (self._stretch() * y).astype(y.dtype)
+
+    def adapted_weight(self) -> mx.array:
+        return self._stretch()[:, None] * super().adapted_weight()
+
+
 LAYERS: dict[str, type[LoRALinear]] = {"lora": LoRALinear, "dora": DoRALinear}
+EMBEDDINGS: dict[str, type[LoRALinear]] = {"lora": LoRAEmbedding, "dora": DoRAEmbedding}
 
 
 def with_keys(
-    model: nn.Module, config: AdapterConfig, *, projector: bool = False, vision: bool = False
+    model: nn.Module,
+    config: AdapterConfig,
+    *,
+    projector: bool = False,
+    vision: bool = False,
+    embeddings: bool = False,
 ) -> AdapterConfig:
     """The config for this model: no more layers than it has, and every key by its name.
 
     Args:
         model: a FastVLM.
         projector, vision: the projector's linear layers too; the tower's, its 1x1 convolutions among them.
+        embeddings: the token embedding too, and the head.
     """
     layers = model.language_model.layers
     keys = config.keys
@@ -114,14 +185,20 @@ def with_keys(
     sides = [f"{side}." for side, wanted in (("multi_modal_projector", projector), ("vision_tower", vision)) if wanted]
     further = [name for name, layer in model.named_modules() if isinstance(layer, LINEAR)]
     keys += tuple(sorted(name for name in further if name.startswith(tuple(sides)) and name not in keys))
+    keys += tuple(name for name in vocabulary_layers(model) if embeddings and name not in keys)
     return replace(config, keys=keys, num_layers=min(config.num_layers, len(layers)))
 
 
+def vocabulary_layers(model: nn.Module) -> list[str]:
+    """The names of the token embedding, and of a head of its own."""
+    return ["language_model.embed_tokens", *(["lm_head"] if "lm_head" in model else [])]
+
+
 def adapted_layers(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Module]:
-    """The linear layers that a config means, by name.
+    """The linear layers, and embeddings, that a config means, by name.
 
     Raises:
-        UsageError: for keys that are no linear layers of this model, or no layer at all.
+        UsageError: for keys that are no such layers of this model, or no layer at all.
     """
     config = with_keys(model, config)
     named = dict(model.named_modules())
@@ -130,9 +207,9 @@ def adapted_layers(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Modu
     found: dict[str, nn.Module] = {}
     for key in config.keys or ():
         names = [key] if key in named else [f"language_model.layers.{i}.{key}" for i in range(count)]
-        if not all(isinstance(named.get(name), LINEAR) for name in names):
+        if not all(isinstance(named.get(name), (*LINEAR, *EMBEDDING)) for name in names):
             raise UsageError(
-                f"keys: {key!r} is no linear layer of this model; name those of a decoder layer, such as "
+                f"keys: {key!r} is no linear layer or embedding of this model; name those of a decoder layer, such as "
                 "self_attn.q_proj, or of the whole model, such as multi_modal_projector.linear_1."
             )
         found |= {name: named[name] for name in (names if key in named else names[first:])}
@@ -149,13 +226,17 @@ def add_adapters(model: nn.Module, config: AdapterConfig) -> list[str]:
     """
     if adapters_of(model):
         raise UsageError("The model has adapters already; load it anew without them, or fuse them first.")
-    kind = LAYERS[config.fine_tune_type]
     layers = adapted_layers(model, config)
-    adapters = [(name, kind(layer, config.rank, config.scale, config.dropout)) for name, layer in layers.items()]
+    adapters = [(name, _adapter(layer, config)) for name, layer in layers.items()]
     model.update_modules(tree_unflatten(adapters))
     for _, adapter in adapters:
         adapter.train(model.training)
     return list(layers)
+
+
+def _adapter(layer: nn.Module, config: AdapterConfig) -> LoRALinear:
+    kinds = EMBEDDINGS if isinstance(layer, EMBEDDING) else LAYERS
+    return kinds[config.fine_tune_type](layer, config.rank, config.scale, config.dropout)
 
 
 def adapters_of(model: nn.Module) -> dict[str, LoRALinear]:
@@ -211,10 +292,11 @@ def load_adapters(model: nn.Module, folder: str | Path) -> AdapterConfig:
 def _shapes(layers: dict[str, nn.Module], config: AdapterConfig) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for name, layer in layers.items():
-        outputs, inputs = layer.weight.shape
-        if "scales" in layer:
-            inputs = inputs * 32 // layer.bits
-        shapes |= {f"{name}.lora_a": (inputs, config.rank), f"{name}.lora_b": (config.rank, outputs)}
+        outputs, inputs = matrix_shape(layer)
+        if isinstance(layer, EMBEDDING):
+            shapes |= {f"{name}.lora_a": (outputs, config.rank), f"{name}.lora_b": (config.rank, inputs)}
+        else:
+            shapes |= {f"{name}.lora_a": (inputs, config.rank), f"{name}.lora_b": (config.rank, outputs)}
         if config.fine_tune_type == "dora":
             shapes[f"{name}.m"] = (outputs,)
     return shapes

@@ -8,7 +8,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from ..checkpoints import quantization
 from ..models.forms import specialize
-from ..models.lora import LoRALinear, adapters_of, plain_weight
+from ..models.lora import EMBEDDING, LoRALinear, adapters_of, plain_weight
 
 MOST_LOST = 0.25  # of an adapter, by rounding
 
@@ -63,10 +63,10 @@ def _fused(adapter: LoRALinear, dequantize: bool) -> nn.Module:
     """A layer without its adapter, quantized as it was unless that is to end."""
     like = adapter.linear
     packed = "scales" in like
-    layer = _linear(adapter.adapted_weight().astype(like.scales.dtype if packed else like.weight.dtype), like)
+    layer = _plain_layer(adapter.adapted_weight().astype(like.scales.dtype if packed else like.weight.dtype), like)
     if not packed or dequantize:
         return layer
-    return nn.QuantizedLinear.from_linear(layer, like.group_size, like.bits, like.mode)
+    return layer.to_quantized(like.group_size, like.bits, like.mode)
 
 
 def dequantize_model(model: nn.Module):
@@ -76,7 +76,7 @@ def dequantize_model(model: nn.Module):
         if "scales" not in layer:
             continue
         weight = plain_weight(layer).astype(layer.scales.dtype)
-        plain.append((name, _embedding(weight) if isinstance(layer, nn.QuantizedEmbedding) else _linear(weight, layer)))
+        plain.append((name, _plain_layer(weight, layer)))
     model.update_modules(tree_unflatten(plain))
     specialize(model)
 
@@ -89,17 +89,15 @@ def quantize_model(model: nn.Module, bits: int, group_size: int | None = None) -
     return chosen.kept
 
 
-def _linear(weight: mx.array, like: nn.Module) -> nn.Linear:
-    """A plain linear layer with this matrix, and the bias of another."""
+def _plain_layer(weight: mx.array, like: nn.Module) -> nn.Linear | nn.Embedding:
+    """An embedding or a linear layer with this matrix, as another is, whose bias it has."""
+    if isinstance(like, EMBEDDING):
+        embedding = nn.Embedding(1, 1)
+        embedding.weight = weight
+        return embedding
     layer = nn.Linear(1, 1, bias=False)
     layer.weight = weight
     if "bias" in like:
         layer.bias = like.bias
     layer.train(like.training)
-    return layer
-
-
-def _embedding(weight: mx.array) -> nn.Embedding:
-    layer = nn.Embedding(1, 1)
-    layer.weight = weight
     return layer

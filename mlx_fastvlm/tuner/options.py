@@ -36,6 +36,7 @@ class TrainingOptions:
         resume_adapter_file: begin with these weights instead of new ones.
         feature_folder: where images' features are kept for the next time; None keeps them in memory.
         train_projector, train_vision: the projector too, the tower too: by adapters, or wholly with "full".
+        train_embeddings: the token embedding and the head too, for words that the model never had to say.
         iters: batches to train on.
         batch_size: rows in each.
         grad_accumulation_steps: batches whose gradients make one update; as if it were one batch of them all.
@@ -66,6 +67,7 @@ class TrainingOptions:
     feature_folder: str | Path | None = None
     train_projector: bool = False
     train_vision: bool = False
+    train_embeddings: bool = False
     iters: int = 1000
     batch_size: int = 4
     grad_accumulation_steps: int = 1
@@ -94,7 +96,7 @@ class TrainingOptions:
         for name, least in (("warmup", 0), ("seed", 0), ("val_batches", -1)):
             require_whole(name, getattr(self, name))
             require(getattr(self, name) >= least, f"{name} must be at least {least}", getattr(self, name))
-        for name in ("resume", "train_projector", "train_vision", "mask_prompt", "grad_checkpoint"):
+        for name in ("resume", "train_projector", "train_vision", "train_embeddings", "mask_prompt", "grad_checkpoint"):
             require(isinstance(getattr(self, name), bool), f"{name} must be True or False", getattr(self, name))
         require(_above_zero(self.learning_rate), "learning_rate must be a number above 0", self.learning_rate)
         if self.max_grad_norm is not None:

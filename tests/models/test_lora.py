@@ -7,7 +7,9 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
+from mlx_lm.tuner.dora import DoRAEmbedding as TheirDoRAEmbedding
 from mlx_lm.tuner.dora import DoRALinear as TheirDoRA
+from mlx_lm.tuner.lora import LoRAEmbedding as TheirLoRAEmbedding
 from mlx_lm.tuner.lora import LoRALinear as TheirLoRA
 from mlx_lm.tuner.utils import load_adapters as load_theirs
 
@@ -59,6 +61,53 @@ def test_a_layer_computes_what_mlx_lms_does(kind, theirs, bits, biased):
     assert mx.abs(mine.adapted_weight() - weight).max() < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("kind", "theirs", "bits"),
+    [  # of packed ones mlx-lm's DoRA can't make a head
+        ("lora", TheirLoRAEmbedding, None),
+        ("lora", TheirLoRAEmbedding, 4),
+        ("dora", TheirDoRAEmbedding, None),
+    ],
+)
+def test_an_embedding_computes_what_mlx_lms_does(kind, theirs, bits):
+    mx.random.seed(1)
+    base = nn.Embedding(96, 64)
+    base = base.to_quantized(32, bits) if bits else base
+    holder = nn.Module()
+    holder.language_model = nn.Module()
+    holder.language_model.layers = []
+    holder.language_model.embed_tokens = base
+    add_adapters(holder, AdapterConfig(kind, rank=4, scale=3.0, keys=("language_model.embed_tokens",)))
+    mine = holder.language_model.embed_tokens
+    ids, x = mx.array([[1, 5], [95, 1]]), mx.random.normal((2, 5, 64))
+    assert mx.abs(mine(ids) - base(ids)).max() < 1e-5
+    assert mx.abs(mine.as_linear(x) - base.as_linear(x)).max() < 1e-5
+    randomize(holder)
+    other = theirs.from_base(base, r=4, scale=3.0)
+    for part in ("lora_a", "lora_b", "m"):
+        if part in mine:
+            other[part] = mine[part]
+    assert mx.abs(mine(ids) - base(ids)).max() > 1e-3
+    assert mx.abs(mine(ids) - other(ids)).max() < 1e-5
+    assert mx.abs(mine.as_linear(x) - other.as_linear(x)).max() < 1e-5
+    weight = other.fuse(dequantize=True).weight
+    assert mx.abs(mine.adapted_weight() - weight).max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_packed_embedding_is_its_matrix(kind):
+    holder = nn.Module()
+    holder.language_model = nn.Module()
+    holder.language_model.layers = []
+    holder.language_model.embed_tokens = nn.Embedding(96, 64).to_quantized(32, 4)
+    add_adapters(holder, AdapterConfig(kind, rank=4, scale=3.0, keys=("language_model.embed_tokens",)))
+    randomize(holder)
+    mine = holder.language_model.embed_tokens
+    x, weight = mx.random.normal((2, 5, 64)), mine.adapted_weight()
+    assert mx.abs(mine(mx.array([3, 95])) - weight[mx.array([3, 95])]).max() < 1e-5
+    assert mx.abs(mine.as_linear(x) - x @ weight.T).max() < 1e-4
+
+
 def test_only_adapters_are_trained(checkpoint):
     model = new_model(checkpoint("apple"), 4)
     model.freeze()
@@ -100,7 +149,7 @@ def test_projector_and_tower(checkpoint):
     ("options", "said"),
     [
         ({"keys": ("self_attn.x_proj",)}, "'self_attn.x_proj' is no linear layer"),
-        ({"keys": ("language_model.embed_tokens",)}, "is no linear layer"),
+        ({"keys": ("language_model.norm",)}, "is no linear layer or embedding"),
         ({"num_layers": 0}, "No layer is chosen"),
         ({"rank": 0}, "rank must be at least 1"),
         ({"rank": True}, "rank must be a whole number"),
@@ -118,7 +167,7 @@ def test_what_can_not_be(checkpoint, options, said):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("sides", [{}, {"projector": True, "vision": True}])
+@pytest.mark.parametrize("sides", [{}, {"projector": True, "vision": True}, {"embeddings": True}])
 def test_a_folder_is_the_model_again(checkpoint, tmp_path, kind, sides):
     model, config = adapted(checkpoint("apple"), kind, **sides)
     folder = written(tmp_path / "adapters", model, config)

@@ -5,7 +5,7 @@ import mlx.nn as nn
 
 from mlx_fastvlm import load
 from mlx_fastvlm.checkpoints.adapters import AdapterConfig, write_adapter
-from mlx_fastvlm.models.lora import adapter_tensors, adapters_of, add_adapters, with_keys
+from mlx_fastvlm.models.lora import LoRAEmbedding, adapter_tensors, adapters_of, add_adapters, with_keys
 
 IDS = mx.array([[1, *[-200] * 4, 2, 7, 9, 11]])
 
@@ -36,7 +36,8 @@ def randomize(model, seed=0):
     """Give every adapter numbers that change what the model says."""
     mx.random.seed(seed)
     for layer in adapters_of(model).values():
-        layer.lora_b = mx.random.normal(layer.lora_b.shape) * 0.02
+        for part in ("lora_a", "lora_b") if isinstance(layer, LoRAEmbedding) else ("lora_b",):
+            layer[part] = mx.random.normal(layer[part].shape) * 0.02
         if "m" in layer:
             layer.m = layer.m * mx.random.uniform(0.8, 1.2, layer.m.shape)
     mx.eval(model.parameters())
@@ -44,7 +45,7 @@ def randomize(model, seed=0):
 
 def adapted(folder, kind="lora", bits=None, **options):
     """A model with adapters that matter, and their config."""
-    sides = {side: options.pop(side) for side in ("projector", "vision") if side in options}
+    sides = {side: options.pop(side) for side in ("projector", "vision", "embeddings") if side in options}
     model = new_model(folder, bits, sides.get("vision", False))
     options = {"rank": 4, "scale": 3.0, "num_layers": 2, **options}
     config = with_keys(model, AdapterConfig(kind, **options), **sides)

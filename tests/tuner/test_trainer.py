@@ -27,7 +27,10 @@ def changed(model, folder):
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "full"])
-@pytest.mark.parametrize("sides", [{}, {"train_projector": True}, {"train_projector": True, "train_vision": True}])
+@pytest.mark.parametrize(
+    "sides",
+    [{}, {"train_projector": True}, {"train_projector": True, "train_vision": True}, {"train_embeddings": True}],
+)
 def test_it_learns_what_it_should_and_nothing_else(checkpoint, kind, sides):
     folder = checkpoint("apple")
     adapters = AdapterConfig(kind, num_layers=2, rank=4)
@@ -43,7 +46,7 @@ def test_it_learns_what_it_should_and_nothing_else(checkpoint, kind, sides):
     else:
         parts = {name.split(".")[0] for name in found}
         assert not any(name.startswith("language_model.layers.0.") for name in found)
-        assert not any("embed_tokens" in name for name in found)
+        assert any("embed_tokens" in name for name in found) == ("train_embeddings" in sides)
     assert ("multi_modal_projector" in parts) == ("train_projector" in sides)
     assert ("vision_tower" in parts) == ("train_vision" in sides)
 
