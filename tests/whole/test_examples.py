@@ -8,6 +8,7 @@ import runpy
 import sys
 import threading
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -188,6 +189,24 @@ def test_live_cameras(run, monkeypatch):
     assert run("live", "1").count("A small red triangle.") == 1
     with pytest.raises(SystemExit, match="no camera 0"):
         run("live", "0")
+
+
+def test_finetune_digits(run, tmp_path, plotting):
+    """A few images, a few steps, on 4 bits: the commands run, nothing held out is learnt from, and figures come."""
+    few = ["--texts", 12, "--old", 3, "--held-out", 4, "--own", 4, "--valid", 3, "--iters", 3, "--rank", 2]
+    said = run("finetune_digits", "--work", tmp_path, "--q-bits", 4, *few)
+    assert "numbers and words it was not trained on: 0.0% -> " in said
+    assert "the demo's own 500 questions: " in said
+    result = json.loads((tmp_path / "lora-2-on-4bit.json").read_text())
+    assert result["before"]["own questions"] == 100.0
+    assert result["peak_memory"] > 0
+    assert all(is_an_image(tmp_path / name) for name in ("losses.png", "results.png"))
+    rows = [json.loads(line) for line in (tmp_path / "data" / "train.jsonl").read_text().splitlines()]
+    assert len(rows) == 15
+    example = runpy.run_path(str(EXAMPLES / "finetune_digits.py"))
+    answers, learnt = ({example["choose_text"](Random(i), held) for i in range(2000)} for held in (True, False))
+    assert answers & learnt == set(example["WORDS"])
+    assert len(answers) > 150
 
 
 def test_finetune_small(run, tmp_path, plotting):

@@ -1,0 +1,244 @@
+"""Teach the demo model to read, which it can't, from 2,000 images, as one would with own data.
+
+    python examples/finetune_digits.py                          # LoRA
+    python examples/finetune_digits.py --q-bits 4               # QLoRA: the same on the model in 4 bits
+    python examples/finetune_digits.py --fine-tune-type dora    # and so on: see --help
+
+It draws numbers of two or three digits and short words on the demo's backgrounds, in six fonts, and beside them 500 of
+the demo's own scenes with their questions, so that it won't forget those; writes them as anybody would, images and
+`train.jsonl`; and runs `python -m mlx_fastvlm.lora`. Before and after, the model reads 300 images that it was not
+trained on, with numbers that none of those had, and answers 500 of its own questions, about scenes held out from its
+own training too. What is written lies in `--work`: data, adapters, and figures of all trainings in there. Needs
+matplotlib (`pip install "mlx-fastvlm[plot]"`), for its fonts too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+from mlx_fastvlm import batch_generate, load
+
+sys.path.insert(0, str(Path(__file__).parent / "demo"))
+
+import evaluate
+
+import scenes
+
+PIXELS = 256
+CELL = PIXELS // scenes.GRID  # a character stands in one, more or less: as the demo's shapes do
+FONTS = (
+    *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold"),
+    *("DejaVuSans-BoldOblique", "STIXGeneralBol"),
+)
+WORDS = (
+    *("ant", "bear", "bed", "bee", "bird", "book", "bus", "car", "cat", "cup", "dog", "door", "fish", "fox", "hat"),
+    *("hen", "hill", "ice", "key", "lake", "leaf", "lion", "pie", "rain", "ring", "rose", "ship", "sun", "tea", "tree"),
+)
+HELD_OUT_NUMBERS = frozenset(random.Random("held out").sample(range(10, 1000), 150))  # in no image of the training
+ASKED = ("What does it say?", "What is written here?", "Read the text.", "What do you read in the image?")
+TRAINING = range(2000)  # seeds of what is to be read
+VALID = range(800_000, 800_100)
+HELD_OUT = range(900_000, 900_300)
+OLD = scenes.TRAINING_SEEDS[5_000_000:5_000_500]  # of scenes, for what it shall not forget
+AT_ONCE = 25  # images that are asked about together
+BEFORE = {"reading": "numbers and words it was not trained on", "own questions": "the demo's own 500 questions"}
+
+
+def choose_text(rng: random.Random, held_out: bool) -> str:
+    """A word, or a number of two or three digits that is one of the held-out ones, or none of them."""
+    numbers = {"two": range(10, 100), "three": range(100, 1000)}
+    kind = rng.choice(("word", *numbers))
+    if kind == "word":
+        return rng.choice(WORDS)
+    return str(rng.choice([number for number in numbers[kind] if (number in HELD_OUT_NUMBERS) == held_out]))
+
+
+def draw_text(seed: int, held_out: bool = False) -> tuple[Image.Image, str]:
+    """An image of a seed, and what it says."""
+    rng = random.Random(f"text {seed}")
+    scene = scenes.Scene(seed, (), 1.0, 1.0, rng.choice(list(scenes.BACKGROUNDS)), scenes._background_tints(rng))
+    image, text = scenes._paint_background(scene, PIXELS, PIXELS), choose_text(rng, held_out)
+    size = rng.randint(86, 98) if text.isdigit() else rng.randint(70, 80)
+    file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{rng.choice(FONTS)}.ttf"
+    font, mask = ImageFont.truetype(str(file), size), Image.new("L", image.size)
+    first, row = rng.randrange(scenes.GRID + 1 - len(text)), rng.randrange(scenes.GRID)
+    x = (first + 0.5) * CELL + rng.uniform(-4, 4)
+    y = min(max((row + 0.5) * CELL + rng.uniform(-6, 6), 40), PIXELS - 40) + 0.34 * size  # of the line they stand on
+    for place, character in enumerate(text):
+        ImageDraw.Draw(mask).text((x + place * CELL, y), character, 255, font, anchor="ms")
+    image.paste(scenes._vary(rng, rng.choice(list(scenes.COLOURS.values())), 12), (0, 0), mask)
+    return image, text
+
+
+def conversation(image: str, turns: list[tuple[str, str]]) -> dict:
+    """A row of training data."""
+    messages = []
+    for question, answer in turns:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"images": [image], "messages": messages}
+
+
+def write_texts(folder: Path, seeds: range) -> list[dict]:
+    """Images to read, and a row for each."""
+    rows = []
+    for seed in seeds:
+        image, text = draw_text(seed)
+        image.save(folder / f"images/text-{seed}.png")
+        asked = random.Random(f"asked {seed}").choice(ASKED)
+        rows.append(conversation(f"images/text-{seed}.png", [(asked, f"{text}.")]))
+    return rows
+
+
+def write_scenes(folder: Path, seeds: range) -> list[dict]:
+    """Images of scenes, and a row of two questions for each."""
+    rows = []
+    for seed in seeds:
+        scene = scenes.make_scene(seed)
+        scenes.draw(scene, PIXELS).save(folder / f"images/scene-{seed}.png")
+        asked = scenes.questions(scene, random.Random(f"asked {seed}"), 2)
+        rows.append(conversation(f"images/scene-{seed}.png", [(q.text, q.answer) for q in asked]))
+    return rows
+
+
+def write_data(folder: Path, texts: int, old: int, valid: int):
+    """The data set, the same each time."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    rows = write_texts(folder, TRAINING[:texts]) + write_scenes(folder, OLD[:old])
+    for split, found in (("train", rows), ("valid", write_texts(folder, VALID[:valid]))):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+
+
+def share_right(model, processor, asked: list[tuple[str, Image.Image, str]]) -> float:
+    """Per cent of answers that are exactly right; of (question, image, answer)."""
+    right = 0
+    for start in range(0, len(asked), AT_ONCE):
+        questions, images, answers = zip(*asked[start : start + AT_ONCE])
+        found = batch_generate(model, processor, list(questions), list(images), max_tokens=64)
+        right += sum(answer == wanted for answer, wanted in zip(found, answers))
+    return 100 * right / len(asked)
+
+
+def measure(model, adapters: Path | None, arguments: argparse.Namespace) -> dict[str, float]:
+    """What a model can: read held-out images, and answer its own old questions."""
+    model, processor = load(model, adapter_path=adapters)
+    texts = [draw_text(seed, held_out=True) for seed in HELD_OUT[: arguments.held_out]]
+    about = [scenes.make_scene(seed) for seed in scenes.HELD_OUT_SEEDS[: arguments.own]]
+    old = [(evaluate.conversation(scene, 1)[0], scenes.draw(scene, evaluate.PIXELS)) for scene in about]
+    return {
+        "reading": share_right(model, processor, [(ASKED[0], image, f"{text}.") for image, text in texts]),
+        "own questions": share_right(model, processor, [(asked.text, image, asked.answer) for asked, image in old]),
+    }
+
+
+def run(*words: str | Path | float):
+    """A command, as one would type it."""
+    print("$ python -m", shlex.join(map(str, words)), flush=True)
+    subprocess.run([sys.executable, "-m", *map(str, words)], check=True)
+
+
+def train(model, work: Path, name: str, arguments: argparse.Namespace):
+    """What a user would type: all layers, the projector, and the embedding, whose rows for digits were never needed."""
+    adapters = ["--fine-tune-type", arguments.fine_tune_type, "--rank", arguments.rank, "--scale", 2]
+    what = ["--num-layers", -1, "--train-projector", *adapters]
+    what += [] if arguments.no_embeddings else ["--train-embeddings"]
+    steps = ["--iters", arguments.iters, "--batch-size", 32, "--learning-rate", arguments.learning_rate]
+    how = ["--dtype", "float32", "--optimizer", "adamw", "--lr-schedule", "cosine", "--warmup", 30]
+    how += ["--max-grad-norm", 1]
+    shown = ["--steps-per-report", 10, "--steps-per-eval", 100, "--save-every", 500]
+    files = ["--data", work / "data", "--adapter-path", work / name, "--feature-folder", work / "features"]
+    run("mlx_fastvlm.lora", "--model", model, *files, "--train", *what, *steps, *how, *shown)
+
+
+def plot(work: Path):
+    """Figures of all trainings that are in a folder: their losses, what they can, and what they took."""
+    results = [json.loads(file.read_text()) for file in sorted(work.glob("*.json"))]
+    losses = Figure(figsize=(7, 4), layout="constrained")
+    axes = losses.add_subplot()
+    for result in results:
+        told = [json.loads(line) for line in (work / result["name"] / "log.jsonl").read_text().splitlines()]
+        points = [(line["iteration"], line["valid_loss"]) for line in told if "valid_loss" in line]
+        axes.plot(*zip(*points), marker="o", markersize=3, linewidth=1.5, label=result["name"])
+    axes.set(xlabel="iteration", ylabel="cross entropy (nats a token)", title="Reading: images not trained on")
+    axes.set_yscale("log")
+    finish(axes)
+    losses.savefig(work / "losses.png", dpi=150)
+
+    shares = Figure(figsize=(7, 0.9 + 0.55 * (len(results) + 1)), layout="constrained")
+    right, memory = shares.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    names = ["before", *(result["name"] for result in results)]
+    for shift, (key, label) in enumerate(BEFORE.items()):
+        values = [results[0]["before"][key], *(result["after"][key] for result in results)]
+        places = [place + 0.4 * shift - 0.2 for place in range(len(names))]
+        bars = right.barh(places, values, height=0.36, label=label)
+        right.bar_label(bars, fmt="%.1f%%", padding=2, fontsize=8)
+    right.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 118), xlabel="exactly right (%)")
+    right.invert_yaxis()
+    bars = memory.barh(range(1, len(names)), [result["peak_memory"] for result in results], height=0.5, color="0.6")
+    memory.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
+    memory.set(xlabel="peak memory (GB)")
+    memory.margins(x=0.3)
+    finish(right, loc="upper center", bbox_to_anchor=(0.5, 1.22), ncols=2, fontsize=8)
+    memory.spines[["top", "right"]].set_visible(False)
+    shares.savefig(work / "results.png", dpi=150)
+
+
+def finish(axes, **legend):
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.legend(frameon=False, **legend)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, default="digits", metavar="FOLDER", help="(digits)")
+    parser.add_argument("--q-bits", type=int, choices=(4, 8), help="train adapters on the model in so many bits")
+    parser.add_argument("--fine-tune-type", choices=("lora", "dora", "full"), default="lora", help="(lora)")
+    parser.add_argument("--rank", type=int, default=16, help="(16)")
+    parser.add_argument("--no-embeddings", action="store_true", help="leave embedding and head as they are")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, metavar="X", help="(0.003)")
+    parser.add_argument("--iters", type=int, default=1000, help="(1000)")
+    parser.add_argument("--texts", type=int, default=len(TRAINING), metavar="N", help="images to read (2000)")
+    parser.add_argument("--old", type=int, default=len(OLD), metavar="N", help="images of its own world (500)")
+    parser.add_argument("--valid", type=int, default=len(VALID), metavar="N", help="images to validate with (100)")
+    parser.add_argument("--held-out", type=int, default=len(HELD_OUT), metavar="N", help="images to be tested on (300)")
+    parser.add_argument("--own", type=int, default=500, metavar="N", help="own questions to ask (500)")
+    arguments = parser.parse_args()
+
+    work, model = arguments.work, "demo"
+    write_data(work / "data", arguments.texts, arguments.old, arguments.valid)
+    if arguments.q_bits:
+        model = work / f"demo-{arguments.q_bits}bit"
+        if not model.is_dir():
+            run("mlx_fastvlm.convert", "--hf-path", "demo", "--mlx-path", model, "-q", "--q-bits", arguments.q_bits)
+    name = arguments.fine_tune_type + ("" if arguments.fine_tune_type == "full" else f"-{arguments.rank}")
+    name += f"-on-{arguments.q_bits}bit" if arguments.q_bits else ""
+    name += "-layers-only" if arguments.no_embeddings else ""
+    before = measure(model, None, arguments)
+    start = time.perf_counter()
+    train(model, work, name, arguments)
+    seconds = time.perf_counter() - start
+    after = measure(model, work / name, arguments)
+    for what, said in BEFORE.items():
+        print(f"{said}: {before[what]:.1f}% -> {after[what]:.1f}%")
+    print(f"trained in {seconds / 60:.1f} minutes")
+    told = [json.loads(line) for line in (work / name / "log.jsonl").read_text().splitlines()]
+    memory = max(line.get("peak_memory", 0) for line in told)
+    result = {"name": name, "before": before, "after": after, "seconds": seconds, "peak_memory": memory}
+    (work / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    plot(work)
+
+
+if __name__ == "__main__":
+    main()
