@@ -42,7 +42,12 @@ def add_pixel_flags(group: argparse._ArgumentGroup):
     """How images become pixels, wherever they come from."""
     group.add_argument("--image-size", type=int, metavar="PIXELS", help="a multiple of 64; less is faster")
     group.add_argument("--frames", type=int, default=1, metavar="N", help="frames of an animation (1, the first)")
-    _number(group, "--vision-batch-size", int, "images that go through the vision tower at a time")
+    group.add_argument(
+        "--vision-batch-size",
+        type=int,
+        metavar="N",
+        help="images that go through the vision tower at a time (several only of small ones)",
+    )
 
 
 def add_video_flags(parser: argparse.ArgumentParser):

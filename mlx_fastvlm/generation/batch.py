@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import require, require_whole
 from .engine import Engine
 from .options import GenerationOptions, Options, lists_options
+from .reading import images_together
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing since Python 3.11
@@ -59,7 +60,8 @@ def answer_batch(
     """:func:`batch_generate` for whoever holds the options already."""
     check_batch_size(batch_size)
     pairs = pair(prompts, images, "prompts")
-    engine = Engine(model, processor, max_rows=batch_size, prefill_step_size=options.prefill_step_size)
+    ahead = images_together(processor, options) - 1
+    engine = Engine(model, processor, max_rows=batch_size, prefill_step_size=options.prefill_step_size, ahead=ahead)
     options.check(model)
     requests = [engine.request(prompt, image, options) for prompt, image in pairs]
     answers = (engine.enqueue(request, options) for request in requests)

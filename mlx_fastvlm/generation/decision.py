@@ -35,7 +35,7 @@ class DecisionOptions(TypedDict, total=False):
     video: VideoSource
     fps: float
     max_frames: int
-    vision_batch_size: int
+    vision_batch_size: int | None
     vision_cache: VisionCache | None
     prefill_step_size: int
     progress: Progress | None

@@ -16,6 +16,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Iterable
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
@@ -56,6 +57,8 @@ class Engine:
         prefill_step_size: how many tokens of prompts are read between two steps.
         prefix_cache: what prompts have in common is read once, for answers that have no prompt cache.
         vision_cache: for answers without the option of this name.
+        ahead: so many of the answers that wait for a row get their images encoded with those of others, where that
+            takes a call less: :func:`.reading.images_together` less one. Not with a cache for several answers.
 
     Attributes:
         processor: the model's.
@@ -71,11 +74,13 @@ class Engine:
         prefill_step_size: int = 2048,
         prefix_cache: PrefixCache | None = None,
         vision_cache: VisionCache | None = None,
+        ahead: int = 0,
     ):
         for name, value in (("max_rows", max_rows), ("prefill_step_size", prefill_step_size)):
             require_whole(name, value)
             require(value >= 1, f"{name} must be at least 1", value)
         self._model, self.processor, self._max_rows = model, processor, max_rows
+        self._ahead = min(ahead, max_rows)
         self._prefill_step_size = prefill_step_size
         self._reader = PromptReader(model, processor, prefill_step_size, vision_cache, prefix_cache)
         self._waiting: deque[Row] = deque()
@@ -162,8 +167,8 @@ class Engine:
 
     @property
     def room(self) -> int:
-        """How many more answers could run at once."""
-        return max(0, self._max_rows - len(self._rows) - len(self._waiting))
+        """How many more answers could run at once, or have their images encoded ahead."""
+        return max(0, self._max_rows + self._ahead - len(self._rows) - len(self._waiting))
 
     def step(self) -> bool:
         """Admit rows; read at most one piece of prompts; give every running row a token. False if there was nothing.
@@ -203,7 +208,7 @@ class Engine:
         if row in self._rows:
             self._leave_crowd(row)
             self._rows.remove(row)
-        self._reader.keep_only([row for row in self._rows if row.pick is None])
+        self._forget_features()
         self._keep_wired()
 
     def _keep_wired(self):
@@ -280,15 +285,22 @@ class Engine:
         while reading := [row for row in self._rows if row.pick is None]:
             if self._reader.lacks_features(reading[0]):
                 if left == self._prefill_step_size:
-                    lacking = [row for row in reading if self._reader.lacks_features(row)]
+                    lacking = [row for row in reading if self._reader.lacks_features(row)] + self._soon()
                     self._try(reading[0], lambda _, rows=lacking: self._reader.encode(rows))
                 return
             if left < self._prefill_step_size and self._reader.cost(reading[0]) > left:
                 return
             left -= self._read_some(self._reader.together(reading, left), reading[0])
-            self._reader.keep_only([row for row in self._rows if row.pick is None])
+            self._forget_features()
             if left <= 0:
                 return
+
+    def _soon(self) -> list[Row]:
+        """Waiting rows whose images may go through the tower with those of others."""
+        return [row for row in islice(self._waiting, self._ahead) if self._reader.may_be_early(row)]
+
+    def _forget_features(self):
+        self._reader.keep_only([row for row in self._rows if row.pick is None] + self._soon())
 
     def _read_some(self, group: list[Row], first: Row) -> int:
         """Read whole prompts together, or a piece of one; returns how many tokens that was."""

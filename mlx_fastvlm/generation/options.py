@@ -52,7 +52,7 @@ class SessionOptions(TypedDict, total=False):
     top_logprobs: int
     image_size: int | None
     frames: int
-    vision_batch_size: int
+    vision_batch_size: int | None
     vision_cache: VisionCache | None
     max_kv_size: int | None
     kv_bits: int | None
@@ -108,7 +108,8 @@ class GenerationOptions:
             before the first question, each behind its time.
         fps, max_frames: so many frames a second of it are taken, and at most so many in all, which then span all of it.
             Of a list of frames, fps is how fast they were taken.
-        vision_batch_size: how many images go through the vision tower at a time.
+        vision_batch_size: how many images go through the vision tower at a time. None is as many small ones as have
+            together the pixels of one at the checkpoint's own size, and otherwise one.
         vision_cache: keeps the features of images from call to call.
         max_kv_size: bounds the KV cache to so many tokens; the whole (first) prompt always stays in it.
         kv_bits: 4 or 8 stores the KV cache quantized; None does not.
@@ -149,7 +150,7 @@ class GenerationOptions:
     video: Any = None  # a processing.video.VideoSource
     fps: float = 1.0
     max_frames: int = 8
-    vision_batch_size: int = 1
+    vision_batch_size: int | None = None
     vision_cache: VisionCache | None = None
     max_kv_size: int | None = None
     kv_bits: int | None = None
@@ -190,6 +191,9 @@ class GenerationOptions:
             require(value >= 0, f"{name} must be at least 0", value)
         require(self.top_logprobs <= 20, "top_logprobs must be at most 20", self.top_logprobs)
         require(self.min_tokens <= self.max_tokens, "min_tokens must be at most max_tokens", self.min_tokens)
+        require_whole("vision_batch_size", self.vision_batch_size, optional=True)
+        group = self.vision_batch_size
+        require(group is None or group >= 1, "vision_batch_size must be at least 1", group)
         require_whole("image_size", self.image_size, optional=True)  # the processor knows which
         _require_number("fps", self.fps)
         require(self.fps > 0, "fps must be above 0", self.fps)
@@ -301,7 +305,6 @@ _COUNTS = (
     "repetition_context_size",
     "frames",
     "max_frames",
-    "vision_batch_size",
     "prefill_step_size",
 )
 _FLOAT32_MIN, _FLOAT32_MAX = 2**-126, (2 - 2**-23) * 2.0**127  # what is closer to 0 is 0 to most devices

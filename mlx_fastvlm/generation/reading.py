@@ -19,10 +19,19 @@ if TYPE_CHECKING:
     from ..cache.vision import VisionCache
     from ..models.fastvlm import FastVlmForConditionalGeneration
     from ..processing.processor import FastVlmProcessor
+    from .options import GenerationOptions
     from .row import Row
 
 # Prompts are read together if padding them to one length makes at most so many times as many tokens.
 ALIKE = 1.25
+
+
+def images_together(processor: FastVlmProcessor, options: GenerationOptions) -> int:
+    """How many images go through the tower at once: small ones may take the memory of one of the checkpoint's size."""
+    if options.vision_batch_size is not None:
+        return options.vision_batch_size
+    size = processor.check_image_size(options.image_size)
+    return max(1, (processor.image_settings.size // size) ** 2)
 
 
 class PromptReader:
@@ -100,14 +109,18 @@ class PromptReader:
     def lacks_features(self, row: Row) -> bool:
         return row.embeddings is None and any(image.fingerprint not in self._features for image in row.images)
 
+    def may_be_early(self, row: Row) -> bool:
+        """Whether a row that has not begun is known to need all of its images."""
+        return row.shares and self._prefix_cache is None and self._cache_of(row) is None
+
     def encode(self, rows: list[Row]):
         """Encode a few of the images that the first row lacks, and with them others' of their size that fit in."""
         first = rows[0]
-        missing = {image.fingerprint: image for row in rows for image in row.images}
+        missing = {image.fingerprint: image for row in rows for image in row.unread_images}
         missing = {name: image for name, image in missing.items() if name not in self._features}
         shape = next(iter(missing.values())).pixels.shape
         names = [name for name, image in missing.items() if image.pixels.shape == shape]
-        names = names[: first.options.vision_batch_size]
+        names = names[: images_together(self._processor, first.options)]
         pixels = self._processor.to_pixel_values(np.stack([missing[name].pixels for name in names]))
         encoded = self._model.get_image_features(pixels)
         found = {name: mx.contiguous(features) for name, features in zip(names, encoded)}
@@ -131,7 +144,7 @@ class PromptReader:
     def keep_only(self, rows: list[Row]):
         """Forget features that none of these rows waits for."""
         if self._features:
-            wanted = {image.fingerprint for row in rows if row.embeddings is None for image in row.images}
+            wanted = {image.fingerprint for row in rows if row.embeddings is None for image in row.unread_images}
             self._features = {name: x for name, x in self._features.items() if name in wanted}
 
     def cost(self, row: Row) -> int:

@@ -90,6 +90,11 @@ class Row:
         """Whether the token that is on its way will be the last, whatever it is."""
         return self.produced + 1 >= self.options.max_tokens
 
+    @property
+    def unread_images(self) -> list[Image]:
+        """Those that the tower has to see; before the row has begun, all."""
+        return self.images if self.ids else self.request.images
+
     def begin(self, model: FastVlmForConditionalGeneration):
         """Take up the prompt, except for what its cache holds."""
         self._seed = any_seed(self.options) if self._seed is None else self._seed

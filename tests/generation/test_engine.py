@@ -7,7 +7,7 @@ import mlx.core as mx
 import pytest
 from PIL import Image
 
-from mlx_fastvlm import Engine, PromptCache, VisionCache, generate
+from mlx_fastvlm import Engine, PrefixCache, PromptCache, VisionCache, generate
 from mlx_fastvlm.errors import UsageError
 from tests.support import small
 from tests.support.models import wide_model
@@ -112,18 +112,43 @@ def test_short_prompts_are_read_together(wide, decoder_calls):
     ]
 
 
-def test_images_of_several_rows_go_in_groups_and_each_once(wide, monkeypatch):
+@pytest.fixture
+def tower_calls(wide, monkeypatch):
+    """Shapes of what went through the tower."""
     calls = []
     encode = type(wide[0]).get_image_features
     monkeypatch.setattr(type(wide[0]), "get_image_features", lambda self, x: calls.append(x.shape) or encode(self, x))
+    return calls
+
+
+def test_images_of_several_rows_go_in_groups_and_each_once(wide, tower_calls):
     engine = Engine(*wide, vision_cache=VisionCache())
     shown = [[0], [1], [0, 1], [2], [0]]
     answers = [engine.submit("a", [IMAGES[i] for i in own], max_tokens=3, vision_batch_size=2) for own in shown]
     answers.append(engine.submit("a", IMAGES[0], max_tokens=3, image_size=64))
     texts = [text(answer) for answer in answers]
-    assert [shape[0] for shape in calls] == [2, 1, 1]
-    monkeypatch.undo()
+    assert [shape[0] for shape in tower_calls] == [2, 1, 1]
     assert texts[:-1] == [generate(*wide, "a", [IMAGES[i] for i in own], max_tokens=3) for own in shown]
+
+
+def test_small_images_go_together_also_those_of_waiting_rows(wide, tower_calls):
+    """As many as have the pixels of one of the checkpoint's own size, 128."""
+    engine = Engine(*wide, max_rows=2, ahead=10)
+    assert engine.room == 4
+    images = [Image.new("RGB", (9, 9), (i, i, i)) for i in range(5)]
+    answers = [engine.submit("a", image, max_tokens=2 + i, image_size=64) for i, image in enumerate(images)]
+    engine.cancel(answers.pop(3))
+    texts = [text(answer) for answer in answers]
+    assert [shape[0] for shape in tower_calls] == [4]
+    assert texts == [generate(*wide, "a", images[i], max_tokens=2 + i, image_size=64) for i in (0, 1, 2, 4)]
+
+
+def test_no_image_goes_early_where_a_cache_may_know_it(wide, tower_calls):
+    for options, own in (({"prefix_cache": PrefixCache()}, {}), ({}, {"vision_cache": VisionCache()})):
+        engine = Engine(*wide, max_rows=1, ahead=1, **options)
+        answers = [engine.submit("a", IMAGES[i], max_tokens=3, image_size=64, **own) for i in range(2)]
+        assert [text(answer) for answer in answers]
+    assert [shape[0] for shape in tower_calls] == [1, 1, 1, 1]
 
 
 def test_cancelled_within_a_step_and_idempotent(wide):

@@ -41,6 +41,7 @@ OPTIONS = [
     {"logits_processors": [only_even], "top_logprobs": 3},
     {"min_tokens": 6},
     {"prefill_step_size": 7, "logprobs": True},
+    {"image_size": 64},
     {"image_size": 64, "vision_batch_size": 2},
     {"bounded": 3, "logprobs": True},
     {"bounded": 1, "temperature": 1.5, "seed": 3},
@@ -153,22 +154,26 @@ def check(schedule, **engine):
 
 
 SCHEDULE = st.lists(JOB, min_size=1, max_size=7)
-ENGINE = {"max_rows": st.integers(1, 6), "step": st.sampled_from([20, 100, 2048])}
+ENGINE = {
+    "max_rows": st.integers(1, 6),
+    "prefill_step_size": st.sampled_from([20, 100, 2048]),
+    "ahead": st.sampled_from([0, 3]),
+}
 quiet = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
 @settings(max_examples=SCHEDULES, **quiet)
 @given(schedule=SCHEDULE, **ENGINE)
-def test_rows_at_once_equal_rows_alone(schedule, max_rows, step):
-    check(schedule, max_rows=max_rows, prefill_step_size=step)
+def test_rows_at_once_equal_rows_alone(schedule, **engine):
+    check(schedule, **engine)
 
 
 @settings(max_examples=max(1, SCHEDULES // 10), **quiet)
 @given(schedule=SCHEDULE, **ENGINE)
-def test_also_with_caches_that_outlive_answers(schedule, max_rows, step):
+def test_also_with_caches_that_outlive_answers(schedule, **engine):
     """They are small, so that they forget all the time."""
     caches = {"vision_cache": VisionCache(max_bytes=3000), "prefix_cache": PrefixCache(max_bytes=500_000)}
-    check(schedule, max_rows=max_rows, prefill_step_size=step, **caches)
+    check(schedule, **engine, **caches)
 
 
 @pytest.fixture(scope="module")
@@ -184,5 +189,5 @@ def on_a_gpu():
 
 @settings(max_examples=max(1, SCHEDULES // 10), **quiet)
 @given(schedule=SCHEDULE, **ENGINE)
-def test_also_on_the_path_of_a_gpu(on_a_gpu, schedule, max_rows, step):
-    check(schedule, max_rows=max_rows, prefill_step_size=step)
+def test_also_on_the_path_of_a_gpu(on_a_gpu, schedule, **engine):
+    check(schedule, **engine)

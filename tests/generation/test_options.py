@@ -70,7 +70,7 @@ WRONG = {
     "system": [5, ["Be brief."], b"x"],
     "image_size": ["64", 64.0, True],
     "frames": [None, 1.0, "2"],
-    "vision_batch_size": [None, 1.0],
+    "vision_batch_size": ["1", 1.0],
     "max_kv_size": [100.5, "100", True, 0, -1],
     "kv_bits": ["8", 8.0, True, 2],
     "kv_group_size": [None, 64.0, "64"],
