@@ -9,6 +9,7 @@ from typing import Any
 
 import PIL.Image
 
+from ..errors import one_line
 from ..processing.fetch import fetch
 from ..processing.images import FORMATS
 
@@ -54,10 +55,13 @@ class Item:
         return self.source if isinstance(self.source, Path) else None
 
     def load(self):
-        """Read what an archive has, before the next item is asked for."""
-        if self.loader is not None:
-            self.source, self.files = self.loader()
-            self.loader = None
+        """Read what an archive has, before the next item is asked for; what can't be read is this item's error."""
+        loader, self.loader = self.loader, None
+        if loader is not None:
+            try:
+                self.source, self.files = loader()
+            except OSError as error:
+                self.error = f"{one_line(self.key)} can't be read ({error.strerror or error}); check the archive."
 
     def opened(self) -> Any:
         """The image as a source that can be read without harm."""

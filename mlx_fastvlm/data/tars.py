@@ -26,6 +26,10 @@ class BrokenTar(ValueError):
     """A shard that can't be read on."""
 
 
+class EndlessTar(BrokenTar):
+    """A shard whose members are all whole, but there may have been more."""
+
+
 @dataclass
 class Member:
     """A file in a tar.
@@ -45,15 +49,21 @@ class Member:
         return self.start + -(-self.size // BLOCK) * BLOCK
 
 
-def read_members(file: BinaryIO) -> Iterator[Member]:
-    """The members of an open tar in their order; ``BrokenTar`` where it can't be read on."""
+def read_members(file: BinaryIO, finished: bool = False) -> Iterator[Member]:
+    """The members of an open tar in their order; ``BrokenTar`` where it can't be read on.
+
+    Args:
+        finished: whether the empty block has to be there that ends a tar.
+    """
     whole = os.fstat(file.fileno()).st_size
     place, name, size = 0, None, None
     while place < whole:
         file.seek(place)
         block = file.read(BLOCK)
-        if not block.strip(b"\0"):
+        if len(block) == BLOCK and not block.strip(b"\0"):
             return
+        if not block:  # it has become shorter
+            break
         try:
             header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except (tarfile.HeaderError, ValueError) as error:
@@ -69,6 +79,8 @@ def read_members(file: BinaryIO) -> Iterator[Member]:
         elif header.type not in (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE):
             yield member
             name = size = None
+    if finished:
+        raise EndlessTar("has no end: it is cut off, or whatever made it did not finish it")
 
 
 def _extended(file: BinaryIO, member: Member, name: str | None, size: int | None) -> tuple[str | None, int | None]:
@@ -97,22 +109,32 @@ def tar_items(path: Path, name: str) -> Iterator[Item]:
     """A shard's samples; ``name`` is what their keys begin with. What is wrong with one is its item's error."""
     try:
         with path.open("rb") as file:
-            sample: list[Member] = []
-            for member in read_members(file):
-                if member.kind == tarfile.DIRTYPE:
-                    continue
-                if sample and _key(member.name) != _key(sample[0].name):
-                    yield _item(file, name, sample)
-                    sample = []
-                sample.append(member)
-                if len(sample) > 100:
-                    raise BrokenTar(f"has more than 100 files of one name, {one_line(member.name)}")
-            if sample:
-                yield _item(file, name, sample)
+            yield from _items(file, name)
     except BrokenTar as error:
         yield Item(name, error=f"{one_line(name)} {error}; get the shard again.")
     except OSError as error:
         yield Item(name, error=f"{one_line(name)} can't be read ({error.strerror or error}); check the shard.")
+
+
+def _items(file: BinaryIO, name: str) -> Iterator[Item]:
+    sample: list[Member] = []
+    end: EndlessTar | None = None
+    try:
+        for member in read_members(file, finished=True):
+            if member.kind == tarfile.DIRTYPE:
+                continue
+            if sample and _key(member.name) != _key(sample[0].name):
+                yield _item(file, name, sample)
+                sample = []
+            sample.append(member)
+            if len(sample) > 100:
+                raise BrokenTar(f"has more than 100 files of one name, {one_line(member.name)}")
+    except EndlessTar as error:
+        end = error
+    if sample:
+        yield _item(file, name, sample)
+    if end is not None:
+        raise end
 
 
 def _key(name: str) -> str:
@@ -138,6 +160,8 @@ def _item(file: BinaryIO, shard: str, sample: list[Member]) -> Item:
         for end, member in zip(ends, sample):
             file.seek(member.start)
             files[end] = file.read(member.size)
+            if len(files[end]) < member.size:
+                raise OSError("it was cut off meanwhile")
         return files[image], files
 
     return Item(key, loader=load)

@@ -102,8 +102,18 @@ def test_a_disk_that_is_full_now_and_then(tmp_path, kind, monkeypatch):
             raise OSError(28, "No space left on device")
         return write(descriptor, data)
 
+    def full_too(table, path):
+        if rng.random() < 0.5:
+            path.write_bytes(b"PAR1")
+            raise OSError(28, "No space left on device")
+        return write_table(table, path)
+
     with monkeypatch.context() as patched:
         patched.setattr(mlx_fastvlm.data.lines.os, "write", full)
+        if kind == "parquet":
+            parquet = pytest.importorskip("pyarrow.parquet")
+            write_table = parquet.write_table
+            patched.setattr(parquet, "write_table", full_too)
         for _ in range(30):
             try:
                 run(tmp_path / f"out.{kind}")

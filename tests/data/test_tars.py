@@ -138,14 +138,14 @@ def test_a_chain_of_long_names_ends(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("keep", "whole", "errors"), [(1, 0, 1), (520, 0, 1), (1100, 0, 1), (2048, 2, 0), (2100, 1, 1)]
+    ("keep", "whole", "errors"), [(1, 0, 1), (520, 0, 1), (1100, 0, 1), (2048, 2, 1), (2100, 1, 1), (3072, 3, 1)]
 )
 def test_a_shard_that_is_cut_off(tmp_path, keep, whole, errors):
-    """The sample before the break is left out too: it may have lost files."""
+    """The sample before the break is left out too, as it may have lost files, unless all that is there is whole."""
     path = write_tar(tmp_path / "s.tar", [("a.png", IMAGE), ("b.png", IMAGE), ("c.png", IMAGE)])
     os.truncate(path, keep)
     items = read(path)
-    assert [item.key for item in items] == ["s.tar/a", "s.tar/b"][:whole] + ["s.tar"] * errors
+    assert [item.key for item in items] == ["s.tar/a", "s.tar/b", "s.tar/c"][:whole] + ["s.tar"] * errors
     assert [item.error is None for item in items] == [True] * whole + [False] * errors
 
 
@@ -154,3 +154,19 @@ def test_no_tar_at_all(tmp_path):
     (item,) = read(tmp_path / "s.tar")
     assert item.key == "s.tar"
     assert "is broken at byte 0" in item.error
+
+
+def test_a_shard_that_breaks_while_it_is_read(tmp_path):
+    large = bytes(10**6)  # more than a file object reads ahead
+    path = write_tar(tmp_path / "s.tar", [(f"{i}.png", large) for i in range(3)])
+    items = tar_items(path, path.name)
+    first, second = next(items), next(items)
+    first.load()
+    os.truncate(path, 1_500_000)
+    second.load()
+    assert (first.source, first.error) == (large, None)
+    assert (second.source, second.files) == (None, {})
+    assert second.error == "s.tar/1 can't be read (it was cut off meanwhile); check the archive."
+    (last,) = items
+    assert last.key == "s.tar"
+    assert "has no end" in last.error

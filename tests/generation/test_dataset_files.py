@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, UnidentifiedImageError
 
 from mlx_fastvlm.generation.dataset import caption_dataset
-from tests.support.datasets import encoded, job, write_tar
+from tests.support.datasets import KINDS, encoded, job, read_records, write_tar
 
 
 def lines(file):
@@ -64,3 +64,38 @@ def test_a_mixed_folder_is_answered_or_one_record_each(wide, many, tmp_path, mon
     assert "archive in an archive" in next(record["error"] for key, record in records.items() if "inner" in key)
     assert "text" in records["한국어 e\u0301 \u202e\n.png"]
     assert "text" in records["\\udcff\\udcfe.png"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("how", ["another", "cut off"])
+def test_a_shard_that_is_replaced_meanwhile(wide, tmp_path, kind, how):
+    """By one with the same keys in another order and one more; or it is cut off where it lies, and later mended."""
+    files = [(f"{i:02}.png", encoded(i)) for i in range(40)]
+    shard = write_tar(tmp_path / "s.tar", files)
+    caption_dataset(*wide, job(shard, tmp_path / f"whole.{kind}"), max_tokens=2, image_size=64)
+    texts = {record["key"]: record["text"] for record in read_records(tmp_path, kind, "whole")}
+
+    def replace(summary):
+        if summary.answered == 5:
+            if how == "another":
+                new = [*files, ("40.png", encoded(0))]
+                write_tar(tmp_path / "new", new[::-1]).replace(shard)
+            else:
+                os.truncate(shard, shard.stat().st_size // 2)
+
+    options = {"batch_size": 2, "threads": 1, "records_per_file": 7}
+    first = caption_dataset(
+        *wide, job(shard, tmp_path / f"out.{kind}", **options), replace, max_tokens=2, image_size=64
+    )
+    assert first.answered >= 5
+    assert (first.answered == 40) == (first.errors == 0) == (how == "another")
+    if how == "cut off":
+        write_tar(shard, files)
+    options["retry_errors"] = True
+    last = caption_dataset(*wide, job(shard, tmp_path / f"out.{kind}", **options), max_tokens=2, image_size=64)
+    assert last.errors == 0
+    found = read_records(tmp_path, kind)
+    assert len(found) == (41 if how == "another" else 40)
+    assert {record["key"]: record.get("text") for record in found} == (
+        {**texts, "s.tar/40": texts["s.tar/00"]} if how == "another" else texts
+    )
