@@ -38,13 +38,18 @@ def main():
     args = parser.parse_args()
 
     ray.init(address=args.address)
-    captions = read(args.source).map_batches(
-        Captioner,
-        fn_constructor_kwargs={"model": args.model, "prompt": args.prompt, "max_tokens": args.max_tokens},
-        batch_size=64,
-        num_cpus=1,
-        concurrency=args.nodes,
-        **({"resources": {args.resource: 1}} if args.resource else {}),
+    # A block is one node's work, and done again where that is lost; of small images Ray's own hold thousands.
+    captions = (
+        read(args.source)
+        .repartition(target_num_rows_per_block=256)
+        .map_batches(
+            Captioner,
+            fn_constructor_kwargs={"model": args.model, "prompt": args.prompt, "max_tokens": args.max_tokens},
+            batch_size=64,
+            num_cpus=1,
+            concurrency=args.nodes,
+            **({"resources": {args.resource: 1}} if args.resource else {}),
+        )
     )
     captions.write_parquet(args.output)
     ray.shutdown()

@@ -2,8 +2,8 @@
 
     python -m tests.support.ray_cluster --images 5000
 
-The head reads, the other two hold a model each. One of these is killed while it has a batch in hand and has done
-others. Prints how many records there are, how many keys, what the node was at, how many batches were asked again, and
+The head reads, the other two hold a model each. One of these is killed when a third is done and it has a batch in
+hand. Prints how many records there are, how many keys, what the node was at, how many batches were asked again, and
 how many records differ from ``python -m mlx_fastvlm.caption``'s. Exit code 1 if anything is wrong, or nothing was lost.
 tests/data/test_ray.py runs it with a few images.
 """
@@ -88,21 +88,21 @@ def batches(journal):
     return [(node, key, text.endswith("done\n"), text.count("begun")) for (node, key), text in notes]
 
 
-def kill_one_at_work(cluster, nodes, journal, killed):
-    """In a thread: once a node has done two batches and has another in hand, it is gone."""
+def kill_one_at_work(cluster, nodes, journal, killed, after):
+    """In a thread: a node that has a batch in hand when so many are done is gone."""
     while True:
         found = batches(journal)
         for node in nodes:
             done = [done for name, _, done, _ in found if name == node.node_id]
-            if done.count(True) >= 2 and done.count(False):
+            if sum(done for *_, done, _ in found) >= after and done.count(True) and done.count(False):
                 killed += [done.count(True), done.count(False)]
                 cluster.remove_node(node, allow_graceful=False)
                 return
         time.sleep(0.005)
 
 
-def in_a_cluster(folder):
-    """The records, in any order, and what was lost with a node."""
+def in_a_cluster(folder, images):
+    """The records, in any order, and what was lost with a node that was killed when a third was done."""
     journal = folder / "journal"
     journal.mkdir()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
@@ -123,7 +123,7 @@ def in_a_cluster(folder):
             concurrency=2,
         )
         killed = []
-        arguments = (cluster, nodes, journal, killed)
+        arguments = (cluster, nodes, journal, killed, images // BATCH // 3)
         threading.Thread(target=kill_one_at_work, args=arguments, daemon=True).start()
         records = list(captions.iter_rows())
         found = batches(journal)
@@ -145,7 +145,7 @@ def main():
         folder = Path(name)
         write_parts(folder, images)
         alone = single_run(folder)
-        records, loss = in_a_cluster(folder)
+        records, loss = in_a_cluster(folder, images)
     found = {row["key"]: {name: value for name, value in row.items() if value is not None} for row in records}
     different = [key for key, record in alone.items() if found.get(key) != {**record, "key": key}]
     print(
