@@ -12,6 +12,7 @@ There is no thread in here, no decision by the clock and no I/O: given the same 
 
 from __future__ import annotations
 
+import functools
 import time
 import weakref
 from collections import deque
@@ -253,9 +254,13 @@ class Engine:
     # Admission
 
     def _admit(self):
+        """Each row that there is memory for; a single one is tried in any case."""
+        free = functools.cache(free_memory)  # slow to ask, and no row takes any before it is read
         while len(self._rows) < self._max_rows:
             row = self._next()
-            if row is None or (self._rows and not self._fits(row)):
+            if row is None:
+                return
+            if self._rows and (left := free()) is not None and self._size(row) > left:
                 return
             self._rows.append(row)
             self._waiting.remove(row)
@@ -268,14 +273,12 @@ class Engine:
         free = (row for row in self._waiting if id(row.cache) not in caches and id(row.shared) not in prompts)
         return next(free, None)
 
-    def _fits(self, row: Row) -> bool:
-        """Whether there is memory for a further row; a single one is tried in any case."""
+    def _size(self, row: Row) -> int:
+        """Bytes that a row's keys and values will take."""
         config, policy = self._model.config.text_config, row.cache.policy
         tokens = min(len(row.request.ids) + row.options.max_tokens, policy.max_kv_size or 2**62)
         bits = policy.kv_bits or 8 * self._model.get_input_embeddings().weight.dtype.size
-        size = config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * bits // 8
-        free = free_memory()
-        return free is None or tokens * size <= free
+        return tokens * config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim * bits // 8
 
     # Reading
 
