@@ -195,3 +195,12 @@ def config_entry(modules: dict[str, dict]) -> dict[str, Any] | None:
         return None
     common = Counter(tuple(sorted(how.items())) for how in modules.values()).most_common(1)[0][0]
     return {**dict(common), **modules}
+
+
+def modules_of(model: nn.Module) -> dict[str, dict]:
+    """The settings of every quantized module, by name."""
+    return {
+        name: {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
+        for name, module in model.named_modules()
+        if "scales" in module
+    }

@@ -47,7 +47,7 @@ def save(
             and for what the layout can't hold, such as quantized weights in transformers' layout, or there a
             placeholder that is no token.
     """
-    modules = _quantized_modules(model)
+    modules = quantization.modules_of(model)
     if layout not in LAYOUTS:
         raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {layout!r}.")
     target = TARGETS.get(layout)
@@ -101,12 +101,3 @@ def _check_layers(model: nn.Module, weights: Weights, config: FastVlmConfig):
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def _quantized_modules(model: nn.Module) -> dict[str, dict]:
-    """The settings of every quantized module, by name."""
-    return {
-        name: {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
-        for name, module in model.named_modules()
-        if "scales" in module
-    }

@@ -7,24 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checkpoints.targets import TARGETS
+from ..checkpoints.publishing import CARD, USE, front_matter, license_of
 from ..files import read_text
 
 if TYPE_CHECKING:
     from .report import Report
 
-CARD = "README.md"
-APPLES_LICENSE = "apple-amlr"  # of the released weights, for research only; the hub knows it by this name
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TERMS = ("license", "license_name", "license_link", "base_model")
 _VALUE = re.compile(rf"^({'|'.join(_TERMS)})[ \t]*:[ \t]*['\"]?([^\s'\"#\[\]{{}}]+)['\"]?[ \t]*$", re.MULTILINE)
 _LISTED = re.compile(r"^base_model[ \t]*:[ \t]*\n[ \t]*-[ \t]*['\"]?([^\s'\"#]+)", re.MULTILINE)
-
-_USE = {
-    "mlx": 'python -m mlx_fastvlm.generate --model THIS_FOLDER --image photo.jpg --prompt "What is this?"',
-    "mlx-vlm": 'python -m mlx_vlm.generate --model THIS_FOLDER --image photo.jpg --prompt "What is this?"',
-    "transformers": "transformers.FastVlmForConditionalGeneration.from_pretrained(THIS_FOLDER)",
-}
 
 
 @dataclass(frozen=True)
@@ -64,10 +56,9 @@ class Origin:
         own = {name: self.terms[name] for name in _TERMS[:3] if name in self.terms}
         if "license" in own:
             return own
-        if (self.base_model or "").startswith("apple/"):
-            return {"license": APPLES_LICENSE}
-        link = {"license_link": self.licenses[0]} if self.licenses else {}
-        return {"license": "other", "license_name": "as-the-source", **link}
+        assumed = license_of(self.base_model)
+        link = {"license_link": self.licenses[0]} if self.licenses and "license_name" in assumed else {}
+        return {**assumed, **link}
 
 
 def model_card(origin: Origin, command: str, report: Report, layout: str, quantized: bool) -> str:
@@ -78,18 +69,11 @@ def model_card(origin: Origin, command: str, report: Report, layout: str, quanti
         else "The source brought no licence file along; its terms hold for this copy as well. "
         "Apple's FastVLM weights are for research only (apple-amlr)."
     )
-    matter = {
-        **origin.license,
-        "base_model": origin.base_model,
-        "base_model_relation": ("quantized" if quantized else None) if origin.base_model else None,
-        "pipeline_tag": "image-text-to-text",
-        "library_name": TARGETS[layout].library if layout in TARGETS else "mlx",
-    }
-    lines = "".join(f"{name}: {value}\n" for name, value in matter.items() if value)
+    use = USE[layout].format(name="THIS_FOLDER")
+    head = front_matter(origin.license, origin.base_model, layout, quantized)
     return (
-        f"---\n{lines}tags:\n- mlx\n- fastvlm\n- vision-language-model\n---\n\n"
-        f"# FastVLM, converted from `{origin.source}`\n\n"
+        f"{head}\n# FastVLM, converted from `{origin.source}`\n\n"
         f"Made with mlx-fastvlm:\n\n```\n{command}\n```\n\n"
         f"```\n{report}\n```\n\n"
-        f"Use it:\n\n```\n{_USE[layout]}\n```\n\n{terms}\n"
+        f"Use it:\n\n```\n{use}\n```\n\n{terms}\n"
     )

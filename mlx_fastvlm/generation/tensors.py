@@ -3,6 +3,12 @@
 Greedy, sampling, and beams as transformers decodes them, with its arguments and its order of processing: penalties,
 processors, then for sampling temperature, top_k, top_p, min_p. All rows of the batch share one forward over plain KV
 caches, padded on the left. Prompts, stop strings, bounded caches and answers that come and go are the engine's.
+
+Why a loop of its own, and not the engine's: what transformers' callers see here is all rows in step. Scores, hidden
+states, criteria and processors have a row axis; beams trade places among rows at each step; the caches of all come
+back filled; samples of all rows are drawn from ``mx.random``'s one state, and must not change because a score is asked
+for. In the engine a row is by itself, with a seed and filters in mlx-lm's order. Greedy rows, which could go there,
+give the same tokens (a test holds it) and gain nothing: no text is spelt here, and there is nobody to stream to.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..checkpoints.publishing import push
 from ..checkpoints.saving import save
 from ..checkpoints.vocabulary import resized_rows
 from ..config import FastVlmConfig
-from ..hub import find_checkpoint, upload
+from ..hub import find_checkpoint
 from .counting import count_parameters
 from .depthwise import prove
 from .language import ATTENTIONS, DecoderLayer, Qwen2Model
@@ -84,20 +84,19 @@ class FastVlmModel(nn.Module):
         end_streams_with_thread()
         save(self, self.config, folder, layout=layout, processor=processor, force=force)
 
-    def push_to_hub(self, repo_id: str, *, layout: str = "mlx", processor: Any = None, private: bool = True):
-        """Save to a temporary folder and upload that to a repository of the hub, which is made if there is none.
+    def push_to_hub(self, repo_id: str, *, layout: str = "mlx", processor: Any = None, **how: Any):
+        """Save, with a model card, and upload to a repository of the hub, which is made if there is none.
 
         Args:
             layout, processor: see :meth:`save_pretrained`.
-            private: False makes the repository public; think of the weights' licence.
+            how: ``private=False`` makes the repository public; think of the weights' licence. ``base_model`` is the
+                hub's name of the model that this one was made from, for the card.
 
         Raises:
             OSError: the upload failed.
         """
-        with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary) / "model"
-            self.save_pretrained(folder, layout=layout, processor=processor)
-            upload(folder, repo_id, not private)
+        end_streams_with_thread()
+        push(self, self.config, repo_id, layout=layout, processor=processor, **how)
 
     @property
     def dtype(self) -> mx.Dtype:

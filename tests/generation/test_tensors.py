@@ -6,11 +6,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlx_fastvlm import FastVlmForConditionalGeneration, GenerateOutput, generate_ids
+from mlx_fastvlm import Engine, FastVlmForConditionalGeneration, GenerateOutput, generate_ids, load
 from mlx_fastvlm.errors import UsageError
 from tests.support import small
 from tests.support.differences import deviations
-from tests.support.paths import REFERENCE
+from tests.support.paths import REFERENCE, ROOT
 from tests.support.reference.generation import CASES, LENGTH, SAMPLING
 
 RECORDED = json.loads((REFERENCE / "generation.json").read_text())
@@ -83,6 +83,22 @@ def test_a_row_alone_is_the_row_in_the_batch(model, inputs):
     ids = inputs["input_ids"][1:, padding:]
     alone = model.generate(ids, pixel_values=inputs["pixel_values"][2:], max_new_tokens=6, num_beams=2)
     assert alone[0, -6:].tolist() == whole[1, -6:].tolist()
+
+
+def test_greedy_rows_are_the_engines_answers():
+    """The loop here and the engine's, on the demo: an image and none, prompts of several lengths, ends of their own."""
+    model, processor = load("demo")
+    image = ROOT / "examples" / "images" / "shapes-1.png"
+    prompts = ["<image>\nWhat are these?", "Hello", "<image>\nHow many shapes are there?"]
+    chats = [[{"role": "user", "content": text}] for text in prompts]
+    inputs = processor.pad([processor.encode_chat(chat) for chat in chats])
+    inputs["pixel_values"] = processor.preprocess([image, image])
+    engine = Engine(model, processor)
+    answers = [engine.submit(text.removeprefix("<image>\n"), image if "<image>" in text else None) for text in prompts]
+    said = [[response.token for response in answer] for answer in answers]
+    rows = model.generate(**inputs, max_new_tokens=256)[:, inputs["input_ids"].shape[1] :].tolist()
+    assert [row[: len(tokens)] for row, tokens in zip(rows, said)] == said
+    assert {token for row, tokens in zip(rows, said) for token in row[len(tokens) :]} <= processor.eos_token_ids
 
 
 def test_from_embeddings_only_what_is_new_comes_back(model):

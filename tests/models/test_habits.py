@@ -5,8 +5,8 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
-from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, FastVlmModel
-from tests.support import small
+from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, FastVlmModel, load
+from tests.support import hub, small
 
 
 @pytest.fixture
@@ -45,3 +45,35 @@ def test_dtype_and_number_of_parameters(model):
     nn.quantize(model, group_size=32, bits=4, class_predicate=lambda path, _: "proj" in path and "layers" in path)
     assert model.num_parameters() == total
     assert model.dtype == mx.float32
+
+
+@pytest.mark.parametrize("layout", ["mlx", "transformers", "mlx-vlm"])
+def test_push_to_hub(checkpoint, monkeypatch, tmp_path, layout):
+    """What arrives is private, has a card that the hub can file, and loads again."""
+    model, processor = load(checkpoint("apple"), dtype="float32")
+    for name, value in (("HF_TOKEN", "hf_test"), ("HF_HUB_DISABLE_XET", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with hub.serve() as (address, repos, _):
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        model.push_to_hub("me/tiny", layout=layout, processor=processor, base_model="apple/FastVLM-0.5B")
+    assert repos["me/tiny"]["private"]
+    files = repos["me/tiny"]["files"]
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    ids = mx.array([[5, 9, 12, 7]])
+    again, _ = load(tmp_path, dtype="float32")
+    assert mx.allclose(again(ids).logits[..., :300], model(ids).logits[..., :300], atol=1e-4)
+    card = files["README.md"].decode()
+    assert "license: apple-amlr\nbase_model: apple/FastVLM-0.5B\npipeline_tag: image-text-to-text\n" in card
+    assert f"library_name: {'transformers' if layout == 'transformers' else 'mlx'}\n" in card
+    assert "me/tiny" in card
+
+
+def test_an_upload_that_fails(model, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
+    with pytest.raises(OSError, match="upload to me/tiny failed"):
+        model.push_to_hub("me/tiny")
