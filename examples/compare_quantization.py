@@ -9,6 +9,7 @@ error bars show. `benchmarks/quantization.py` asks the demo checkpoint 500. `--p
 """
 
 import argparse
+import importlib.util
 import json
 import tempfile
 from pathlib import Path
@@ -73,6 +74,8 @@ def main():
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw accuracy against size; needs matplotlib")
     arguments = parser.parse_args()
+    if arguments.plot and not importlib.util.find_spec("matplotlib"):
+        parser.error("--plot needs matplotlib; install it with pip install matplotlib")
 
     questions, rows = read_questions(arguments.questions), []
     print(f"{len(questions)} questions")

@@ -11,6 +11,7 @@ as a checkpoint that `python -m mlx_fastvlm.generate --model my-model` runs.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -94,6 +95,8 @@ def main():
     parser.add_argument("--plot", type=Path, metavar="FILE", help="save the losses as an image; needs matplotlib")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="save the trained model")
     arguments = parser.parse_args()
+    if arguments.plot and not importlib.util.find_spec("matplotlib"):
+        parser.error("--plot needs matplotlib; install it with pip install matplotlib")
 
     model, processor = mlx_fastvlm.load(arguments.model, dtype="float32")
     batch = make_batch(processor)

@@ -8,6 +8,7 @@ is to say. Without a folder, 200 images of the demo's world are drawn. `--plot` 
 """
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -67,6 +68,8 @@ def main():
     parser.add_argument("--model", default="demo", help="a folder, a hub id or demo (%(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw what was found; needs matplotlib")
     arguments = parser.parse_args()
+    if arguments.plot and not importlib.util.find_spec("matplotlib"):
+        parser.error("--plot needs matplotlib; install it with pip install matplotlib")
 
     if arguments.folder:
         files = sorted(file for file in arguments.folder.iterdir() if file.suffix.lower() in (".jpg", ".jpeg", ".png"))

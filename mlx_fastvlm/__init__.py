@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # what type checkers and editors see; a test holds it equal t
     from .generation.session import ChatSession as ChatSession
     from .generation.tensors import GenerateOutput as GenerateOutput
     from .generation.tensors import generate_ids as generate_ids
+    from .generation.waiting import astream_generate as astream_generate
     from .models.fastvlm import FastVlmForConditionalGeneration as FastVlmForConditionalGeneration
     from .models.fastvlm import FastVlmModel as FastVlmModel
     from .models.language import Qwen2Model as Qwen2Model
@@ -76,6 +77,7 @@ _HOME = {
     "ChatSession": "generation.session",
     "GenerateOutput": "generation.tensors",
     "generate_ids": "generation.tensors",
+    "astream_generate": "generation.waiting",
     "FastVlmForConditionalGeneration": "models.fastvlm",
     "FastVlmModel": "models.fastvlm",
     "Qwen2Model": "models.language",

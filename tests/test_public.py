@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import operator
 import re
 import sys
 
@@ -119,3 +120,10 @@ def test_signatures_name_the_options(name):
     film = {"video", "fps", "max_frames"}  # which a conversation does not take
     assert options - parameters.keys() == (film if name == "ChatSession" else set())
     assert parameters["max_tokens"].default == mlx_fastvlm.GenerationOptions().max_tokens
+
+
+@pytest.mark.parametrize("name", ["generate", "astream_generate", "batch_generate", "ChatSession.__init__"])
+def test_help_says_what_the_options_do(name):
+    shown = inspect.getdoc(operator.attrgetter(name)(mlx_fastvlm))
+    assert "max_tokens: " in shown
+    assert "prefill_step_size:" in shown

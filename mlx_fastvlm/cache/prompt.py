@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass, field, replace
@@ -85,6 +86,12 @@ class PromptCache:
         if contents is not None:
             cache._contents = contents
         return cache
+
+    def __deepcopy__(self, _: dict) -> PromptCache:
+        """A cache of the same contents that goes its own way: a conversation can be forked."""
+        with self.at_rest() as contents:
+            own = replace(contents, tokens=list(contents.tokens), caches=copy.deepcopy(contents.caches))
+            return PromptCache.from_policy(self.policy, own)
 
     @property
     def max_kv_size(self) -> int | None:

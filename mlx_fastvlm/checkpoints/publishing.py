@@ -1,20 +1,11 @@
-"""A checkpoint for the hub: what it is filed under, and its upload from memory."""
+"""A checkpoint for the hub: what it is filed under, and its upload."""
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from ..hub import upload
-from .quantization import modules_of
-from .saving import save
 from .targets import TARGETS
-
-if TYPE_CHECKING:
-    import mlx.nn as nn
-
-    from ..config import FastVlmConfig
 
 CARD = "README.md"
 APPLES_LICENSE = "apple-amlr"  # of the released weights, for research only; the hub knows it by this name
@@ -45,26 +36,19 @@ def front_matter(terms: dict[str, str], base_model: str | None, layout: str, qua
     return f"---\n{lines}tags:\n- mlx\n- fastvlm\n- vision-language-model\n---\n"
 
 
-def push(
-    model: nn.Module,
-    config: FastVlmConfig,
-    repo: str,
-    *,
-    layout: str,
-    processor: Any,
-    private: bool = True,
-    base_model: str | None = None,
-):
-    """Save a model to a temporary folder, with a card, and upload that; see ``FastVlmModel.push_to_hub``."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) / "model"
-        save(model, config, folder, layout=layout, processor=processor)
-        head = front_matter(license_of(base_model), base_model, layout, bool(modules_of(model)))
-        origin = f", made from `{base_model}`, whose terms hold for it as well" if base_model else ""
-        use = USE[layout].format(name=repo)
-        (folder / CARD).write_text(
-            f"{head}\n# {repo.rpartition('/')[2]}\n\nA FastVLM{origin}. Saved with mlx-fastvlm.\n\nUse it:\n\n"
-            f"```\n{use}\n```\n",
-            encoding="utf-8",
-        )
-        upload(folder, repo, not private)
+def publish(folder: Path, repo: str, modules: dict[str, dict], layout: str, private: bool, base_model: str | None):
+    """Give a checkpoint in a folder its model card, and upload both.
+
+    Args:
+        modules: the quantized ones, see ``quantization.modules_of``.
+        base_model: the hub's name of the model that this one was made from.
+    """
+    head = front_matter(license_of(base_model), base_model, layout, bool(modules))
+    origin = f", made from `{base_model}`, whose terms hold for it as well" if base_model else ""
+    use = USE[layout].format(name=repo)
+    (folder / CARD).write_text(
+        f"{head}\n# {repo.rpartition('/')[2]}\n\nA FastVLM{origin}. Saved with mlx-fastvlm.\n\nUse it:\n\n"
+        f"```\n{use}\n```\n",
+        encoding="utf-8",
+    )
+    upload(folder, repo, not private)

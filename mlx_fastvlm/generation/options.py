@@ -163,7 +163,7 @@ class GenerationOptions:
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
+                near = [_ELSEWHERE[name]] if name in _ELSEWHERE else difflib.get_close_matches(name, known, n=1)
                 raise TypeError(f"There is no option {name}" + (f"; did you mean {near[0]}?" if near else "."))
         return super().__new__(cls)
 
@@ -300,6 +300,24 @@ class GenerationOptions:
         self.cache_policy.check(model)
 
 
+# What other libraries call them.
+_ELSEWHERE = {
+    "temp": "temperature",
+    "images": "image",
+    "image_path": "image",
+    "max_new_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "do_sample": "temperature",
+    "sampler": "temperature, top_p, top_k or min_p",
+    "eos_token_id": "stop",
+    "stop_strings": "stop",
+    "system_prompt": "system",
+    "resize_shape": "image_size",
+    "num_beams": "model.generate, which has beams",
+    "quantized_kv_start": "kv_bits",
+    "response_format": "json_schema",
+    "streamer": "stream_generate",
+}
 _COUNTS = (
     "max_tokens",
     "repetition_context_size",

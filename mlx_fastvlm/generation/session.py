@@ -87,6 +87,10 @@ class ChatSession:
         self._answering: object = None  # the stream that will add to the conversation
         self.reset()
 
+    def __repr__(self) -> str:
+        said = sum(message["role"] != "system" for message in self.messages)
+        return f"ChatSession({said} messages, {len(self.images)} images, {self.cache.offset} tokens in the cache)"
+
     @property
     def messages(self) -> Messages:
         """What was said so far, with a mark for each image."""

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..checkpoints.publishing import push
 from ..checkpoints.saving import save
 from ..checkpoints.vocabulary import resized_rows
 from ..config import FastVlmConfig
 from ..hub import find_checkpoint
+from ..keywords import knows_habits
 from .counting import count_parameters
 from .depthwise import prove
+from .habits import CALLING, LOADING, RESIZING, SAVING, Habits
 from .language import ATTENTIONS, DecoderLayer, Qwen2Model
 from .loading import load_model
 from .loss import causal_lm_loss
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class FastVlmModel(nn.Module):
+class FastVlmModel(Habits):
     """Vision tower, projector and decoder, without the head (transformers' ``FastVlmModel``).
 
     Attributes:
@@ -51,6 +52,7 @@ class FastVlmModel(nn.Module):
         self.language_model = Qwen2Model(config.text_config)
 
     @classmethod
+    @knows_habits(LOADING)
     def from_pretrained(
         cls,
         path_or_repo: str | Path,
@@ -75,6 +77,7 @@ class FastVlmModel(nn.Module):
         model.set_attn_implementation(attn_implementation)
         return model
 
+    @knows_habits(SAVING)
     def save_pretrained(self, folder: str | Path, *, layout: str = "mlx", processor: Any = None, force: bool = False):
         """Write the model as a checkpoint; see ``checkpoints/saving.py``, which does it.
 
@@ -83,20 +86,6 @@ class FastVlmModel(nn.Module):
         """
         end_streams_with_thread()
         save(self, self.config, folder, layout=layout, processor=processor, force=force)
-
-    def push_to_hub(self, repo_id: str, *, layout: str = "mlx", processor: Any = None, **how: Any):
-        """Save, with a model card, and upload to a repository of the hub, which is made if there is none.
-
-        Args:
-            layout, processor: see :meth:`save_pretrained`.
-            how: ``private=False`` makes the repository public; think of the weights' licence. ``base_model`` is the
-                hub's name of the model that this one was made from, for the card.
-
-        Raises:
-            OSError: the upload failed.
-        """
-        end_streams_with_thread()
-        push(self, self.config, repo_id, layout=layout, processor=processor, **how)
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -124,6 +113,7 @@ class FastVlmModel(nn.Module):
         """Replace the token embedding, and with it a tied head; ``config`` is left as it is."""
         self.language_model.embed_tokens = value
 
+    @knows_habits(RESIZING)
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None
     ) -> nn.Embedding:
@@ -291,6 +281,7 @@ class FastVlmModel(nn.Module):
         mask = self._placeholders(input_ids, inputs_embeds)
         return fill(inputs_embeds, mask, image_features, counted or check_count(mask, image_features))
 
+    @knows_habits(CALLING)
     def __call__(  # noqa: PLR0913  transformers' signature
         self,
         input_ids: mx.array | None = None,
@@ -439,6 +430,7 @@ class FastVlmForConditionalGeneration(FastVlmModel):
             return self.lm_head(hidden_states)
         return self.language_model.embed_tokens.as_linear(hidden_states)
 
+    @knows_habits(CALLING)
     def __call__(  # type: ignore[override]  # noqa: PLR0913  transformers' signature, labels in the midst
         self,
         input_ids: mx.array | None = None,

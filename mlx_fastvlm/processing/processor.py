@@ -17,7 +17,9 @@ from ..config import FastVlmConfig, check_keys
 from ..errors import UsageError
 from ..files import read_optional_json
 from ..hub import find_checkpoint
+from ..keywords import knows_habits
 from .encoding import PromptEncoder
+from .habits import DECODING, ENCODING, LOADING, TEMPLATE
 from .images import iter_frames
 from .marks import IMAGE_MARK, PlainText
 from .messages import Messages, check_marks, content_parts, is_image, read_prompt
@@ -47,7 +49,7 @@ CHARACTERS_PER_TOKEN = 64
 MIN_CHARACTERS = 2**20  # a bounded cache may read more than a model has positions
 
 
-@dataclass
+@dataclass(repr=False)
 class FastVlmProcessor:
     """Tokenizer, chat template and image settings of a checkpoint.
 
@@ -76,6 +78,13 @@ class FastVlmProcessor:
 
     def __post_init__(self):
         self._encoder = PromptEncoder(self.tokenizer, self.eos_token_ids, self.chat_template)
+
+    def __repr__(self) -> str:
+        settings = self.image_settings
+        return (
+            f"FastVlmProcessor({self.tokenizer.get_vocab_size()} tokens, images {settings.aspect_ratio} to "
+            f"{settings.size} x {settings.size} pixels, {self.num_image_tokens()} tokens each)"
+        )
 
     @classmethod
     def from_folder(cls, folder: str | Path, config: FastVlmConfig) -> FastVlmProcessor:
@@ -106,6 +115,7 @@ class FastVlmProcessor:
             raise ValueError(f"The tokenizer or processor files in {folder} are malformed ({error}).") from None
 
     @classmethod
+    @knows_habits(LOADING)
     def from_pretrained(cls, path_or_repo: str | Path, *, revision: str | None = None) -> FastVlmProcessor:
         """The processor of a folder, a hub id or "demo"; of a hub repository no weights are downloaded.
 
@@ -193,6 +203,7 @@ class FastVlmProcessor:
 
     # Text
 
+    @knows_habits(TEMPLATE)
     def apply_chat_template(
         self,
         messages: Messages | list[Messages],
@@ -259,12 +270,14 @@ class FastVlmProcessor:
         """What a token adds to a text, which may be part of a character; b"" for special tokens."""
         return token_bytes(self.tokenizer, id)
 
+    @knows_habits(DECODING)
     def decode(self, ids: Iterable[int] | mx.array, skip_special_tokens: bool = True) -> str:
         """Token ids, a list or an array of one dimension -> text. Image placeholders are left out."""
         listed: Any = ids.tolist() if isinstance(ids, mx.array) else ids
         shown = [id for id in listed if id != self.image_token_id]
         return self.tokenizer.decode(shown, skip_special_tokens=skip_special_tokens)
 
+    @knows_habits(DECODING)
     def batch_decode(self, rows: Iterable[Iterable[int]] | mx.array, skip_special_tokens: bool = True) -> list[str]:
         """The text of each row, as :meth:`decode` gives it."""
         listed: Any = rows.tolist() if isinstance(rows, mx.array) else rows
@@ -274,6 +287,7 @@ class FastVlmProcessor:
         """For streaming: text piece by piece, never half a character."""
         return Detokenizer(self.tokenizer)
 
+    @knows_habits(ENCODING)
     def __call__(
         self,
         text: str | list[str] | None = None,

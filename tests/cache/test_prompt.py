@@ -1,5 +1,6 @@
 """Prompt caches: what is equal is not computed again, and what is not is."""
 
+import copy
 import json
 
 import mlx.core as mx
@@ -137,3 +138,17 @@ def test_files_that_are_no_prompt_cache_of_this_model(wide, small_model, tmp_pat
     save_prompt_cache(file, cache)
     with pytest.raises(ValueError, match="made with another model"):
         load_prompt_cache(file, small_model[0])
+
+
+def test_a_conversation_can_be_forked(wide):
+    """A copy holds the same, and neither sees what the other goes on with."""
+    model, processor = wide
+    cache = PromptCache()
+    run(model, processor, "What is this?", IMAGE, prompt_cache=cache)
+    fork = copy.deepcopy(cache)
+    again, tokens = run(model, processor, "What is this?", IMAGE, prompt_cache=fork)
+    assert again.cached_tokens == again.prompt_tokens - 1
+    run(model, processor, "What colour?", IMAGE, prompt_cache=fork)
+    kept, same = run(model, processor, "What is this?", IMAGE, prompt_cache=cache)
+    assert kept.cached_tokens == kept.prompt_tokens - 1
+    assert same == tokens

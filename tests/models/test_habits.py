@@ -6,6 +6,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, FastVlmModel, load
+from mlx_fastvlm.errors import UsageError
 from tests.support import hub, small
 
 
@@ -77,3 +78,36 @@ def test_an_upload_that_fails(model, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
     with pytest.raises(OSError, match="upload to me/tiny failed"):
         model.push_to_hub("me/tiny")
+
+
+@pytest.mark.parametrize(
+    ("call", "advice"),
+    [
+        (lambda m: type(m).from_pretrained("demo", torch_dtype="float16"), "give dtype"),
+        (lambda m: type(m).from_pretrained("demo", subfolder="x"), "whole path"),
+        (lambda m: m.save_pretrained("x", push_to_hub=True), r"model\.push_to_hub"),
+        (lambda m: m(mx.array([[1]]), return_dict=False), "objects with names"),
+        (lambda m: m(mx.array([[1]]), num_items_in_batch=3), "divide"),
+        (lambda m: m.resize_token_embeddings(200, mean_resizing=False), "around the mean"),
+    ],
+    ids=["torch_dtype", "subfolder", "push_to_hub", "return_dict", "num_items_in_batch", "mean_resizing"],
+)
+def test_keywords_that_are_not_done_say_what_to_do(model, call, advice):
+    with pytest.raises(UsageError, match=advice):
+        call(model)
+
+
+def test_keywords_of_what_is_done_in_any_case(model, tmp_path):
+    model.save_pretrained(tmp_path / "x", max_shard_size="1GB", safe_serialization=True)
+    again = FastVlmForConditionalGeneration.from_pretrained(
+        tmp_path / "x", torch_dtype="auto", device_map="auto", low_cpu_mem_usage=True, trust_remote_code=False
+    )
+    ids = mx.array([[5, 9]])
+    assert mx.allclose(again(ids, return_dict=True).logits, model(ids).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "advice"), [("to", "set_dtype"), ("half", "set_dtype"), ("device", "default_device")])
+def test_attributes_that_are_not_there_say_what_to_do(model, name, advice):
+    with pytest.raises(AttributeError, match=advice):
+        getattr(model, name)
+    assert not hasattr(model, "no_such_name")

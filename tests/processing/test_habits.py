@@ -4,6 +4,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_fastvlm import FastVlmProcessor, load
+from mlx_fastvlm.errors import UsageError
 from tests.support.images import IMAGE
 
 CHAT = [{"role": "user", "content": [{"type": "image", "image": IMAGE}, {"type": "text", "text": "What?"}]}]
@@ -60,3 +61,32 @@ def test_decode_and_batch_decode(processor):
     padded = processor.pad(rows)["input_ids"]
     assert processor.batch_decode(padded) == processor.batch_decode(rows) == ["Hi", "You"]
     assert processor.decode(mx.array(rows[1]), skip_special_tokens=False) == "You<|im_end|>"
+
+
+def test_keywords_of_what_is_done_in_any_case(processor):
+    inputs = processor(text=["<image>\nWhat?"], images=[IMAGE], return_tensors="mlx", padding=True, truncation=False)
+    assert mx.array_equal(inputs["input_ids"], processor("<image>\nWhat?", IMAGE)["input_ids"])
+    assert processor.apply_chat_template(CHAT, tools=None) == processor.apply_chat_template(CHAT)
+    assert processor.decode([5], clean_up_tokenization_spaces=False) == processor.decode([5])
+    assert FastVlmProcessor.from_pretrained("demo", use_fast=True, trust_remote_code=False).pad_token_id >= 0
+
+
+@pytest.mark.parametrize(
+    ("keywords", "advice"),
+    [
+        ({"return_tensors": "pt"}, "arrays are MLX's"),
+        ({"padding": "max_length"}, "padded to the longest"),
+        ({"truncation": True}, "shorten the prompt"),
+    ],
+    ids=["return_tensors", "padding", "truncation"],
+)
+def test_keywords_that_are_not_done_say_what_to_do(processor, keywords, advice):
+    with pytest.raises(UsageError, match=advice):
+        processor("What?", **keywords)
+    with pytest.raises(UsageError, match=advice):
+        processor.apply_chat_template(CHAT, **keywords)
+
+
+def test_one_line_says_what_it_is(processor):
+    assert "images pad to 256 x 256 pixels" in repr(FastVlmProcessor.from_pretrained("demo"))
+    assert "\n" not in repr(processor)

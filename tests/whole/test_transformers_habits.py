@@ -324,7 +324,7 @@ def test_training(inputs, checkpointing):
     optimizer = Adam(2e-2)
     for _ in range(40):
         optimizer.update(model, both(batch)[1])
-    assert both(batch)[0] < 0.1 * begin
+    assert both(batch)[0] < 0.2 * begin
 
 
 def test_gradient_checkpointing_enable_disable(either):
