@@ -94,12 +94,14 @@ class PromptReader:
             prefixes.put(self._model, row.tokens, caches, parameters)
 
     def _look_up(self, row: Row):
-        if self._features and self._features_of != self._encoder():
-            self._features = {}
         cache = self._cache_of(row)
-        if cache is None:
+        if cache is None and not self._features:
             return
         encoder = self._encoder()
+        if self._features_of != encoder:
+            self._features = {}
+        if cache is None:
+            return
         for name in dict.fromkeys(image.fingerprint for image in row.images):
             if name not in self._features:
                 found = cache.get((encoder, name))
