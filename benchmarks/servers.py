@@ -105,6 +105,7 @@ def measure(addresses: dict[str, str], model: Path, folder: Path, arguments: arg
             took, texts[name], tokens = asyncio.run(all_at_once(addresses[name], jobs))
             if tokens != arguments.requests * arguments.tokens:
                 print(f"{name}: {tokens} tokens instead of {arguments.requests * arguments.tokens}")
+            print(f"turn {turn}: {name} {took:.2f} s" + ("" if turn else ", not counted"), flush=True)
             if turn:  # the first one warms up
                 seconds[name].append(took)
         same += sum(one == other for one, other in zip(*texts.values())) if turn else 0
@@ -132,7 +133,7 @@ def main():
             addresses = {"mlx_fastvlm.server": ours, "mlx_vlm.server": theirs}
             seconds, same = measure(addresses, model, Path(folder), arguments)
     for name, took in seconds.items():
-        print(f"{name}: median {statistics.median(took):.2f} s, each {', '.join(f'{one:.2f}' for one in took)}")
+        print(f"{name}: median {statistics.median(took):.2f} s")
     ratios = [theirs / ours for ours, theirs in zip(*seconds.values())]
     print(
         f"mlx_vlm.server takes {statistics.median(ratios):.2f} times as long ({min(ratios):.2f} to {max(ratios):.2f})"
