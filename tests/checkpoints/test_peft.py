@@ -132,6 +132,9 @@ def test_what_peft_has_no_place_for(checkpoint, tmp_path, capsys):
     model, config = adapted(checkpoint("apple"), vision=True)
     with pytest.raises(UsageError, match=r"no name for vision_tower\."):
         write_peft(tmp_path / "out", config, adapter_tensors(model))
+    embedded, others = adapted(checkpoint("apple"), embeddings=True)
+    with pytest.raises(UsageError, match=r"no name for language_model\.embed_tokens;"):
+        write_peft(tmp_path / "out", others, adapter_tensors(embedded))
     with pytest.raises(UsageError, match="is for adapters"):
         write_peft(tmp_path / "out", AdapterConfig("full"), {})
     assert not (tmp_path / "out").exists()
