@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .samples import Sample
 
 SORTED = 50  # batches that are cut from as many samples sorted by length, so that little of one is padding
+# A length counts as up to so much more: else, where it tells the answer, a batch would hold one kind of answers.
+LOOSE = 0.25
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ def epoch(samples: list[Sample], batch_size: int, seed: int, number: int) -> lis
     order = random.permutation(len(samples))
     batches: list[list[Sample]] = []
     for start in range(0, len(order), batch_size * SORTED):
-        some = sorted((samples[i] for i in order[start : start + batch_size * SORTED]), key=lambda s: len(s.ids))
+        some = [samples[i] for i in order[start : start + batch_size * SORTED]]
+        lengths = [len(sample.ids) * (1 + LOOSE * extra) for sample, extra in zip(some, random.rand(len(some)))]
+        some = [some[i] for i in np.argsort(lengths, kind="stable")]
         batches += [some[first : first + batch_size] for first in range(0, len(some), batch_size)]
     return [batches[i] for i in random.permutation(len(batches))]
 

@@ -33,7 +33,14 @@ def test_little_is_padding(many):
         return padded / sum(len(s.ids) for s in many) - 1
 
     unsorted = [many[i : i + 4] for i in range(0, len(many), 4)]
-    assert padding(epoch(many, 4, 7, 0)) < 0.1 < 0.3 < padding(unsorted)
+    assert padding(epoch(many, 4, 7, 0)) < 0.15 < 0.3 < padding(unsorted)
+
+
+def test_lengths_that_are_nearly_the_same_are_mixed():
+    """Or a batch would hold one kind of answer: short or long, yes or no."""
+    rows = [sample(56 + i % 3, number=i) for i in range(300)]
+    batches = epoch(rows, 6, 7, 0)
+    assert sum(len({len(s.ids) for s in batch}) == 1 for batch in batches) < 5
 
 
 def test_the_order_is_the_seeds_and_the_steps_alone(many):
