@@ -141,6 +141,14 @@ def measure(model, adapters: Path | None, arguments: argparse.Namespace) -> dict
     }
 
 
+def measure_before(model, work: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """The same without adapters, which is measured once for all trainings in a folder."""
+    file = work / f"before-{Path(model).name}-{arguments.held_out}-{arguments.own}"
+    if not file.is_file():
+        file.write_text(json.dumps(measure(model, None, arguments)))
+    return json.loads(file.read_text())
+
+
 def run(*words: str | Path | float):
     """A command, as one would type it."""
     print("$ python -m", shlex.join(map(str, words)), flush=True)
@@ -225,7 +233,7 @@ def main():
     name = arguments.fine_tune_type + ("" if arguments.fine_tune_type == "full" else f"-{arguments.rank}")
     name += f"-on-{arguments.q_bits}bit" if arguments.q_bits else ""
     name += "-layers-only" if arguments.no_embeddings else ""
-    before = measure(model, None, arguments)
+    before = measure_before(model, work, arguments)
     start = time.perf_counter()
     train(model, work, name, arguments)
     seconds = time.perf_counter() - start
