@@ -7,24 +7,31 @@ import importlib
 import sys
 
 from . import __version__
+from .cli.sources import is_source
 
 COMMANDS = {
-    "generate": "ask about images; what a flag in the first place means, too",
-    "caption": "ask about all images of folders, archives and lists",
+    "generate": "ask about images",
+    "caption": "ask about every image of folders, archives and lists",
     "chat": "talk about images in the terminal",
-    "lora": "fine-tune on own images and answers",
-    "fuse": "a model and its adapters to one checkpoint",
+    "lora": "fine-tune on your own images and answers",
+    "fuse": "merge trained adapters into their model",
     "convert": "convert, quantize and verify a checkpoint",
     "evaluate": "score answers on a file of questions",
     "benchmark": "time each step of an answer on this machine",
-    "server": "answer clients of OpenAI's API over HTTP",
+    "server": "serve a page and OpenAI's API over HTTP",
 }
 
 MODULES = {"server": "server.__main__"}  # of commands that are packages
 
-USAGE = "usage: fastvlm [COMMAND] [FLAGS]\n\ncommands, each with --help:\n" + "\n".join(
-    f"  {name:10} {what}" for name, what in COMMANDS.items()
-)
+USAGE = (
+    'usage: fastvlm IMAGE ... ["QUESTION"] [FLAGS]\n       fastvlm COMMAND [FLAGS]\n\n'
+    "commands, each with --help; without one, generate:\n"
+) + "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
+
+
+def _begins_a_question(word: str) -> bool:
+    """Whether a first word is no command's: a flag, an image, or a question of several words in quotes."""
+    return word.startswith("-") or " " in word or is_source(word)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"mlx-fastvlm {__version__}")
         return 0
-    if words[0].startswith("-"):
+    if words[0] not in COMMANDS and _begins_a_question(words[0]):
         words = ["generate", *words]
     command, *flags = words
     if command not in COMMANDS:

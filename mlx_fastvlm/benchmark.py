@@ -33,24 +33,34 @@ def parser() -> argparse.ArgumentParser:
         description="Time each step of an answer on this machine. The table goes to stdout.",
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--model", default="demo", help="a folder, a hub id, or demo (the default)")
-    which.add_argument("--random", choices=SHAPES, help="random weights of a released model's shapes instead")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="instead of the usual one")
-    parser.add_argument("--force", action="store_true", help="load it even if memory seems too small")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="an image instead of a made 12-megapixel JPEG")
-    parser.add_argument("--image-size", type=int, action="append", metavar="PIXELS", help="may be repeated")
+    which.add_argument("--model", default="demo", help="a folder, a hub id, or demo")
+    which.add_argument("--random", choices=SHAPES, help="random weights in a released model's shapes instead")
     parser.add_argument(
-        "--q-bits", type=int, action="append", metavar="N", help="also with the decoder quantized; may be repeated"
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the weights (the checkpoint's; float32 on a CPU)",
     )
-    parser.add_argument("--tokens", type=int, default=32, metavar="N", help="tokens to decode (32)")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="measurements of each (5)")
+    parser.add_argument("--force", action="store_true", help="load it even if memory seems too small")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="the image to use (a generated 12-megapixel JPEG)")
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        action="append",
+        metavar="PIXELS",
+        help="side that the image is scaled to; repeatable (the checkpoint's)",
+    )
+    parser.add_argument(
+        "--q-bits", type=int, action="append", metavar="N", help="also with the decoder in this many bits; repeatable"
+    )
+    parser.add_argument("--tokens", type=int, default=32, metavar="N", help="tokens to decode")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="measurements of each step")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument(
         "--report",
         action="store_true",
-        help="one command for a whole report: operations, steps, shares of what the machine could do; in Markdown",
+        help="print a whole report in Markdown: operations, steps, shares of what the machine could do",
     )
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the time to first token (needs matplotlib)")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the time to first token; needs matplotlib")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

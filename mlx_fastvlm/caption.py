@@ -21,29 +21,30 @@ def parser() -> argparse.ArgumentParser:
     """The command line of ``python -m mlx_fastvlm.caption``."""
     parser = Parser(
         prog="fastvlm caption",
-        description="Ask FastVLM about every image of a data set. Each gets a record; interrupted, it goes on where it "
-        "stopped. The exit code is 3 where some records are errors.",
-        epilog='example: python -m mlx_fastvlm.caption photos --output captions.jsonl --prompt "Describe the image."',
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Ask FastVLM about every image of a data set. Each gets a record. Run the command again after an "
+        "interruption, and it continues where it stopped. The exit code is 3 if some records are errors.",
+        epilog='example: fastvlm caption photos --output captions.jsonl --prompt "Describe the image."',
     )
     parser.add_argument(
         "sources",
         nargs="+",
         metavar="SOURCE",
-        help="a folder, a pattern, .tar, .parquet, .jsonl or .csv files, or - for a list on standard input",
+        help="folders, patterns, .tar, .parquet, .jsonl or .csv files, or - for a list on standard input",
     )
     _add_record_flags(parser)
     asking = parser.add_argument_group("question")
     asking.add_argument(
-        "--prompt", default="Describe the image.", metavar="TEXT", help="asked about each image without its own"
+        "-p", "--prompt", default="Describe the image.", metavar="TEXT", help="for every image without one of its own"
     )
-    asking.add_argument("--system", metavar="TEXT", help="a system prompt instead of the template's own")
+    asking.add_argument(
+        "--system", "--system-prompt", metavar="TEXT", help="a system prompt of your own (the template's)"
+    )
     asking.add_argument(
         "--choices",
         dest="decide_among",
         type=flags.choices,
         metavar="A,B",
-        help="choose among these answers; records have how likely each is",
+        help="choose among these answers; records hold their probabilities",
     )
     flags.add_pixel_flags(parser.add_argument_group("images"))
     flags.add_model_flags(parser)
@@ -51,12 +52,16 @@ def parser() -> argparse.ArgumentParser:
     flags.add_constraint_flags(parser)
     flags.add_cache_flags(parser)
     speed = parser.add_argument_group("speed")
-    speed.add_argument("--batch-size", type=int, default=16, metavar="N", help="answers at a time (16)")
-    speed.add_argument("--threads", type=int, default=4, metavar="N", help="images opened at a time, ahead (4)")
-    speed.add_argument("--dedupe", action="store_true", help="ask once about images with the same pixels")
-    speed.add_argument("--shard", metavar="I/N", help="only part I, from 0, of N; mlx.launch sets it by itself")
+    speed.add_argument("--batch-size", type=int, default=16, metavar="N", help="answers generated at once")
+    speed.add_argument(
+        "--threads", type=int, default=4, metavar="N", help="threads that open images ahead of the model"
+    )
+    speed.add_argument("--dedupe", action="store_true", help="ask only once about images with the same pixels")
+    speed.add_argument(
+        "--shard", metavar="I/N", help="process only part I (from 0) of N; mlx.launch sets this itself (everything)"
+    )
     printing = parser.add_argument_group("messages")
-    printing.add_argument("--quiet", action="store_true", help="no progress and no summary, only errors")
+    printing.add_argument("--quiet", action="store_true", help="show errors only, no progress and no summary")
     printing.add_argument("--json", action="store_true", help="print the summary as a JSON object")
     printing.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -68,12 +73,12 @@ def _add_record_flags(parser: argparse.ArgumentParser):
         "--output",
         required=True,
         metavar="DEST",
-        help="a file that ends with .jsonl, .parquet or .tar; .txt for texts beside the images; - for standard output",
+        help="a .jsonl, .parquet or .tar file, .txt for a text file beside each image, or - for standard output",
     )
-    group.add_argument("--records-per-file", type=int, default=10_000, metavar="N", help="of parquet and tar (10000)")
-    group.add_argument("--overwrite", action="store_true", help="drop the records that are there")
-    group.add_argument("--append-as", metavar="NAME", help="keep them, and add this run's under a name")
-    group.add_argument("--retry-errors", action="store_true", help="ask again about images whose record is an error")
+    group.add_argument("--records-per-file", type=int, default=10_000, metavar="N", help="in each parquet or tar file")
+    group.add_argument("--overwrite", action="store_true", help="replace existing records")
+    group.add_argument("--append-as", metavar="NAME", help="keep them, and add this run's under this name")
+    group.add_argument("--retry-errors", action="store_true", help="ask again about images whose records are errors")
 
 
 def _outlive_others():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .cli import flags
+from .cli import flags, lines
 from .cli.parser import Parser, run
-from .cli.repl import HELP, Repl
+from .cli.repl import COMMANDS, HELP, Repl
 from .generation.session import ChatSession
 
 
@@ -16,10 +16,12 @@ def parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m mlx_fastvlm.chat",
         description="Talk with FastVLM about images.",
-        epilog="example: python -m mlx_fastvlm.chat --image photo.jpg\n\n" + HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: fastvlm chat photo.jpg\n\n" + HELP,
     )
-    parser.add_argument("--system", metavar="TEXT", help="a system prompt instead of the template's own")
+    parser.add_argument("words", nargs="*", metavar="IMAGE", help="images for the first question")
+    parser.add_argument(
+        "--system", "--system-prompt", metavar="TEXT", help="a system prompt of your own (the template's)"
+    )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     flags.add_image_flags(parser)
     flags.add_model_flags(parser)
@@ -29,13 +31,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _chat(arguments: argparse.Namespace):
-    try:
-        import readline  # noqa: F401, PLC0415  gives input() line editing and history
-    except ImportError:  # not on every system
-        pass
+    lines.prepare(COMMANDS)
     options = flags.options(arguments)  # what is wrong with them is told before the model loads
     model, processor = flags.load_chosen_model(arguments)
-    Repl(ChatSession.from_options(model, processor, options), arguments.image or []).run()
+    Repl(
+        ChatSession.from_options(model, processor, options),
+        [*arguments.words, *(arguments.image or []), *getattr(arguments, "spilled", [])],
+    ).run()
 
 
 def main(argv: list[str] | None = None) -> int:

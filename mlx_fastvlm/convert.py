@@ -20,28 +20,34 @@ def parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="convert.py",
         description="Convert a FastVLM of any layout to MLX safetensors, quantized if wanted, and verify the result.",
-        epilog="example: python convert.py --hf-path apple/FastVLM-0.5B --mlx-path fastvlm-4bit --quantize",
+        epilog="example: python convert.py --hf-path apple/FastVLM-0.5B --mlx-path fastvlm-4bit -q",
     )
-    parser.add_argument("--hf-path", required=True, metavar="SOURCE", help='a folder, a hub id, or "demo"')
-    parser.add_argument("--mlx-path", required=True, metavar="FOLDER", help="the folder to write")
-    parser.add_argument("--layout", choices=LAYOUTS, default="mlx", help="of the result (mlx)")
+    parser.add_argument(
+        "--hf-path", "--model", "-m", required=True, metavar="SOURCE", help="a folder, a hub id, or demo"
+    )
+    parser.add_argument("--mlx-path", default="mlx_model", metavar="FOLDER", help="the folder to write")
+    parser.add_argument("--layout", choices=LAYOUTS, default="mlx", help="of the result")
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the weights (the source's)")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
-    parser.add_argument("--vision-from", metavar="SOURCE", help="take the vision tower from another checkpoint")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id (main)")
+    parser.add_argument("--vision-from", metavar="SOURCE", help="take the vision tower from this checkpoint")
     parser.add_argument("--force", action="store_true", help="replace FOLDER if it has content")
 
     quantizing = parser.add_argument_group("quantization")
     quantizing.add_argument("-q", "--quantize", action="store_true", help="quantize the decoder")
-    quantizing.add_argument("--q-bits", type=int, choices=quantization.BITS, metavar="N", help="2, 3, 4, 5, 6 or 8 (4)")
     quantizing.add_argument(
-        "--q-group-size", type=int, choices=quantization.GROUP_SIZES, metavar="N", help="32, 64 or 128 (64)"
+        "--q-bits", type=int, choices=quantization.BITS, metavar="N", help="2, 3, 4, 5, 6 or 8; implies -q (4)"
     )
     quantizing.add_argument(
-        "--q-mode", choices=("affine", *quantization.FIXED), default="affine", help="how numbers are coded (affine)"
+        "--q-group-size", type=int, choices=quantization.GROUP_SIZES, metavar="N", help="32, 64 or 128; implies -q (64)"
     )
-    quantizing.add_argument("--q-vision", action="store_true", help="the tower's linear layers and the projector too")
-    quantizing.add_argument("--q-mixed", action="store_true", help="8 bits where few bits hurt most")
-    quantizing.add_argument("--dequantize", action="store_true", help="unpack a quantized source")
+    quantizing.add_argument(
+        "--q-mode", choices=("affine", *quantization.FIXED), default="affine", help="how weights are encoded"
+    )
+    quantizing.add_argument(
+        "--q-vision", action="store_true", help="with -q, the projector and the tower's linear layers too"
+    )
+    quantizing.add_argument("--q-mixed", action="store_true", help="with -q, 8 bits where fewer hurt most")
+    quantizing.add_argument("-d", "--dequantize", action="store_true", help="unpack a quantized source")
 
     checking = parser.add_argument_group("verification")
     checking.add_argument(
@@ -50,11 +56,11 @@ def parser() -> argparse.ArgumentParser:
         const="agreement",
         choices=("agreement", "golden"),
         default="agreement",
-        help="compare the result with the source (the default); golden: and the released weights with published values",
+        help="compare the result with the source; golden: also the released weights with published values (agreement)",
     )
-    checking.add_argument("--no-verify", dest="verify", action="store_const", const=None, help="skip it")
+    checking.add_argument("--no-verify", dest="verify", action="store_const", const=None, help="skip verification")
     checking.add_argument(
-        "--golden-image", default=GOLDEN_URL, metavar="IMAGE", help="COCO image 000000039769; fetched by default"
+        "--golden-image", default=GOLDEN_URL, metavar="IMAGE", help="COCO image 000000039769, for golden"
     )
 
     sharing = parser.add_argument_group("sharing")
@@ -69,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     options = dict(vars(arguments))
     debug = options.pop("debug")
+    options["quantize"] |= options["q_bits"] is not None or options["q_group_size"] is not None
     options["verify"] = {"agreement": True, "golden": "golden", None: False}[options["verify"]]
     options["command"] = shlex.join(["python", "convert.py", *(sys.argv[1:] if argv is None else argv)])
 

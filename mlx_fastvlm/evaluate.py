@@ -28,38 +28,45 @@ def parser() -> argparse.ArgumentParser:
     """The command line of ``python -m mlx_fastvlm.evaluate``."""
     parser = Parser(
         prog="fastvlm evaluate",
-        description="Ask FastVLM the questions of a file, and score its answers. Interrupted, it goes on where it "
-        "stopped. The exit code is 3 where some questions could not be asked; they count as wrong.",
-        epilog="example: python -m mlx_fastvlm.evaluate --data chartqa.parquet --metric relaxed",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Ask FastVLM the questions in a file, and score its answers. Run the command again after an "
+        "interruption, and it continues where it stopped. The exit code is 3 if some questions could not be asked; "
+        "they count as wrong.",
+        epilog="example: fastvlm evaluate --data chartqa.parquet --metric relaxed",
     )
     task = parser.add_argument_group("questions")
     task.add_argument(
-        "--data", required=True, metavar="FILE", help=".jsonl or .parquet with image, question and answer in each row"
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="a .jsonl or .parquet file with image, question and answer in each row",
     )
     task.add_argument("--metric", required=True, choices=tuple(METRICS), help="how answers are scored")
     task.add_argument(
-        "--post-prompt", metavar="TEXT", help="added to each question instead of what the metric's benchmarks add"
+        "--post-prompt", metavar="TEXT", help="add this to each question (what the metric's benchmarks add)"
     )
-    task.add_argument("--system", metavar="TEXT", help="a system prompt instead of the template's own")
-    task.add_argument("--by", metavar="FIELD", help="a score for each value of this field of the rows, too")
-    task.add_argument("--bootstrap-seed", type=int, default=0, metavar="N", help="of the interval's resampling (0)")
+    task.add_argument(
+        "--system", "--system-prompt", metavar="TEXT", help="a system prompt of your own (the template's)"
+    )
+    task.add_argument("--by", metavar="FIELD", help="also score each value of this field separately")
+    task.add_argument(
+        "--bootstrap-seed", type=int, default=0, metavar="N", help="seed of the resampling for the confidence interval"
+    )
     records = parser.add_argument_group("predictions")
-    records.add_argument(
-        "--output", metavar="FILE", help="a .jsonl file (the data's name with -predictions.jsonl, here)"
-    )
-    records.add_argument("--overwrite", action="store_true", help="drop the predictions that are there")
-    records.add_argument("--append-as", metavar="NAME", help="keep them, and add this run's under a name")
-    records.add_argument("--retry-errors", action="store_true", help="ask again where the prediction is an error")
+    records.add_argument("--output", metavar="FILE", help="a .jsonl file (DATA-predictions.jsonl in this folder)")
+    records.add_argument("--overwrite", action="store_true", help="replace existing predictions")
+    records.add_argument("--append-as", metavar="NAME", help="keep them, and add this run's under this name")
+    records.add_argument("--retry-errors", action="store_true", help="ask again where predictions are errors")
     flags.add_pixel_flags(parser.add_argument_group("images"))
     flags.add_model_flags(parser)
     flags.add_sampling_flags(parser)
     flags.add_cache_flags(parser)
     speed = parser.add_argument_group("speed")
-    speed.add_argument("--batch-size", type=int, default=16, metavar="N", help="answers at a time (16)")
-    speed.add_argument("--threads", type=int, default=4, metavar="N", help="images opened at a time, ahead (4)")
+    speed.add_argument("--batch-size", type=int, default=16, metavar="N", help="answers generated at once")
+    speed.add_argument(
+        "--threads", type=int, default=4, metavar="N", help="threads that open images ahead of the model"
+    )
     printing = parser.add_argument_group("messages")
-    printing.add_argument("--quiet", action="store_true", help="no progress and no warnings, only the table")
+    printing.add_argument("--quiet", action="store_true", help="print only the table, no progress and no warnings")
     printing.add_argument("--json", action="store_true", help="print a JSON object instead of the table")
     printing.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

@@ -28,28 +28,36 @@ def parser() -> argparse.ArgumentParser:
     """The command line of ``python -m mlx_fastvlm.fuse``."""
     parser = Parser(
         prog="python -m mlx_fastvlm.fuse",
-        description="Fuse trained adapters into their model, and write it as a checkpoint that needs them no more.",
-        epilog="example: python -m mlx_fastvlm.fuse --model demo --adapter-path adapters --save-path fused",
+        description="Merge trained adapters into their model, and write a checkpoint that works without them.",
+        epilog="example: fastvlm fuse --model demo --adapter-path adapters --save-path fused",
     )
-    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="SOURCE", help="the model that was trained")
-    parser.add_argument("--adapter-path", type=Path, default="adapters", metavar="FOLDER", help="(adapters)")
-    parser.add_argument("--save-path", type=Path, default="fused_model", metavar="FOLDER", help="(fused_model)")
+    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="SOURCE", help="the model that was fine-tuned")
+    parser.add_argument("--adapter-path", type=Path, default="adapters", metavar="FOLDER", help="the adapters to merge")
+    parser.add_argument("--save-path", type=Path, default="fused_model", metavar="FOLDER", help="the folder to write")
     parser.add_argument(
         "--layout",
         choices=(*LAYOUTS, "peft"),
         default="mlx",
-        help="of the result (mlx); peft is the adapters alone, not fused, for transformers and PEFT",
+        help="of the result; peft writes the adapters alone, unmerged, for transformers and PEFT (mlx)",
     )
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="type of the weights")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the weights (the model's)")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id (main)")
     parser.add_argument(
-        "--force", action="store_true", help="replace the folder if it has content, and round, whatever it loses"
+        "--force",
+        action="store_true",
+        help="replace the folder if it has content, and round even if that loses what was learned",
     )
     packing = parser.add_argument_group("quantization")
     packing.add_argument(
-        "--dequantize", action="store_true", help="unpack a quantized model, instead of rounding the sum again"
+        "--dequantize", action="store_true", help="unpack a quantized model instead of rounding it again"
     )
-    packing.add_argument("--q-bits", type=int, choices=quantization.BITS, metavar="N", help="quantize the result")
+    packing.add_argument(
+        "--q-bits",
+        type=int,
+        choices=quantization.BITS,
+        metavar="N",
+        help="quantize the result to this many bits (as the model is)",
+    )
     packing.add_argument(
         "--q-group-size", type=int, choices=quantization.GROUP_SIZES, metavar="N", help="32, 64 or 128 (64)"
     )

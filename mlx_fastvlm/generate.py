@@ -14,7 +14,8 @@ from .cache.prompt import PromptCache
 from .cache.prompt_file import load_prompt_cache, save_prompt_cache
 from .cli import flags, launched
 from .cli.parser import Parser, run
-from .cli.terminal import shown, statistics
+from .cli.sources import expanded, sort_words
+from .cli.terminal import CUT, printable, shown, statistics
 from .errors import UsageError
 from .files import SIZE_LIMIT, json_line
 from .generation.api import stream_answers
@@ -39,24 +40,27 @@ def parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="fastvlm",
         description="Ask FastVLM about images. The answer streams to stdout, everything else goes to stderr.",
-        epilog='example: python -m mlx_fastvlm.generate --image photo.jpg --prompt "What is this?"',
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="fastvlm [IMAGE ...] [QUESTION] [FLAGS]; --help lists them",
+        epilog='example: fastvlm photo.jpg "What is this?"',
     )
+    parser.add_argument("words", nargs="*", metavar="IMAGE, QUESTION", help="images, and the question about them")
     asking = parser.add_argument_group("question")
     asking.add_argument(
+        "-p",
         "--prompt",
-        default=DEFAULT_PROMPT,
         metavar="TEXT",
-        help="the question, or - for standard input; <image> in it places an image",
+        help=f"the question, or - for standard input; <image> in it places an image ({DEFAULT_PROMPT!r})",
     )
-    asking.add_argument("--system", metavar="TEXT", help="a system prompt instead of the template's own")
-    asking.add_argument("--n", type=int, default=1, metavar="N", help="so many answers; the question is read once (1)")
+    asking.add_argument(
+        "--system", "--system-prompt", metavar="TEXT", help="a system prompt of your own (the template's)"
+    )
+    asking.add_argument("--n", type=int, default=1, metavar="N", help="give this many answers; the prompt is read once")
     asking.add_argument(
         "--choices",
         dest="decide_among",
         type=flags.choices,
         metavar="A,B",
-        help="choose among these answers; how likely each is goes to stderr",
+        help="choose among these answers; their probabilities go to stderr",
     )
     flags.add_image_flags(parser)
     flags.add_video_flags(parser)
@@ -65,22 +69,26 @@ def parser() -> argparse.ArgumentParser:
     flags.add_constraint_flags(parser)
     flags.add_cache_flags(parser).add_argument(
         "--prompt-cache",
+        "--prompt-cache-file",
         dest="cache_file",
         metavar="FILE",
-        help="go on from this prompt cache; written if there is none",
+        help="continue from this prompt cache, or write one if there is none",
     )
     printing = parser.add_argument_group("output")
     printing.add_argument("--json", action="store_true", help="print each answer as a JSON object, with the statistics")
     printing.add_argument("--logprobs", action="store_true", help="with --json, each token's log-probability")
     printing.add_argument(
-        "--top-logprobs", type=int, default=0, metavar="N", help="with --json, the N likeliest tokens each time (0)"
+        "--top-logprobs", type=int, default=0, metavar="N", help="with --json, the N likeliest tokens of each step"
     )
+    printing.add_argument("-q", "--quiet", action="store_true", help="print the answer only: no notes, no statistics")
+    printing.add_argument("--verbose", action="store_true", help="also say what was loaded and how it reads images")
     printing.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
 def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace):
-    """Flags that only make sense together."""
+    """Flags that only make sense together; words become images and the question."""
+    sort_words(parser, arguments, arguments.words)
     if arguments.cache_file == "":
         parser.error("--prompt-cache is empty; give a path")
     if arguments.n < 1:
@@ -92,6 +100,11 @@ def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     for flag, given in (("--logprobs", arguments.logprobs), ("--top-logprobs", arguments.top_logprobs)):
         if given and not arguments.json:
             parser.error(f"{flag} needs --json")
+    if arguments.prompt is None and not arguments.image and arguments.video is None:
+        parser.print_usage(sys.stderr)
+        parser.error("there is neither an image nor a question; give one, or both")
+    if arguments.prompt is None:
+        arguments.prompt = DEFAULT_PROMPT
     if [arguments.prompt, arguments.video, *(arguments.image or [])].count("-") > 1:
         parser.error("standard input can only be read once: as --prompt, as --video or as one --image")
     if "MLX_RANK" in os.environ:
@@ -103,9 +116,14 @@ def _run(arguments: argparse.Namespace):
     options = flags.options(arguments)  # what is wrong with them is told before the model loads
     decision = decision_options(options) if arguments.decide_among else None
     prompt = _read_prompt(arguments.prompt)
+    if not arguments.image and arguments.video is None and not (arguments.quiet or arguments.json):
+        print("note: no image is given, so the answer comes from the text alone.", file=sys.stderr)
+    arguments.image = [file for word in arguments.image for file in expanded(word)]
     group = launched.group_of_launch()
     with launched.answering_once(group):
         model, processor = flags.load_chosen_model(arguments) if group is None else _load_share(arguments, group)
+        if arguments.verbose:
+            print(_described(arguments, model, processor), file=sys.stderr)
         if decision is not None:
             _decide(model, processor, prompt, arguments, decision)
         else:
@@ -121,6 +139,19 @@ def _load_share(
     return load_share(arguments.model, group, **{name: getattr(arguments, name) for name in names})
 
 
+def _described(
+    arguments: argparse.Namespace, model: FastVlmForConditionalGeneration, processor: FastVlmProcessor
+) -> str:
+    """One line about the model and what it makes of images."""
+    size = processor.check_image_size(arguments.image_size)
+    dtype = str(model.dtype).removeprefix("mlx.core.")
+    return (
+        f"model: {printable(arguments.model)}, {model.num_parameters() / 1e6:.1f} million parameters, {dtype} | "
+        f"images: {len(arguments.image)}, {processor.image_settings.aspect_ratio} to {size} x {size} pixels, "
+        f"{processor.num_image_tokens(size)} tokens each"
+    )
+
+
 def _answer(
     model: FastVlmForConditionalGeneration,
     processor: FastVlmProcessor,
@@ -133,7 +164,7 @@ def _answer(
         cache = _open_cache(file, model, options.cache_policy)
         options = replace(options, prompt_cache=cache, max_kv_size=None, kv_bits=None)
     for responses in stream_answers(model, processor, prompt, arguments.image, options, arguments.n):
-        reason = _print(responses, as_json=arguments.json, tokens=bool(options.logprobs or options.top_logprobs))
+        reason = _print(responses, arguments, tokens=bool(options.logprobs or options.top_logprobs))
         options.warn_of_cut(reason)
     if file and not Path(file).exists():
         save_prompt_cache(file, cache)
@@ -155,9 +186,9 @@ def _decide(
             print(f"{probability:8.2%}  {shown(choice)}", file=sys.stderr)
 
 
-def _print(responses: Responses, as_json: bool, tokens: bool) -> str | None:
+def _print(responses: Responses, arguments: argparse.Namespace, tokens: bool) -> str | None:
     """An answer as it comes, and its statistics; or as a JSON object when it is whole. Returns how it ended."""
-    text, each, last = "", [], None
+    as_json, text, each, last = arguments.json, "", [], None
     try:
         for last in responses:
             text += last.text
@@ -167,7 +198,8 @@ def _print(responses: Responses, as_json: bool, tokens: bool) -> str | None:
     finally:  # also after Ctrl-C
         if last and not as_json:
             print(flush=True)
-            print(statistics(last), file=sys.stderr)
+            if told := CUT * (last.finish_reason == "length") if arguments.quiet else statistics(last):
+                print(told, file=sys.stderr)
     assert last is not None  # max_tokens is at least 1
     if as_json:
         answer = {key: value for key, value in asdict(last).items() if key not in ("token", "logprob", "top_logprobs")}

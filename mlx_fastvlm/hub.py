@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 from .errors import short
 from .files import check_name
@@ -51,7 +52,9 @@ def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
     from huggingface_hub import errors, snapshot_download  # noqa: PLC0415  slow, and only to download
 
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
+        return Path(
+            snapshot_download(repo, revision=revision, allow_patterns=list(patterns), tqdm_class=_late_progress())
+        )
     except errors.GatedRepoError:
         raise OSError(f"{repo} is gated; accept its terms on the hub and log in with `hf auth login`.") from None
     except errors.RepositoryNotFoundError:
@@ -63,6 +66,17 @@ def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
         raise OSError(
             f"{repo} could not be downloaded ({reason}); check the connection, or give a folder with its files."
         ) from error
+
+
+def _late_progress() -> Any:
+    """The hub's progress bar, shown only once it has something to show: files that are there already take no second."""
+    from huggingface_hub.utils import tqdm  # noqa: PLC0415  as below, slow, and only to download
+
+    class Late(tqdm):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **{"delay": 1.5, **options})
+
+    return Late
 
 
 def is_within(file: Path, folder: Path) -> bool:

@@ -60,14 +60,14 @@ def parser() -> argparse.ArgumentParser:
     """The command line of ``python -m mlx_fastvlm.lora``; a flag that is not given is None."""
     parser = Parser(
         prog="python -m mlx_fastvlm.lora",
-        description="Fine-tune a FastVLM on own images and answers: LoRA, DoRA, QLoRA (of a quantized model), or full.",
-        epilog="example: python -m mlx_fastvlm.lora --model demo --data my-data --train --iters 200",
+        description="Fine-tune FastVLM on your own images and answers: LoRA, DoRA, QLoRA (on a quantized model), full.",
+        epilog="example: fastvlm lora --model demo --data my-data --train --iters 200",
     )
     defaults = {field.name: field.default for kind in (TrainingOptions, AdapterConfig) for field in fields(kind)}
 
     def add(group, flag: str, kind: Any, words: str, metavar: str = "N", choices: Any = None):
         default = defaults.get(flag[2:].replace("-", "_"), OWN.get(flag[2:].replace("-", "_")))
-        said = "" if default is None else f" ({default})"
+        said = "" if default is None or words.endswith(")") else f" ({default})"
         group.add_argument(flag, type=kind, metavar=None if choices else metavar, choices=choices, help=words + said)
 
     def switch(group, flag: str, words: str, **how: Any):
@@ -75,63 +75,83 @@ def parser() -> argparse.ArgumentParser:
 
     model = parser.add_argument_group("model")
     add(model, "--model", str, "a folder, a hub id, or demo; quantized ones too", "SOURCE")
-    add(model, "--dtype", str, "type of the weights", choices=tuple(DTYPES))
-    add(model, "--revision", str, "branch, tag or commit of a hub id", "NAME")
+    add(model, "--dtype", str, "of the weights (the checkpoint's; float32 on a CPU)", choices=tuple(DTYPES))
+    add(model, "--revision", str, "branch, tag or commit of a hub id (main)", "NAME")
     switch(model, "--force", "load it even if memory seems too small")
 
     data = parser.add_argument_group("data")
-    add(data, "--data", Path, "a folder with train.jsonl, and valid.jsonl and test.jsonl, or one file", "DIR")
-    add(data, "--image-folder", Path, "where relative paths of images begin (the data's folder)", "DIR")
-    add(data, "--image-size", int, "a multiple of 64; ask with the same later", "PIXELS")
-    add(data, "--max-seq-length", int, "rows of more tokens are left out and counted")
+    add(data, "--data", Path, "a folder with train.jsonl, and perhaps valid.jsonl and test.jsonl, or one file", "DIR")
+    add(data, "--image-folder", Path, "folder that relative image paths start from (the data's)", "DIR")
+    add(
+        data,
+        "--image-size",
+        int,
+        "side that images are scaled to, a multiple of 64; use the same one later (the checkpoint's)",
+        "PIXELS",
+    )
+    add(data, "--max-seq-length", int, "skip and count rows with more tokens")
     mask: Any = argparse.BooleanOptionalAction
-    data.add_argument("--mask-prompt", action=mask, default=None, help="learn the answers only (the default)")
-    add(data, "--feature-folder", Path, "keep images' features here (features in the adapters' folder)", "DIR")
+    data.add_argument("--mask-prompt", action=mask, default=None, help="learn the answers only (yes)")
+    add(data, "--feature-folder", Path, "cache image features here (ADAPTER_PATH/features)", "DIR")
 
     what = parser.add_argument_group("what is trained")
     switch(what, "--train", "train")
-    switch(what, "--test", "then measure the loss of the test set; without --train that of --adapter-path")
-    add(what, "--fine-tune-type", str, "(lora)", choices=KINDS)
-    add(what, "--num-layers", int, "of the decoder's layers, from the end; -1 is all")
-    switch(what, "--train-projector", "the projector too")
-    switch(what, "--train-embeddings", "the token embedding and the head too: for words that it never had to say")
-    switch(what, "--train-vision", "the vision tower too: nothing of an image can be kept then")
-    add(what, "--rank", int, "of an adapter")
-    add(what, "--scale", float, "of what an adapter adds: alpha / rank", "X")
-    add(what, "--dropout", float, "of an adapter's input, while it is trained", "X")
-    add(what, "--keys", str, "linear layers, as self_attn.q_proj,self_attn.v_proj (all of a decoder layer)", "NAMES")
+    switch(what, "--test", "measure the loss on the test set, of what was trained or of --adapter-path")
+    add(what, "--fine-tune-type", str, "adapters, or all weights", choices=KINDS)
+    add(what, "--num-layers", int, "how many decoder layers, from the end; -1 is all")
+    switch(what, "--train-projector", "train the projector too")
+    switch(
+        what, "--train-embeddings", "train the token embedding and the head too: for words the model never had to say"
+    )
+    switch(what, "--train-vision", "train the vision tower too; image features can't be cached then")
+    add(what, "--rank", int, "rank of the adapters")
+    add(what, "--scale", float, "weight of what an adapter adds: alpha / rank", "X")
+    add(what, "--dropout", float, "dropout of an adapter's input while training", "X")
+    add(
+        what,
+        "--keys",
+        str,
+        "linear layers to adapt, as self_attn.q_proj,self_attn.v_proj (all of a decoder layer)",
+        "NAMES",
+    )
 
     how = parser.add_argument_group("how")
     add(how, "--iters", int, "batches to train on")
-    add(how, "--batch-size", int, "rows in a batch")
-    add(how, "--grad-accumulation-steps", int, "batches that make one update")
-    add(how, "--learning-rate", float, "", "X")
+    add(how, "--batch-size", int, "rows per batch")
+    add(how, "--grad-accumulation-steps", int, "batches per update")
+    add(how, "--learning-rate", float, "after the warm-up", "X")
     add(
         how,
         "--lr-schedule",
         str,
-        "down to nothing at the end; the config file can name any of MLX's",
+        "decay to zero at the end; a config file can name any of MLX's schedules (constant)",
         choices=SCHEDULES,
     )
-    add(how, "--warmup", int, "updates in which the rate rises")
-    add(how, "--optimizer", str, "(adam)", choices=tuple(OPTIMIZERS))
-    add(how, "--weight-decay", float, "of the optimizers that have one", "X")
-    add(how, "--max-grad-norm", float, "clip gradients to this length", "X")
-    switch(how, "--grad-checkpoint", "less memory, more time")
-    add(how, "--seed", int, "of the order, the new adapters and the dropout")
+    add(how, "--warmup", int, "updates over which the rate rises")
+    add(how, "--optimizer", str, "any of these", choices=tuple(OPTIMIZERS))
+    add(how, "--weight-decay", float, "of optimizers that have one (MLX's)", "X")
+    add(how, "--max-grad-norm", float, "clip gradients to this norm", "X")
+    switch(how, "--grad-checkpoint", "use less memory and more time")
+    add(how, "--seed", int, "of the order of rows, new adapters and dropout")
 
     files = parser.add_argument_group("files and reports")
-    add(files, "--adapter-path", Path, "the adapters' folder (adapters)", "DIR")
-    switch(files, "--resume", "go on from what is there, exactly")
-    add(files, "--resume-adapter-file", Path, "begin with these weights", "FILE")
-    add(files, "--save-every", int, "iterations between saved states")
+    add(files, "--adapter-path", Path, "folder of the adapters (adapters)", "DIR")
+    switch(files, "--resume", "continue exactly where the last run stopped")
+    add(files, "--resume-adapter-file", Path, "start from these weights", "FILE")
+    add(files, "--save-every", int, "iterations between saves")
     add(files, "--steps-per-report", int, "iterations between reports")
     add(files, "--steps-per-eval", int, "iterations between evaluations")
-    add(files, "--val-batches", int, "batches of an evaluation; -1 is all")
-    add(files, "--test-batches", int, "batches of the test; -1 is all")
-    add(files, "--report-to", str, "curves in the adapters' folder too; needs tensorboard", choices=("tensorboard",))
-    add(files, "--plot", Path, "draw the losses; needs matplotlib", "PNG")
-    files.add_argument("-c", "--config", type=Path, metavar="YAML", help="the same options by name; flags go first")
+    add(files, "--val-batches", int, "batches per evaluation; -1 is all")
+    add(files, "--test-batches", int, "batches of the test set; -1 is all")
+    add(
+        files,
+        "--report-to",
+        str,
+        "also write curves to the adapters' folder; needs tensorboard",
+        choices=("tensorboard",),
+    )
+    add(files, "--plot", Path, "draw the losses to this file; needs matplotlib", "PNG")
+    files.add_argument("-c", "--config", type=Path, metavar="YAML", help="read options from this file; flags win")
     files.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

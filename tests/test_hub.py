@@ -18,7 +18,7 @@ def test_a_folder_needs_no_network(checkpoint, monkeypatch):
 def test_only_needed_files_are_downloaded(monkeypatch, checkpoint):
     asked = {}
 
-    def snapshot_download(repo, revision, allow_patterns):
+    def snapshot_download(repo, revision, allow_patterns, **_):
         asked.update(repo=repo, revision=revision, patterns=allow_patterns)
         return str(checkpoint("apple"))
 

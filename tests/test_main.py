@@ -36,6 +36,12 @@ def test_a_flag_first_means_generate(called):
     assert called == [("generate", ["--image", "chat"])]
 
 
+@pytest.mark.parametrize("word", ["photo.jpg", "https://x.y/z", "What is this?"])
+def test_an_image_or_a_question_first_means_generate(called, word):
+    main([word, "Why?"])
+    assert called == [("generate", [word, "Why?"])]
+
+
 def test_every_command_of_the_package_is_listed():
     """A module with a parser and a main of its own is one, or a room with such a module as its __main__."""
     here = Path(mlx_fastvlm.__file__).parent
@@ -64,7 +70,7 @@ def test_version(called, capsys):
     [
         ("chta", "did you mean chat?"),
         ("generat", "did you mean generate?"),
-        ("photo.jpg", "there are generate, caption, chat, lora, fuse, convert, evaluate, benchmark"),
+        ("photo", "there are generate, caption, chat, lora, fuse, convert, evaluate, benchmark"),
         ("errors", "there are"),  # a module of the package that is no command
         ("\x1b[2J", "there are"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,69 +12,79 @@ from ..checkpoints.weights import DTYPES
 from ..errors import one_line
 from ..files import read_text
 from ..generation.options import GenerationOptions
+from ..hub import find_checkpoint
 from ..models.pretrained import load
+from .sources import Images
+from .terminal import printable
 
 if TYPE_CHECKING:
     from ..models.fastvlm import FastVlmForConditionalGeneration
     from ..processing.processor import FastVlmProcessor
 
 DEFAULT_MODEL = "apple/FastVLM-0.5B"
+LARGE = 300e6  # bytes that take long enough to read that people wonder
 _DEFAULTS = GenerationOptions()
 
 
 def add_model_flags(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default=DEFAULT_MODEL, metavar="SOURCE", help="a folder, a hub id, or demo")
-    group.add_argument("--dtype", choices=tuple(DTYPES), help="type of the weights")
-    group.add_argument("--revision", help="branch, tag or commit of a hub id")
-    group.add_argument("--adapter-path", metavar="FOLDER", help="with the adapters that lora wrote to this folder")
+    group.add_argument(
+        "-m", "--model", default=DEFAULT_MODEL, metavar="SOURCE", help="a folder, a hub id, or demo, which is built in"
+    )
+    group.add_argument("--dtype", choices=tuple(DTYPES), help="of the weights (the checkpoint's; float32 on a CPU)")
+    group.add_argument("--revision", help="branch, tag or commit of a hub id (main)")
+    group.add_argument("--adapter-path", metavar="FOLDER", help="load these adapters too, which lora wrote")
     group.add_argument("--force", action="store_true", help="load it even if memory seems too small")
 
 
 def add_image_flags(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("images")
     group.add_argument(
-        "--image", action="append", metavar="IMAGE", help="a path, URL, data: URI, or - for standard input; repeats"
+        "--image",
+        action=Images,
+        nargs="+",
+        metavar="IMAGE",
+        help="paths, patterns, URLs, data: URIs, or - for standard input",
     )
     add_pixel_flags(group)
 
 
 def add_pixel_flags(group: argparse._ArgumentGroup):
     """How images become pixels, wherever they come from."""
-    group.add_argument("--image-size", type=int, metavar="PIXELS", help="a multiple of 64; less is faster")
-    group.add_argument("--frames", type=int, default=1, metavar="N", help="frames of an animation (1, the first)")
     group.add_argument(
-        "--vision-batch-size",
+        "--image-size",
         type=int,
-        metavar="N",
-        help="images that go through the vision tower at a time (several only of small ones)",
+        metavar="PIXELS",
+        help="side that images are scaled to, a multiple of 64: smaller is faster and less accurate (the checkpoint's)",
     )
+    group.add_argument("--frames", type=int, default=1, metavar="N", help="frames of an animation (1, the first)")
+    _number(group, "--vision-batch-size", int, "images per pass through the vision tower (several only of small ones)")
 
 
 def add_video_flags(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("video")
-    group.add_argument("--video", metavar="FILM", help="a path or URL of a film; its frames go before the question")
-    _number(group, "--fps", float, "frames a second that are taken of it")
-    _number(group, "--max-frames", int, "at most so many frames; of a longer film they are further apart")
+    group.add_argument("--video", metavar="FILM", help="path or URL of a video; its frames go before the question")
+    _number(group, "--fps", float, "frames to take per second of video")
+    _number(group, "--max-frames", int, "most frames to take; a longer video is sampled more thinly")
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("sampling")
-    _number(group, "--max-tokens", int, "the longest answer")
-    _number(group, "--min-tokens", int, "the model can't end the answer before")
-    _number(group, "--temperature", float, "0 takes the likeliest token", "--temp")
-    _number(group, "--top-p", float, "sample among tokens of this total probability")
+    _number(group, "--max-tokens", int, "stop after this many tokens")
+    _number(group, "--min-tokens", int, "keep the model from stopping before this many tokens")
+    _number(group, "--temperature", float, "0 always takes the likeliest token; higher is more varied", "--temp")
+    _number(group, "--top-p", float, "sample among the likeliest tokens of this total probability")
     _number(group, "--top-k", int, "sample among this many tokens; 0 is all")
-    _number(group, "--min-p", float, "least probability relative to the likeliest token")
-    group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    _number(group, "--min-p", float, "sample among tokens at least this probable, relative to the likeliest")
+    group.add_argument("--seed", type=int, metavar="N", help="same seed, same text (random)")
     group.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1 discourages repetition")
-    _number(group, "--repetition-context-size", int, "tokens that the penalty looks back")
-    _number(group, "--presence-penalty", float, "taken off the logit of a token that the answer has already")
-    _number(group, "--frequency-penalty", float, "the same for each time that it has it")
+    _number(group, "--repetition-context-size", int, "how many tokens back that penalty looks")
+    _number(group, "--presence-penalty", float, "lower the logit of every token already in the answer by this")
+    _number(group, "--frequency-penalty", float, "the same, once for each time it occurs")
     group.add_argument(
-        "--logit-bias", type=_bias, action="append", metavar="ID:X", help="add X to the logit of token ID; repeats"
+        "--logit-bias", type=_bias, action="append", metavar="ID:X", help="add X to the logit of token ID; repeatable"
     )
-    group.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; repeats")
+    group.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; repeatable")
 
 
 def add_constraint_flags(parser: argparse.ArgumentParser):
@@ -89,22 +100,33 @@ def add_constraint_flags(parser: argparse.ArgumentParser):
 
 def add_cache_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group = parser.add_argument_group("memory")
-    group.add_argument("--max-kv-size", type=int, metavar="TOKENS", help="bound on cached tokens; the prompt stays")
-    group.add_argument("--kv-bits", type=int, metavar="N", help="quantize the KV cache to 4 or 8 bits")
-    _number(group, "--kv-group-size", int, "values that share a scale in it: 32, 64 or 128")
-    _number(group, "--prefill-step-size", int, "read longer prompts in pieces of so many tokens")
+    group.add_argument(
+        "--max-kv-size",
+        type=int,
+        metavar="TOKENS",
+        help="limit the KV cache to this many tokens; the prompt is always kept (unlimited)",
+    )
+    group.add_argument("--kv-bits", type=int, metavar="N", help="quantize the KV cache to 4 or 8 bits (not quantized)")
+    _number(group, "--kv-group-size", int, "values per scale in a quantized cache: 32, 64 or 128")
+    _number(group, "--prefill-step-size", int, "read long prompts in pieces of this many tokens")
     return group
 
 
 def load_chosen_model(arguments: argparse.Namespace) -> tuple[FastVlmForConditionalGeneration, FastVlmProcessor]:
-    """The model that the flags name."""
-    return load(
-        arguments.model,
-        dtype=arguments.dtype,
-        revision=arguments.revision,
-        adapter_path=arguments.adapter_path,
-        force=arguments.force,
-    )
+    """The model that the flags name, and on stderr what its user should know while it loads."""
+    folder = find_checkpoint(arguments.model, arguments.revision)
+    quiet = getattr(arguments, "quiet", False) or getattr(arguments, "json", False)
+    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if size > LARGE and not quiet:
+        print(f"loading {printable(arguments.model)} ({size / 1e9:.1f} GB) ...", file=sys.stderr, flush=True)
+    model, processor = load(folder, dtype=arguments.dtype, adapter_path=arguments.adapter_path, force=arguments.force)
+    asked, trained = processor.check_image_size(getattr(arguments, "image_size", None)), processor.image_settings.size
+    if asked != trained and not quiet:
+        print(
+            f"note: this checkpoint was trained on images of {trained} pixels; at {asked} its answers may be worse.",
+            file=sys.stderr,
+        )
+    return model, processor
 
 
 def options(arguments: argparse.Namespace) -> GenerationOptions:

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
+from .. import __version__
 from ..errors import UsageError
 from .terminal import printable
 
@@ -18,19 +19,54 @@ LONGEST_LINE = 1000  # characters of an error: a tensor's name or a template's c
 SOME_FAILED = 3  # the exit code of a command that did all it could, where some records are errors
 
 
+# What other programs call a flag: spelt too unlike for difflib.
+_ELSEWHERE = {
+    "--resize-shape": "--image-size",
+    "--max-new-tokens": "--max-tokens",
+    "--do-sample": "--temperature",
+    "--hf-model": "--model",
+    "--model-path": "--model",
+    "--image-file": "--image",
+    "--conv-mode": "--system",
+}
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help that wraps a text of one line, leaves others as they are, and says each flag's default."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:
+            return super()._fill_text(text, width, indent)
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.nargs == 0 or action.required or not action.option_strings or text.endswith(")"):
+            return text
+        default = "none" if action.default is None else str(action.default).replace("%", "%%")
+        return f"{text} ({default})".strip()
+
+
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, and which knows what a misspelt flag was meant to be."""
+    """An argument parser whose errors are one line, and which knows what a misspelt flag was meant to be.
+
+    Where it takes ``words``, they may stand anywhere among the flags.
+    """
 
     def __init__(self, **options):
         # An abbreviation that works today is ambiguous once there is another flag.
-        super().__init__(allow_abbrev=False, **options)
+        super().__init__(allow_abbrev=False, **{"formatter_class": Help, **options})
+        self.add_argument("--version", action="version", version=f"mlx-fastvlm {__version__}")
 
     def parse_args(self, args=None, namespace=None):
         parsed, unknown = self.parse_known_args(args, namespace)
+        if hasattr(parsed, "words") and not any(word.startswith("-") for word in unknown):
+            parsed.words, unknown = [*parsed.words, *unknown], []
         if unknown:
+            flag = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
             known = [flag for flag in self._option_string_actions if flag.startswith("--")]
-            near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
-            self.error(f"there is no {unknown[0]}" + (f"; did you mean {near[0]}?" if near else "; --help lists all"))
+            near = [_ELSEWHERE[flag]] if flag in _ELSEWHERE else difflib.get_close_matches(flag, known, n=1)
+            self.error(f"there is no {flag}" + (f"; did you mean {near[0]}?" if near else "; --help lists all"))
         return parsed
 
     def error(self, message: str) -> NoReturn:

@@ -7,17 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import atomic_file, write_json
-from .terminal import printable, shown, statistics
+from .inline import inline, protocol
+from .lines import read_line
+from .sources import dragged, expanded
+from .terminal import CUT, printable, shown, statistics
 
 if TYPE_CHECKING:
     from ..generation.session import ChatSession
 
 HELP = """\
-/image IMAGE     show an image with the next question (a path or URL; more than once for several)
-/reset           begin a new conversation
-/save FILE       write the conversation to a JSON file
+/image IMAGE ... show images with the next question; dragging them here, or pasting a path or URL, does the same
+/reset, /clear   begin a new conversation
+/save FILE       write the conversation to a new JSON file
+/stats           show the statistics of answers, or hide them again
 /help            this list
-/quit            leave (or Ctrl-D); Ctrl-C stops an answer"""
+/quit            leave (also exit, quit, q, or Ctrl-D); Ctrl-C stops an answer"""
+COMMANDS = ("/image", "/reset", "/clear", "/save", "/stats", "/help", "/quit")
+_ENDS = ("/quit", "/exit", "exit", "quit", "q")
 
 
 class Repl:
@@ -30,16 +36,24 @@ class Repl:
     def __init__(self, session: ChatSession, images: list[str]):
         self._session = session
         self._images: list[Any] = []
-        self._commands = {"/image": self._image, "/reset": self._reset, "/save": self._save, "/help": self._help}
-        for source in images:
-            self._image(source)
+        self._statistics = False
+        self._protocol = protocol()
+        self._commands = {
+            "/image": self._image,
+            "/reset": self._reset,
+            "/clear": self._reset,
+            "/save": self._save,
+            "/stats": self._stats,
+            "/help": self._help,
+        }
+        self._show([file for source in images for file in expanded(source)])
 
     def run(self):
         """Until /quit or the end of the input."""
         print("/help lists the commands.", file=sys.stderr)
         while True:
             try:
-                line = input("> ").strip()
+                line = read_line("> ")
             except EOFError:
                 return print()
             except KeyboardInterrupt:  # drops the line, as in a shell
@@ -48,7 +62,7 @@ class Repl:
             except UnicodeDecodeError:  # the line is gone; the next one may be better
                 print("error: that was not UTF-8; type it again.", file=sys.stderr)
                 continue
-            if line == "/quit":
+            if line in _ENDS:
                 return None
             try:
                 self._handle(line)
@@ -58,14 +72,18 @@ class Repl:
     def _handle(self, line: str):
         word, _, rest = line.partition(" ")
         if word in self._commands:
-            self._commands[word](rest.strip())
-        elif line.startswith("/"):
-            print(f"There is no command {word}; /help lists them.", file=sys.stderr)
-        elif line:
-            self._ask(line)
+            return self._commands[word](rest.strip())
+        images, question = dragged(line)
+        self._show(images)
+        if question.startswith("/") and not images:
+            what = f"{word}: no such file" if "/" in word[1:] else f"There is no command {word}"
+            print(f"{printable(what)}; /help lists the commands.", file=sys.stderr)
+        elif question:
+            self._ask(question)
 
     def _ask(self, question: str):
-        responses, last = self._session.stream(question, self._images), None
+        images, last = self._images, None
+        responses = self._session.stream(question, images)
         self._images = []
         try:
             for last in responses:
@@ -74,19 +92,33 @@ class Repl:
             print(" [stopped]", end="")
         finally:
             responses.close()
+            if last is None:  # nothing was said, so the conversation is as it was
+                self._images = images
         print(flush=True)
-        if last:
-            print(statistics(last), file=sys.stderr)
+        if last is None and images:
+            print("Nothing was answered; the image goes with the next question.", file=sys.stderr)
+        elif last and (told := statistics(last) if self._statistics else CUT * (last.finish_reason == "length")):
+            print(told, file=sys.stderr)
 
-    def _image(self, source: str):
-        if not source:
+    def _image(self, sources: str):
+        if not sources:
             raise ValueError("/image needs an image: a path or a URL.")
-        self._images += self._session.prepare(source)  # at once, so that a wrong path is told at once
-        print(f"{source} goes with the next question.", file=sys.stderr)
+        found, rest = dragged(sources)
+        self._show(found if found and not rest else expanded(sources))
+
+    def _show(self, sources: list[str]):
+        """Images for the next question, opened at once, so that a wrong path is told at once."""
+        for source in sources:
+            prepared = self._session.prepare(source)
+            self._images += prepared
+            if self._protocol:
+                print(inline(prepared[0], self._protocol), end="", file=sys.stderr)
+            print(f"{printable(source)} goes with the next question.", file=sys.stderr)
 
     def _reset(self, _: str):
         self._session.reset()
         self._images = []
+        print("A new conversation begins.", file=sys.stderr)
 
     def _save(self, file: str):
         if not file:
@@ -95,8 +127,15 @@ class Repl:
             path = Path(file).expanduser()
         except RuntimeError:
             raise ValueError(f"{file}: there is no such user; give another path.") from None
+        if path.exists():
+            raise ValueError(f"{file} is there already; give another name.")
         with atomic_file(path) as unfinished:
             write_json(unfinished, self._session.messages)
+        print(f"Saved {len(self._session.messages)} messages to {printable(file)}.", file=sys.stderr)
+
+    def _stats(self, _: str):
+        self._statistics = not self._statistics
+        print(f"Statistics are {'shown' if self._statistics else 'hidden'} from now on.", file=sys.stderr)
 
     def _help(self, _: str):
         print(HELP, file=sys.stderr)

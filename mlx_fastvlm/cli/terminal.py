@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 # What a terminal would obey: a checkpoint's names, an image's or a model's words must not move its cursor, or more.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
+CUT = "(stopped at --max-tokens)"  # wherever an answer is cut
+
 
 def printable(text: str) -> str:
     """The text without characters that a terminal obeys instead of showing; line breaks and tabs stay."""
@@ -25,7 +27,7 @@ def shown(text: str) -> str:
 
 def statistics(last: GenerationResponse) -> str:
     """One line about an answer, from its last response."""
-    cut = " (stopped at --max-tokens)" if last.finish_reason == "length" else ""
+    cut = f" {CUT}" if last.finish_reason == "length" else ""
     cached = f" ({last.cached_tokens} cached)" if last.cached_tokens else ""
     return (
         f"prompt: {last.prompt_tokens} tokens{cached}, {last.prompt_tps:.1f} tokens/s | "

@@ -23,42 +23,49 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m mlx_fastvlm.server",
         description="Serve FastVLM to clients of OpenAI's API. Logs go to stderr, one JSON object a line.",
         epilog="example: python -m mlx_fastvlm.server --model demo --port 8080",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_model_flags(parser)
     parser.add_argument("--name", help="the model's id for clients (the hub id, or the folder's name)")
     listening = parser.add_argument_group("who may ask")
-    _setting(listening, "--host", str, "the address to listen on; any but this machine's own demands a key")
-    _setting(listening, "--port", int, "the port to listen on; 0 takes any that is free")
+    _setting(listening, "--host", str, "address to listen on; any but this machine's own requires a key")
+    _setting(listening, "--port", int, "port to listen on; 0 picks a free one")
     listening.add_argument(
         "--api-key",
         dest="api_keys",
         action="append",
         metavar="KEY",
-        help=f"requests must bring it; repeats. Better set {KEY}: others on the machine can read command lines",
+        help=f"key that requests must send; repeatable. Setting {KEY} is safer: others can read command lines",
     )
     listening.add_argument(
-        "--allow-host", dest="allow_hosts", action="append", metavar="NAME", help="a further name of this server"
+        "--allow-host",
+        dest="allow_hosts",
+        action="append",
+        metavar="NAME",
+        help="another name of this server; repeatable",
     )
     listening.add_argument(
-        "--allow-origin", dest="allow_origins", action="append", metavar="URL", help="pages from there may ask"
+        "--allow-origin",
+        dest="allow_origins",
+        action="append",
+        metavar="URL",
+        help="let pages from this origin use the server; repeatable",
     )
     images = parser.add_argument_group("images")
-    images.add_argument("--image-root", type=Path, metavar="DIR", help="requests may name image files in it (none)")
-    images.add_argument("--allow-urls", action="store_true", help="requests may name images at public addresses")
-    _setting(images, "--max-images", int, "of a request")
-    _setting(images, "--max-pixels", int, "of an image or a film's frame as it comes")
+    images.add_argument("--image-root", type=Path, metavar="DIR", help="let requests name image files in this folder")
+    images.add_argument("--allow-urls", action="store_true", help="let requests name images at public URLs")
+    _setting(images, "--max-images", int, "per request")
+    _setting(images, "--max-pixels", int, "of an image or video frame, before scaling")
     limits = parser.add_argument_group("limits")
-    _setting(limits, "--max-rows", int, "answers that are made at once")
-    _setting(limits, "--max-queue", int, "further requests that may wait; the next are refused with status 429")
-    _setting(limits, "--max-tokens", int, "the longest answer that may be asked for")
-    _setting(limits, "--max-body", int, "bytes of a request")
-    _setting(limits, "--request-timeout", float, "seconds until an answer must be whole")
-    _setting(limits, "--hang-limit", float, "seconds that a step may take before /ready says no")
-    _setting(limits, "--exit-after", float, "further seconds until the process ends with an error")
-    _setting(limits, "--drain", float, "seconds in which answers may be finished after SIGTERM")
+    _setting(limits, "--max-rows", int, "answers generated at once")
+    _setting(limits, "--max-queue", int, "requests that may wait; more are refused with status 429")
+    _setting(limits, "--max-tokens", int, "most tokens that a request may ask for")
+    _setting(limits, "--max-body", int, "bytes per request")
+    _setting(limits, "--request-timeout", float, "seconds a request may take")
+    _setting(limits, "--hang-limit", float, "seconds a step may take before /ready says no")
+    _setting(limits, "--exit-after", float, "seconds after that until the process exits with an error")
+    _setting(limits, "--drain", float, "seconds to finish answers after SIGTERM")
     logging = parser.add_argument_group("output")
-    logging.add_argument("--log-level", choices=LOG_LEVELS, default=_DEFAULTS.log_level, help="least that is logged")
+    logging.add_argument("--log-level", choices=LOG_LEVELS, default=_DEFAULTS.log_level, help="log this and worse")
     logging.add_argument("--debug", action="store_true", help="show the traceback of an error at the start")
     return parser
 

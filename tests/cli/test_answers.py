@@ -68,7 +68,7 @@ def test_an_answer_that_must_match(capsys, tmp_path):
     assert main([*demo, "--regex", "a{9}", "--max-tokens", "2"]) == 0
     assert "warning: The answer was cut at max_tokens=2, before it kept to its regex" in capsys.readouterr().err
     assert main([*demo, "--regex", "("]) == 2
-    assert re.fullmatch(r"error: regex can't be compiled .*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"(note: .*\n)?error: regex can't be compiled .*\n", capsys.readouterr().err)
     for flag in ("--json-schema", "--grammar"):
         with pytest.raises(SystemExit, match="2"):
             main([*demo, flag, str(tmp_path / "none")])

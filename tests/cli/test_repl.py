@@ -46,7 +46,7 @@ def image(tmp_path):
 
 
 def test_talking(talk, image):
-    session, out, err = talk("Hi", "", f"/image {image}", "What?", "And?", "/quit", "never asked")
+    session, out, err = talk("/stats", "Hi", "", f"/image {image}", "What?", "And?", "/quit", "never asked")
     assert [message["role"] for message in session.messages] == ["user", "assistant"] * 3
     assert session.messages[2]["content"] == "<image>\nWhat?"
     assert err.count("first token after") == 3
@@ -61,7 +61,7 @@ def test_commands(talk, image, tmp_path):
     assert saved[0] == {"role": "user", "content": "<image>\nHi"}
     assert [message["role"] for message in saved] == ["user", "assistant"]
     assert session.messages == []
-    for words in ("/image IMAGE", "no command /nothing", "/image needs", "/save needs"):
+    for words in ("/image IMAGE", "no command /nothing", "/image needs", "/save needs", "Saved 2", "new conversation"):
         assert words in err
 
 
@@ -84,6 +84,55 @@ def test_errors_and_ctrl_c_end_an_answer_and_not_the_chat(talk, wide, monkeypatc
     assert "[stopped]" in out
     assert len(session.messages[1]["content"].ids) == 2
     assert len(session.messages) == 4
+
+
+def test_ctrl_c_before_the_first_token_keeps_the_image(talk, image, monkeypatch):
+    begun, add = [], TextStream.add
+
+    def interrupted(self, token):
+        begun.append(token)
+        if len(begun) == 1:
+            raise KeyboardInterrupt
+        return add(self, token)
+
+    monkeypatch.setattr(TextStream, "add", interrupted)
+    session, _, err = talk(f"/image {image}", "What?", "And now?")
+    assert [message["content"] for message in session.messages][0::2] == ["<image>\nAnd now?"]
+    assert "the image goes with the next question" in err
+
+
+@pytest.mark.parametrize("line", ["{escaped}", "'{path}'", "{path}", "/image {path}", "/image {escaped} '{path}'"])
+def test_dragged_images(talk, tmp_path, line):
+    path = tmp_path / "my photo.png"
+    IMAGE.save(path)
+    session, _, err = talk(line.format(path=path, escaped=str(path).replace(" ", "\\ ")), "What?")
+    assert session.messages[0]["content"].endswith("<image>\nWhat?")
+    assert "error" not in err
+
+
+def test_an_image_and_a_question_on_one_line(talk, image):
+    session, _, err = talk(f"{image} What's this?", "/no/such.png")
+    assert session.messages[0]["content"] == "<image>\nWhat's this?"
+    assert "/no/such.png: no such file" in err
+
+
+@pytest.mark.parametrize("end", ["/quit", "/exit", "exit", "quit", "q"])
+def test_ways_to_leave(talk, end):
+    session, _, _ = talk(end, "never asked")
+    assert session.messages == []
+
+
+def test_save_overwrites_nothing(talk, tmp_path):
+    (tmp_path / "talk.json").write_text("mine")
+    _, _, err = talk("Hi", f"/save {tmp_path / 'talk.json'}", "/clear")
+    assert "is there already" in err
+    assert (tmp_path / "talk.json").read_text() == "mine"
+
+
+def test_images_are_shown_where_the_terminal_can(wide, image, monkeypatch, capsys):
+    monkeypatch.setattr("mlx_fastvlm.cli.repl.protocol", lambda: "kitty")
+    Repl(ChatSession(*wide), [image])
+    assert "\x1b_Gf=100" in capsys.readouterr().err
 
 
 def test_every_flag_reaches_the_session(checkpoint, image, monkeypatch):
@@ -116,7 +165,7 @@ def test_the_command(checkpoint, image, monkeypatch, capsys):
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
     arguments = ["--model", str(checkpoint("apple")), "--image", image, "--max-tokens", "3", "--max-kv-size", "500"]
     assert chat.main(arguments) == 0
-    assert "answer: 3 tokens" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("\n(stopped at --max-tokens)\n")
     assert chat.main([*arguments, "--top-p", "7"]) == 2
     assert "readline" in sys.modules
     assert chat.main([*arguments, "--image", "nowhere.png"]) == 1

@@ -375,3 +375,14 @@ def test_memory_is_bounded_by_the_largest_tensor(checkpoint, tmp_path):
     before = mx.get_active_memory()
     report = convert(source, tmp_path / "mlx", verify=False)
     assert report.peak_memory - before < model / 3
+
+
+@pytest.mark.parametrize("flags", [["--q-bits", "8"], ["--q-group-size", "32"]], ids=" ".join)
+def test_how_many_bits_is_enough_to_quantize(checkpoint, tmp_path, monkeypatch, flags):
+    """As people type it: another name for the source, a folder by default, and no -q."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["--model", str(checkpoint("apple")), "--no-verify", "--q-group-size", "32", *flags]) == 0
+    config = json.loads((tmp_path / "mlx_model" / "config.json").read_text())
+    assert config["quantization"]["bits"] == (8 if "8" in flags else 4)
+    assert main(["-m", "mlx_model", "-d", "--mlx-path", "plain", "--no-verify"]) == 0
+    assert "quantization" not in json.loads((tmp_path / "plain" / "config.json").read_text())

@@ -189,7 +189,7 @@ def test_help_is_grouped_and_has_an_example(capsys):
     for group in ("question:", "images:", "model:", "sampling:", "memory:", "output:"):
         assert f"\n{group}\n" in text
     assert text.count("memory:") == 1
-    assert "example: python -m" in text
+    assert "example: fastvlm photo.jpg" in text
 
 
 def test_ctrl_c_keeps_what_was_said(arguments, monkeypatch, capfd):

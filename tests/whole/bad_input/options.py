@@ -50,7 +50,7 @@ CASES = {
     "option: misspelt": option("did you mean --temperature?", "--tempreature", "1"),
     "option: misspelt, with a value": option("did you mean --max-tokens?", "--max-token=4"),
     "option: like none": option("--help lists all", "--zzz"),
-    "option: an answer on the command line": option("there is no What", "What", "is", "this?"),
+    "option: two questions": option("the question is there twice", "What", "is", "this?", "--prompt", "Why?"),
     "option: logprobs without json": option("--logprobs needs --json", "--logprobs"),
     "option: no output": option("required: --output", "images", command=caption),
     "option: images-dir, of old": option("there is no --images-dir", "--images-dir", "images"),
