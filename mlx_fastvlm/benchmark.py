@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ from .checkpoints.weights import choose_dtype
 from .cli.parser import Parser, run
 from .errors import UsageError
 from .evaluation.report import markdown, sections
-from .evaluation.speed import import_seconds, machine, measure, photo, plot, table, timed
+from .evaluation.speed import head_lines, import_seconds, machine, measure, photo, plot, row_line, timed
 from .models.pretrained import load
 from .models.released import SHAPES, random_model
 
@@ -52,6 +53,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--q-bits", type=int, action="append", metavar="N", help="also with the decoder in this many bits; repeatable"
     )
+    parser.add_argument(
+        "--quick", action="store_true", help="measure each step once, with 8 tokens: a first impression"
+    )
     parser.add_argument("--tokens", type=int, default=32, metavar="N", help="tokens to decode")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="measurements of each step")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
@@ -70,7 +74,9 @@ def _report(arguments: argparse.Namespace):
     print("## FastVLM on this machine, by `python -m mlx_fastvlm.benchmark --report`", flush=True)
     start = time.perf_counter()
     size = (arguments.image_size or [1024])[-1]
-    for section in sections(arguments.random or "0.5b", size, arguments.repeats, arguments.tokens):
+    name = arguments.random or "0.5b"
+    expect = partial(_announce, f"random {name}, {size} pixels")
+    for section in sections(name, size, arguments.repeats, arguments.tokens, expect):
         for line in markdown(section):
             print(line, flush=True)
     print(f"\nmade in {time.perf_counter() - start:.0f} s", flush=True)
@@ -90,6 +96,8 @@ def _check_report(parser: argparse.ArgumentParser, arguments: argparse.Namespace
 def _benchmark(arguments: argparse.Namespace):
     if arguments.repeats < 1 or arguments.tokens < 1:
         raise UsageError("--repeats and --tokens must be at least 1.")
+    if arguments.quick:
+        arguments.repeats, arguments.tokens = 1, min(8, arguments.tokens)
     if arguments.report:
         return _report(arguments)
     if arguments.plot:
@@ -98,6 +106,7 @@ def _benchmark(arguments: argparse.Namespace):
     name = f"random {arguments.random}" if arguments.random else arguments.model
     start_up = import_seconds(min(3, arguments.repeats))
     rows, load_seconds = [], None
+    about = {"model": name, **machine()}
     for bits in (None, *(arguments.q_bits or ())):
         seconds, (model, processor) = timed(lambda: _model(arguments))
         load_seconds = load_seconds or seconds
@@ -106,9 +115,17 @@ def _benchmark(arguments: argparse.Namespace):
             mx.eval(model.parameters())
         for size in arguments.image_size or [None]:
             size = processor.check_image_size(size)
-            print(f"measuring {name}, {bits or 'full'} bits, {size} pixels ...", file=sys.stderr)
+            what = f"{name}, {bits or 'full'} bits, {size} pixels"
             mx.reset_peak_memory()
-            figures = measure(model, processor, image, size, tokens=arguments.tokens, repeats=arguments.repeats)
+            figures = measure(
+                model,
+                processor,
+                image,
+                size,
+                tokens=arguments.tokens,
+                repeats=arguments.repeats,
+                expect=partial(_announce, what),
+            )
             rows.append(
                 {
                     "weights": f"{bits} bits" if bits else str(model.vision_tower.dtype).removeprefix("mlx.core."),
@@ -117,19 +134,24 @@ def _benchmark(arguments: argparse.Namespace):
                     "peak_memory_gb": mx.get_peak_memory() / 1e9,
                 }
             )
+            if not arguments.json:
+                if len(rows) == 1:
+                    print(", ".join(f"{key} {value}" for key, value in about.items()))
+                    print(f"import {start_up.median:.2f} s, load {load_seconds:.2f} s\n")
+                    print("\n".join(head_lines()))
+                print(row_line(rows[-1]), flush=True)
         del model
         mx.clear_cache()
-    about = {"model": name, **machine()}
     if arguments.json:
         steps = {"import": vars(start_up), "load": load_seconds}
         rows = [{**row, "figures": {key: vars(figure) for key, figure in row["figures"].items()}} for row in rows]
         print(json.dumps({**about, "seconds": steps, "rows": rows}))
-    else:
-        print(", ".join(f"{key} {value}" for key, value in about.items()))
-        print(f"import {start_up.median:.2f} s, load {load_seconds:.2f} s\n")
-        print(table(rows))
     if arguments.plot:
         plot(rows, arguments.plot, f"FastVLM, {name}, on {about['device']} ({about['backend']})")
+
+
+def _announce(what: str, seconds: float):
+    print(f"measuring {what}: about {max(1, round(seconds))} s", file=sys.stderr, flush=True)
 
 
 def _model(arguments: argparse.Namespace) -> tuple[FastVlmForConditionalGeneration, FastVlmProcessor]:

@@ -1,6 +1,8 @@
 """Fixtures that the tests share: what transformers computed, small checkpoints, models, a real vocabulary."""
 
 import dataclasses
+import json
+import lzma
 import os
 import shutil
 
@@ -13,7 +15,7 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")
 import mlx_fastvlm  # before anything imports mlx, so that OpenBLAS is found
 from tests.support import as_on_gpu, checkpoints, differences, guidance
 from tests.support.images import IMAGE, PROMPT
-from tests.support.paths import REFERENCE, SHARED
+from tests.support.paths import FACTS, REFERENCE, SHARED
 
 guidance.install()
 
@@ -89,10 +91,31 @@ def demo():
 
 @pytest.fixture(scope="session")
 def facts():
-    """The folder of real configs, tensor names and vocabulary, which only the developers have."""
-    if not (SHARED / "facts").is_dir():
-        pytest.skip("needs ../shared/facts")
-    return SHARED / "facts"
+    """The folder of real configs, tensor names, and an excerpt of the vocabulary."""
+    return FACTS
+
+
+@pytest.fixture(scope="session")
+def released_shapes(facts):
+    """Tensor names and shapes of released checkpoints, by layout and size."""
+    return json.loads(lzma.decompress((facts / "shapes.json.xz").read_bytes()))
+
+
+@pytest.fixture(scope="session")
+def vocabulary(facts, tmp_path_factory):
+    """The folder of Qwen2's vocabulary: all of it where it is, else the excerpt, which knows the texts of the tests.
+
+    What is not in the excerpt stands there under other names, so that added tokens get their ids.
+    """
+    whole = SHARED / "facts" / "tokenizer"
+    if whole.is_dir():
+        return whole
+    folder = tmp_path_factory.mktemp("vocabulary")
+    shutil.copy(facts / "merges.txt", folder)
+    known = json.loads((facts / "vocab.json").read_text(encoding="utf-8"))
+    others = {f"(token {id})": id for id in set(range(151643)) - set(known.values())}
+    (folder / "vocab.json").write_text(json.dumps(known | others), encoding="utf-8")
+    return folder
 
 
 def pytest_addoption(parser):
@@ -117,11 +140,11 @@ def processor(small_model):
 
 
 @pytest.fixture(scope="session")
-def qwen(facts, tmp_path_factory):
+def qwen(facts, vocabulary, tmp_path_factory):
     """A processor on Qwen2's real vocabulary, built from vocab.json and merges.txt as Apple ships them."""
     folder = tmp_path_factory.mktemp("qwen")
     for name in ("vocab.json", "merges.txt"):
-        shutil.copy(facts / "tokenizer" / name, folder)
+        shutil.copy(vocabulary / name, folder)
     configs = facts / "configs"
     shutil.copy(configs / "apple-0.5b.added_tokens.json", folder / "added_tokens.json")
     shutil.copy(configs / "apple-0.5b.generation_config.json", folder / "generation_config.json")

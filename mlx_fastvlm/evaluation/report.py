@@ -44,13 +44,16 @@ class Section:
     rows: Iterator[Row]
 
 
-def sections(size: str, image_size: int, repeats: int, tokens: int) -> list[Section]:
+def sections(
+    size: str, image_size: int, repeats: int, tokens: int, expect: Callable[[float], None] = lambda _: None
+) -> list[Section]:
     """The report of a released model's shapes, "0.5b" for example, with random weights.
 
     Args:
         image_size: side of the images in pixels.
         repeats: measurements of each whole step.
         tokens: how many are decoded in each.
+        expect: see :func:`measure`.
     """
     peaks = Peaks()
     return [
@@ -62,7 +65,7 @@ def sections(size: str, image_size: int, repeats: int, tokens: int) -> list[Sect
         Section(
             f"Steps, {size} shapes, {image_size} pixels",
             ["step", "weights", "median (s)", "range", "share of the peak"],
-            _steps(size, image_size, repeats, tokens, peaks),
+            _steps(size, image_size, repeats, tokens, peaks, expect),
         ),
         Section("This device against the CPU", ["what", "largest difference, in standard deviations"], _parity()),
     ]
@@ -195,7 +198,9 @@ def _own(x: mx.array, weight: mx.array, stride: int) -> mx.array:
     return kernels.depthwise(x, weight, stride, "plain")[0]
 
 
-def _steps(size: str, image_size: int, repeats: int, tokens: int, peaks: Peaks) -> Iterator[Row]:
+def _steps(
+    size: str, image_size: int, repeats: int, tokens: int, peaks: Peaks, expect: Callable[[float], None]
+) -> Iterator[Row]:
     image = photo()
     dtype = mx.bfloat16 if _on_gpu() else mx.float32
     for bits in (None, 8, 4):
@@ -206,7 +211,7 @@ def _steps(size: str, image_size: int, repeats: int, tokens: int, peaks: Peaks) 
             mx.eval(model.parameters())
         depthwise.prove(model.vision_tower, image_size, dtype)
         mx.reset_peak_memory()
-        figures = measure(model, processor, image, image_size, tokens=tokens, repeats=repeats)
+        figures = measure(model, processor, image, image_size, tokens=tokens, repeats=repeats, expect=expect)
         weights = f"{bits} bits" if bits else _name(dtype)
         shares = _shares(model, image_size, figures, peaks.flops.get(dtype, 0.0), peaks.bandwidth)
         for name in ("preprocessing", "vision", "projector", "prefill", "first_token"):

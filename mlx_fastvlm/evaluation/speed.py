@@ -79,6 +79,7 @@ def measure(
     *,
     tokens: int = 32,
     repeats: int = 5,
+    expect: Callable[[float], None] = lambda _: None,
 ) -> dict[str, Figure]:
     """Time the steps of an answer about an image.
 
@@ -86,6 +87,7 @@ def measure(
         image: an image file's bytes.
         image_size: side of the model's image in pixels.
         tokens: how many are decoded.
+        expect: is told, after the first answer, how many seconds the others will take about.
 
     Returns:
         Seconds for each of ``STEPS``; "first_token", their sum; "decode", tokens a second.
@@ -93,7 +95,7 @@ def measure(
     runs: dict[str, list[float]] = {name: [] for name in (*STEPS, "first_token", "decode")}
     text = mx.arange(TEXT_TOKENS)[None] % 100
     for repeat in range(repeats + 1):
-        took = {}
+        took, start = {}, time.perf_counter()
         took["preprocessing"], pixels = timed(lambda: processor.preprocess(image, image_size))
         took["vision"], features = timed(lambda pixels=pixels: model.vision_tower(pixels).last_hidden_state)
         took["projector"], features = timed(lambda x=features: model.multi_modal_projector(x.flatten(1, 2)))
@@ -114,9 +116,11 @@ def measure(
             return token
 
         took["decode"] = tokens / timed(answer)[0]
-        if repeat:  # the first one warms up
-            for name, value in took.items():
-                runs[name].append(value)
+        if not repeat:  # it warms up
+            expect(repeats * (time.perf_counter() - start))
+            continue
+        for name, value in took.items():
+            runs[name].append(value)
     return {name: Figure.of(values) for name, values in runs.items()}
 
 
@@ -142,21 +146,29 @@ def machine() -> dict[str, str]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The figures as a Markdown table."""
-    names = (*STEPS, "first_token", "decode")
+_SHOWN = (*STEPS, "first_token", "decode")
+
+
+def head_lines() -> list[str]:
+    """The head of a Markdown table of figures."""
     head = [
         "weights",
         "pixels",
-        *(f"{name.replace('_', ' ')} (s)" for name in names[:-1]),
+        *(f"{name.replace('_', ' ')} (s)" for name in _SHOWN[:-1]),
         "decode (tokens/s)",
         "peak (GB)",
     ]
-    lines = [head, ["---"] * len(head)]
-    for row in rows:
-        figures = [f"{f.median:.3g} ({f.low:.3g} to {f.high:.3g})" for f in (row["figures"][name] for name in names)]
-        lines.append([row["weights"], str(row["image_size"]), *figures, f"{row['peak_memory_gb']:.2f}"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return [_line(head), _line(["---"] * len(head))]
+
+
+def row_line(row: dict[str, Any]) -> str:
+    """A row of that table."""
+    figures = [f"{f.median:.3g} ({f.low:.3g} to {f.high:.3g})" for f in (row["figures"][name] for name in _SHOWN)]
+    return _line([row["weights"], str(row["image_size"]), *figures, f"{row['peak_memory_gb']:.2f}"])
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def plot(rows: list[dict[str, Any]], file: Path, title: str):

@@ -54,10 +54,10 @@ def test_names_and_shapes(checkpoint, tmp_path, head):
     assert shapes == expected
 
 
-def test_released_names(facts):
+def test_released_names(facts, released_shapes):
     """Those of mlx-community's FastVLM-0.5B, from the names alone."""
     config = FastVlmConfig.from_file(facts / "configs" / "apple-0.5b.config.json")
-    expected = json.loads((facts / "keys" / "mlxvlm-0.5b.shapes.json").read_text())
+    expected = released_shapes["mlxvlm-0.5b"]
     model = FastVlmForConditionalGeneration(config)
     tensors = mlx_vlm_form(dict(tree_flatten(model.parameters())), config)
     ours = {name: list(tensor.shape) for name, tensor in tensors.items()}

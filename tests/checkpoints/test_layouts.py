@@ -1,7 +1,5 @@
 """The real checkpoints' tensor names and shapes map one to one onto the model."""
 
-import json
-
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
@@ -31,8 +29,8 @@ def real_config(facts, layout, size):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("layout", ["apple", "hf-transformers", "mlxvlm"])
-def test_real_names_and_shapes(facts, layout, size):
-    shapes = json.loads((facts / "keys" / f"{layout}-{size}.shapes.json").read_text())
+def test_real_names_and_shapes(facts, released_shapes, layout, size):
+    shapes = released_shapes[f"{layout}-{size}"]
     config = real_config(facts, layout, size)
     config.tie_word_embeddings = size != "7b"
     found = layouts.detect(shapes)
@@ -57,8 +55,8 @@ def test_real_names_and_shapes(facts, layout, size):
     assert {n: t.shape for n, t in result.items()} == {n: t.shape for n, t in expected.items()}
 
 
-def test_real_training_form(facts):
-    shapes = json.loads((facts / "keys" / "apple-training-form-small.shapes.json").read_text())
+def test_real_training_form(released_shapes):
+    shapes = released_shapes["apple-training-form-small"]
     vision = {"layers": [1, 2, 1, 1, 1], "embed_dims": [16, 32, 64, 128, 256]}
     config = FastVlmConfig.from_dict(
         {"model_type": "llava_qwen2", "mm_hidden_size": 512, "vision_config": vision}

@@ -12,7 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from mlx_fastvlm import load_frames, load_image
 from tests.support import small
 from tests.support.images import encoded
-from tests.support.paths import SHARED
+from tests.support.paths import found_images
 
 
 def test_every_kind_of_source_gives_the_same_image(image, server, tmp_path, monkeypatch):
@@ -169,12 +169,7 @@ def test_a_bomb_is_refused(image, monkeypatch):
 
 
 def test_images_found_in_the_wild():
-    folder = SHARED / "images"
-    if not folder.is_dir():
-        pytest.skip("needs ../shared/images")
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".md":
-            continue
+    for path in found_images().values():
         if "truncated" in path.name:
             with pytest.raises(ValueError, match="broken"):
                 load_image(path)

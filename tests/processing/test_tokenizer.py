@@ -10,10 +10,10 @@ from mlx_fastvlm.config import FastVlmConfig
 
 
 def vectors(facts):
-    texts = (facts / "tokenizer" / "vectors.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
-    ids = (facts / "tokenizer" / "vectors.out").read_text().split("\n")[: len(texts)]
-    assert len(texts) == len(ids) == 47
-    return [(text, [int(id) for id in line.split()]) for text, line in zip(texts, ids)]
+    """llama.cpp's for Qwen2: (text, ids)."""
+    found = json.loads((facts / "vectors.json").read_text(encoding="utf-8"))
+    assert len(found) == 47
+    return found
 
 
 def test_tokenizer_vectors_from_vocab_and_merges(qwen, facts):
@@ -21,18 +21,18 @@ def test_tokenizer_vectors_from_vocab_and_merges(qwen, facts):
         assert qwen.encode(text) == ids, text
 
 
-def test_tokenizer_vectors_from_tokenizer_json(facts, tmp_path):
-    shutil.copy(facts / "tokenizer" / "tokenizer.json", tmp_path)
+def test_tokenizer_vectors_from_tokenizer_json(qwen, facts, tmp_path):
+    qwen.tokenizer.save(str(tmp_path / "tokenizer.json"))
     config = FastVlmConfig.from_file(facts / "configs" / "apple-0.5b.config.json")
     processor = FastVlmProcessor.from_folder(tmp_path, config)
     for text, ids in vectors(facts):
         assert processor.encode(text) == ids, text
 
 
-def test_object_ref_start_is_no_placeholder_in_7b(facts, tmp_path):
+def test_object_ref_start_is_no_placeholder_in_7b(facts, vocabulary, tmp_path):
     """In 7B's vocabulary transformers' placeholder id, 151646, is another token."""
     for name in ("vocab.json", "merges.txt"):
-        shutil.copy(facts / "tokenizer" / name, tmp_path)
+        shutil.copy(vocabulary / name, tmp_path)
     shutil.copy(facts / "configs" / "apple-7b.added_tokens.json", tmp_path / "added_tokens.json")
     config = FastVlmConfig.from_file(facts / "configs" / "apple-7b.config.json")
     processor = FastVlmProcessor.from_folder(tmp_path, config)
