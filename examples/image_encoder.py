@@ -36,7 +36,7 @@ def embed(model, processor, images: list[Image.Image]) -> mx.array:
 
 
 def nearest(vectors: mx.array, query: mx.array) -> list[tuple[int, float]]:
-    """The likest vectors' numbers with their cosine similarities, the likest first."""
+    """The numbers of the most similar vectors with their cosine similarities, best first."""
     # What all images have in common says nothing about any of them.
     mean = vectors.mean(axis=0)
     vectors, query = vectors - mean, query - mean
@@ -46,7 +46,7 @@ def nearest(vectors: mx.array, query: mx.array) -> list[tuple[int, float]]:
 
 
 def plot(rows: list[tuple[Image.Image, list[tuple[Image.Image, float]]]], path: Path):
-    """A row for each query: the image, and the likest beside it."""
+    """A row for each query: the image, and the most similar ones beside it."""
     from matplotlib.figure import Figure  # noqa: PLC0415  optional
 
     figure = Figure(figsize=(1.5 * (NEAREST + 1), 1.7 * len(rows)), layout="constrained")
@@ -64,7 +64,7 @@ def plot(rows: list[tuple[Image.Image, list[tuple[Image.Image, float]]]], path: 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, help="of JPEG and PNG images to search in")
-    parser.add_argument("--query", action="append", metavar="IMAGE", help="search for the likest to this; repeats")
+    parser.add_argument("--query", action="append", metavar="IMAGE", help="find images similar to this one; repeatable")
     parser.add_argument("--model", default="demo", help="a folder, a hub id or demo (%(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw what was found; needs matplotlib")
     arguments = parser.parse_args()

@@ -2,6 +2,7 @@
 
     python examples/demo/evaluate.py                              # 500 first questions, the demo checkpoint
     python examples/demo/evaluate.py --turn 10                    # 500 tenth questions, each after nine others
+    python examples/demo/evaluate.py --image-size 512             # at a size that it was not trained for
     python examples/demo/evaluate.py --turn 10 --max-kv-size 128  # with a bounded KV cache
 
 Before a question of a later turn, the model has answered the earlier ones itself; its answers, right or wrong,
@@ -77,13 +78,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--questions", type=int, default=500, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument("--turn", type=int, default=1, metavar="N", help="which question counts (default: the first)")
     parser.add_argument("--max-kv-size", type=int, metavar="N", help="bound the KV cache")
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="instead of the checkpoint's 256")
     parser.add_argument("--kv-bits", type=int, metavar="N", help="quantize the KV cache")
     parser.add_argument("--json", action="store_true", help="print one JSON object, wrong answers included")
     args = parser.parse_args(argv)
     if args.questions < 1 or args.turn < 1:
         parser.error("--questions and --turn start at 1")
 
-    options = {"max_tokens": 64, "max_kv_size": args.max_kv_size, "kv_bits": args.kv_bits}
+    names = ("max_kv_size", "kv_bits", "image_size")
+    options = {"max_tokens": 64, **{name: getattr(args, name) for name in names}}
     options = {name: value for name, value in options.items() if value is not None}
     model, processor = load(args.model)
     started = time.perf_counter()

@@ -30,13 +30,13 @@ def protocol(environment: Mapping[str, str] = os.environ) -> str | None:
 
 def inline(image: Image, kind: str) -> str:
     """What to write for the terminal to show an image as the model sees it, small."""
-    picture = PIL.Image.fromarray(image.pixels)
-    picture.thumbnail((SIDE, SIDE))
+    thumbnail = PIL.Image.fromarray(image.pixels)
+    thumbnail.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    thumbnail.save(file, "PNG")
     data = base64.b64encode(file.getvalue()).decode()
     if kind == "iterm2":
-        return f"\x1b]1337;File=inline=1;size={len(file.getvalue())};width={picture.width}px:{data}\x07\n"
+        return f"\x1b]1337;File=inline=1;size={len(file.getvalue())};width={thumbnail.width}px:{data}\x07\n"
     pieces = [data[at : at + _PIECE] for at in range(0, len(data), _PIECE)]
     heads = ["f=100,a=T,q=2," if i == 0 else "" for i in range(len(pieces))]
     more = [int(i + 1 < len(pieces)) for i in range(len(pieces))]

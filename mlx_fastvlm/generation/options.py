@@ -76,7 +76,7 @@ class GenerationOptions:
     """The keyword options of ``generate``, ``stream_generate``, ``batch_generate`` and ``ChatSession``.
 
     Attributes:
-        max_tokens: the longest answer, in tokens.
+        max_tokens: stop after this many tokens.
         temperature: 0 takes the likeliest token; higher values sample more freely.
         top_p, top_k, min_p: sample only among the likeliest tokens: of this total probability, this many, or at least
             this probability relative to the likeliest. 1, 0 and 0 leave all in. Several narrow the choice one after the

@@ -46,7 +46,7 @@ RESPONSE_FORMAT = schema_of_format(lambda schema: {"json_schema": schema}, "json
 FIELDS: Table = {
     "messages": Honoured("roles system, developer, user, assistant; parts text, image_url, video_url", given(MESSAGES)),
     "model": MODEL,
-    "max_tokens": Honoured("the longest answer, in tokens", LENGTH),
+    "max_tokens": Honoured("stop after this many tokens", LENGTH),
     "max_completion_tokens": Honoured("the same; both together must agree", LENGTH),
     "n": Honoured("so many answers to one prompt, which is read once", COUNT),
     "logprobs": Honoured("with the tokens whose text is in the answer", FLAG),

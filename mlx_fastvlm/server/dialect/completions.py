@@ -39,7 +39,7 @@ FIELDS: Table = {
         given(either(TEXT.schema, a_list(TEXT.schema, 1))),
     ),
     "model": MODEL,
-    "max_tokens": Honoured("the longest answer, in tokens; the default is that of chat, not OpenAI's 16", LENGTH),
+    "max_tokens": Honoured("stop after this many tokens; the default is that of chat, not OpenAI's 16", LENGTH),
     "n": Honoured("so many answers to each prompt", COUNT),
     "logprobs": Honoured("0 to 20: so many of the likeliest tokens, beside the chosen one", TOP_LOGPROBS),
     "stream": STREAM,

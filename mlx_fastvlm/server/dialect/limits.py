@@ -12,8 +12,8 @@ class Limits:
     Attributes:
         max_body: bytes of a request, and of all the images and films that it names.
         max_images: of a request, the frames of animations and films counted.
-        max_tokens: the longest answer that may be asked for.
-        default_max_tokens: the longest answer of a request that sets no length.
+        max_tokens: the most tokens that may be asked for.
+        default_max_tokens: the most tokens of an answer to a request that sets no limit.
         max_n: answers to one request.
         image_root: files below it may be named as images; None allows no files.
         allow_urls: whether images may be fetched from public addresses.

@@ -62,7 +62,7 @@ def check_model(body: Fields, served: Served):
 
 
 def read_max_tokens(body: Fields, served: Served, *names: str) -> int:
-    """The longest answer, in tokens, under any of the names that it has."""
+    """How many tokens an answer may have, under any of the names that it has."""
     given = {name: value for name in names if (value := body.whole(name, 1, served.limits.max_tokens)) is not None}
     if len(set(given.values())) > 1:
         body.refuse(names[0], f"{' and '.join(given)} are two names of one limit, and differ; give one of them.")

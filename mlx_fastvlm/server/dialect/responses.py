@@ -52,7 +52,7 @@ FIELDS: Table = {
     "input": Honoured("a string, or messages with the parts input_text, input_image, output_text", given(INPUT)),
     "model": MODEL,
     "instructions": Honoured("a system prompt before the input", TEXT),
-    "max_output_tokens": Honoured("the longest answer, in tokens", LENGTH),
+    "max_output_tokens": Honoured("stop after this many tokens", LENGTH),
     "text": Honoured("format: text, json_object, json_schema; verbosity only medium", given(TEXT_OPTIONS)),
     "include": Honoured(f"{LOGPROBS}; nothing else there would be", given(INCLUDE)),
     "top_logprobs": Honoured("0 to 20; more than 0 includes the logprobs", TOP_LOGPROBS),
