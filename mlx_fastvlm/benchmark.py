@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="of the weights (the checkpoint's; float32 on a CPU)",
+        help="type of the weights (the checkpoint's; float32 on a CPU)",
     )
     parser.add_argument("--force", action="store_true", help="load it even if memory seems too small")
     parser.add_argument("--image", type=Path, metavar="FILE", help="the image to use (a generated 12-megapixel JPEG)")

@@ -26,8 +26,8 @@ def parser() -> argparse.ArgumentParser:
         "--hf-path", "--model", "-m", required=True, metavar="SOURCE", help="a folder, a hub id, or demo"
     )
     parser.add_argument("--mlx-path", default="mlx_model", metavar="FOLDER", help="the folder to write")
-    parser.add_argument("--layout", choices=LAYOUTS, default="mlx", help="of the result")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the weights (the source's)")
+    parser.add_argument("--layout", choices=LAYOUTS, default="mlx", help="layout of the result")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="type of the weights (the source's)")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id (main)")
     parser.add_argument("--vision-from", metavar="SOURCE", help="take the vision tower from this checkpoint")
     parser.add_argument("--force", action="store_true", help="replace FOLDER if it has content")

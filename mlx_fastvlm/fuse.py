@@ -38,9 +38,9 @@ def parser() -> argparse.ArgumentParser:
         "--layout",
         choices=(*LAYOUTS, "peft"),
         default="mlx",
-        help="of the result; peft writes the adapters alone, unmerged, for transformers and PEFT (mlx)",
+        help="layout of the result; peft writes the adapters alone, unmerged, for transformers and PEFT (mlx)",
     )
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="of the weights (the model's)")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="type of the weights (the model's)")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id (main)")
     parser.add_argument(
         "--force",

@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
 
     model = parser.add_argument_group("model")
     add(model, "--model", str, "a folder, a hub id, or demo; quantized ones too", "SOURCE")
-    add(model, "--dtype", str, "of the weights (the checkpoint's; float32 on a CPU)", choices=tuple(DTYPES))
+    add(model, "--dtype", str, "type of the weights (the checkpoint's; float32 on a CPU)", choices=tuple(DTYPES))
     add(model, "--revision", str, "branch, tag or commit of a hub id (main)", "NAME")
     switch(model, "--force", "load it even if memory seems too small")
 

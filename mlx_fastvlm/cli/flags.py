@@ -31,7 +31,9 @@ def add_model_flags(parser: argparse.ArgumentParser):
     group.add_argument(
         "-m", "--model", default=DEFAULT_MODEL, metavar="SOURCE", help="a folder, a hub id, or demo, which is built in"
     )
-    group.add_argument("--dtype", choices=tuple(DTYPES), help="of the weights (the checkpoint's; float32 on a CPU)")
+    group.add_argument(
+        "--dtype", choices=tuple(DTYPES), help="type of the weights (the checkpoint's; float32 on a CPU)"
+    )
     group.add_argument("--revision", help="branch, tag or commit of a hub id (main)")
     group.add_argument("--adapter-path", metavar="FOLDER", help="load these adapters too, which lora wrote")
     group.add_argument("--force", action="store_true", help="load it even if memory seems too small")
@@ -63,7 +65,7 @@ def add_pixel_flags(group: argparse._ArgumentGroup):
 
 def add_video_flags(parser: argparse.ArgumentParser):
     group = parser.add_argument_group("video")
-    group.add_argument("--video", metavar="FILM", help="path or URL of a video; its frames go before the question")
+    group.add_argument("--video", metavar="VIDEO", help="path or URL of a video; its frames go before the question")
     _number(group, "--fps", float, "frames to take per second of video")
     _number(group, "--max-frames", int, "most frames to take; a longer video is sampled more thinly")
 

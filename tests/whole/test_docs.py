@@ -6,6 +6,7 @@ import urllib.parse
 
 import pytest
 
+import mlx_fastvlm
 from tests.support.paths import ROOT
 from tests.support.scripts import load_script
 
@@ -116,6 +117,23 @@ def test_the_site_builds(tmp_path):
 def test_the_architecture_is_drawn_from_the_configuration():
     architecture = load_script("docs/figures/architecture.py")
     assert architecture.draw() == text(ROOT / "docs" / "figures" / "architecture.svg")
+
+
+@pytest.mark.parametrize("name", ["flags", "names"])
+def test_reference_pages_are_written_from_the_code(name):
+    """After a change: python docs/figures/flags.py, or names.py."""
+    assert load_script(f"docs/figures/{name}.py").page() == text(ROOT / "docs" / f"{name}.md")
+
+
+def test_the_reference_has_every_public_name():
+    names = load_script("docs/figures/names.py")
+    assert {name for group in names.GROUPS.values() for name in group} == set(mlx_fastvlm._HOME)
+
+
+def test_the_quantization_figure_is_drawn_from_the_table():
+    figure = load_script("docs/figures/quantization.py")
+    assert len(figure.rows()) == 8
+    assert figure.draw() == text(ROOT / "docs" / "figures" / "quantization.svg")
 
 
 def test_the_front_image_shows_what_the_terminal_does():

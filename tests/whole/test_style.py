@@ -25,7 +25,10 @@ INSTEAD = {
     r"\bown images\b(?<!your own images)": "your own images",
     r"\b(?:the|a) numbers? of (?:\w+ )?is (?:\w+ )?are\b": "mind the verb",
 }
-PAGES = ["README.md", "docs/index.md", "docs/generation.md", "docs/conversion.md", "docs/quantization.md"]
+PAGES = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("index", "generation", "chat", "coming-from", "flags", "conversion", "quantization")),
+]
 
 
 def stumbles(text):
