@@ -29,7 +29,7 @@ def _command(name):
     for group in parser._action_groups:
         rows = [_row(parser, action) for action in group._group_actions if not set(action.option_strings) & {*LEFT_OUT}]
         if rows:
-            lines += [f"**{_capital(group.title)}**\n", "| | |", "|---|---|", *rows, ""]
+            lines += [f"**{_capital(group.title)}**\n", "| flag | |", "|---|---|", *rows, ""]
     return "\n".join(lines)
 
 

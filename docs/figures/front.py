@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).parent.parent.parent
 IMAGE = "examples/images/shapes-1.png"
-ASK = ["mlx_fastvlm.generate", "--model", "demo", "--image", IMAGE, "--prompt", "What are these?"]
-CHAT = ["mlx_fastvlm.chat", "--model", "demo", "--image", IMAGE]
+ASK = [IMAGE, "What are these?", "--model", "demo"]
+CHAT = ["chat", IMAGE, "--model", "demo"]
 QUESTIONS = ["What colour is the star?", "What is to the left of it?", "Can you see an orange square?"]
 
 SIZE = 26  # pixels of the type
@@ -26,14 +26,16 @@ BACKGROUND, BAR, INK, PROMPT, DIM = "#15191f", "#2a303a", "#e6e9ee", "#7cc7ff", 
 
 
 def run(command, **options):
-    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, **options)
+    done = subprocess.run(
+        [sys.executable, "-m", "mlx_fastvlm", *command], cwd=ROOT, capture_output=True, text=True, **options
+    )
     if done.returncode:
         raise SystemExit(done.stderr)
     return done
 
 
 def quoted(command):
-    return "python -m " + " ".join(f'"{word}"' if " " in word else word for word in command)
+    return "fastvlm " + " ".join(f'"{word}"' if " " in word else word for word in command)
 
 
 def session():
@@ -43,9 +45,12 @@ def session():
     yield asked.stdout.strip(), INK
     yield asked.stderr.strip(), DIM
     yield "", INK
-    yield f"$ {quoted(CHAT)} 2>/dev/null", PROMPT
+    yield f"$ {quoted(CHAT)}", PROMPT
     # Its prompt and its answers come in turns; what was typed is not echoed where the input is no terminal.
-    answers = run(CHAT, input="\n".join([*QUESTIONS, "/quit\n"])).stdout.split("> ")[1:]
+    talk = run(CHAT, input="\n".join([*QUESTIONS, "/quit\n"]))
+    for line in talk.stderr.splitlines():
+        yield line, DIM
+    answers = talk.stdout.split("> ")[1:]
     for question, answer in zip(QUESTIONS, answers):
         yield f"> {question}", PROMPT
         yield answer.strip(), INK

@@ -142,7 +142,8 @@ def test_the_front_image_shows_what_the_terminal_does():
     answer = "A big blue star, a big orange square, a big green triangle and a big cyan triangle."
     lines = [line for line, _ in front.session()]
     assert lines[1] == answer
-    assert lines[5:] == ["> What colour is the star?", "Blue.", *lines[7:]]
+    assert lines[5:7] == ["examples/images/shapes-1.png goes with the next question.", "/help lists the commands."]
+    assert lines[7:] == ["> What colour is the star?", "Blue.", *lines[9:]]
     assert front.draw(lines=[(line, "white") for line in lines]).width > 1500
 
 

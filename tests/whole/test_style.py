@@ -27,7 +27,10 @@ INSTEAD = {
 }
 PAGES = [
     "README.md",
-    *(f"docs/{name}.md" for name in ("index", "generation", "chat", "coming-from", "flags", "conversion", "quantization")),
+    *(
+        f"docs/{name}.md"
+        for name in ("index", "generation", "chat", "coming-from", "flags", "conversion", "quantization")
+    ),
 ]
 
 
