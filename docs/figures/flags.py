@@ -12,8 +12,8 @@ PAGE = Path(__file__).parents[1] / "flags.md"
 HEAD = """\
 # Every flag
 
-`fastvlm COMMAND --help` prints the same; `fastvlm chat` is short for `python -m mlx_fastvlm.chat`, and so on. A flag's default
-stands in brackets. Without a command, `fastvlm` asks about images. Every command has `--version` and `--help`.
+`fastvlm COMMAND --help` prints the same; `fastvlm chat` is short for `python -m mlx_fastvlm.chat`, and so on. Defaults
+stand in brackets. Without a command, `fastvlm` asks about images. Every command has `--version` and `--help`.
 """
 LEFT_OUT = ("--help", "--version")
 

@@ -77,46 +77,48 @@ class GenerationOptions:
 
     Attributes:
         max_tokens: stop after this many tokens.
-        temperature: 0 takes the likeliest token; higher values sample more freely.
-        top_p, top_k, min_p: sample only among the likeliest tokens: of this total probability, this many, or at least
-            this probability relative to the likeliest. 1, 0 and 0 leave all in. Several narrow the choice one after the
-            other, as in mlx-lm: top_p, then min_p, then top_k.
+        temperature: 0 always takes the likeliest token; higher values sample more freely.
+        top_p, top_k, min_p: sample only among the likeliest tokens: those of this total probability, this many, or
+            those at least this probable relative to the likeliest. 1, 0 and 0 leave all in. Several apply one after
+            the other, as in mlx-lm: top_p, then min_p, then top_k.
         seed: for sampling; the same seed gives the same text, whatever was generated before. Without one,
             ``mx.random.seed`` decides in the main thread, and chance in others.
         repetition_penalty: above 1, makes tokens among the last ``repetition_context_size`` (of prompt and answer,
-            images left out) less likely to come again.
-        presence_penalty, frequency_penalty: taken off the logit of each token that the answer has already, once, and
-            once for each time; from -2 to 2, as in OpenAI's API. Negative ones make repetition likelier.
-        logit_bias: token id -> what is added to its logit before every choice; minus infinity rules it out.
+            images left out) less likely to be repeated.
+        presence_penalty, frequency_penalty: subtracted from the logit of each token that is already in the answer,
+            once, and once for each time it occurs; from -2 to 2, as in OpenAI's API. Negative values encourage
+            repetition.
+        logit_bias: maps token ids to what is added to their logits before every choice; minus infinity rules one out.
         logits_processors: functions of (tokens so far, logits) that return changed logits, as in mlx-lm. Both are
             arrays, (tokens,) and (1, vocabulary); an image's tokens are left out of the first.
         stop: a text, or several, that ends the answer where it first appears; it is not part of the answer.
-        min_tokens: the model can't end the answer before it has so many tokens; stop strings can.
+        min_tokens: keep the model from stopping before this many tokens; stop strings still end the answer.
         json_schema: the answer is JSON that keeps to this schema: a dict, JSON text, or a class that pydantic can
             describe (a model, a dataclass). Properties come in the schema's order, without white space between them.
         regex: the whole answer matches this regular expression (Rust's syntax, without look-around).
         choices: the answer is one of these texts. :func:`mlx_fastvlm.decide` also tells how likely each is.
         grammar: the answer keeps to this grammar, in llguidance's variant of lark's notation. Only one of these four
             can be given; each needs the extra ``constraints``, and a prompt that asks for what it describes.
-        logprobs: whether responses carry the chosen token's log-probability.
-        top_logprobs: how many of the likeliest tokens responses carry with their log-probabilities, 0 to 20. More than
-            0 implies ``logprobs``.
-        system: a system prompt instead of the template's own.
-        image_size: side of the square that images are scaled to, in pixels, a multiple of 64.
-        frames: of an animation, how many frames to take, evenly spaced, each as an image; 1 is the first.
-        video: a film (a path, URL, or whatever else an image can be read from), or a list of frames. Its frames go
-            before the first question, each behind its time.
-        fps, max_frames: so many frames a second of it are taken, and at most so many in all, which then span all of it.
-            Of a list of frames, fps is how fast they were taken.
-        vision_batch_size: how many images go through the vision tower at a time. None is as many small ones as have
-            together the pixels of one at the checkpoint's own size, and otherwise one.
+        logprobs: include the chosen token's log-probability in each response.
+        top_logprobs: include this many of the likeliest tokens with their log-probabilities, 0 to 20. More than 0
+            implies ``logprobs``.
+        system: a system prompt to use instead of the template's.
+        image_size: side of the square that images are scaled to, in pixels, a multiple of 64: smaller is faster, and
+            less accurate for a checkpoint that was trained at another size.
+        frames: how many frames to take of an animation, evenly spaced, each as an image; 1 is the first.
+        video: a video (a path, a URL, or anything else that an image can be read from), or a list of frames. Its frames
+            go before the first question, each after its time.
+        fps, max_frames: how many frames to take per second of video, and at most in all; a longer video is sampled more
+            thinly. For a list of frames, fps is how fast they were taken.
+        vision_batch_size: images per pass through the vision tower. None takes as many small ones as have together the
+            pixels of one at the checkpoint's own size, and otherwise one.
         vision_cache: keeps the features of images from call to call.
-        max_kv_size: bounds the KV cache to so many tokens; the whole (first) prompt always stays in it.
-        kv_bits: 4 or 8 stores the KV cache quantized; None does not.
+        max_kv_size: limits the KV cache to this many tokens; the whole (first) prompt always stays in it.
+        kv_bits: 4 or 8 quantizes the KV cache; None does not.
         kv_group_size: values that share a scale in the quantized cache: 32, 64 or 128, a divisor of ``head_dim``.
-        prompt_cache: keeps the KV cache from call to call, so that a prompt that goes on from the last one costs its
-            new tokens only.
-        prefill_step_size: longer prompts are read in pieces of so many tokens, which bounds memory.
+        prompt_cache: keeps the KV cache from call to call, so that a prompt that continues the last one only costs its
+            new tokens.
+        prefill_step_size: read long prompts in pieces of this many tokens, which bounds memory.
         progress: called with (done, all) after each of those pieces, in tokens.
 
     Raises:
