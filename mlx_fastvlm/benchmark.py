@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         description="Time each step of an answer on this machine. The table goes to stdout.",
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--model", default="demo", help="a folder, a hub id, or demo")
+    which.add_argument("-m", "--model", default="demo", help="a folder, a hub id, or demo")
     which.add_argument("--random", choices=SHAPES, help="random weights in a released model's shapes instead")
     parser.add_argument(
         "--dtype",

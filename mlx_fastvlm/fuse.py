@@ -31,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
         description="Merge trained adapters into their model, and write a checkpoint that works without them.",
         epilog="example: fastvlm fuse --model demo --adapter-path adapters --save-path fused",
     )
-    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="SOURCE", help="the model that was fine-tuned")
+    parser.add_argument("-m", "--model", default=DEFAULT_MODEL, metavar="SOURCE", help="the model that was fine-tuned")
     parser.add_argument("--adapter-path", type=Path, default="adapters", metavar="FOLDER", help="the adapters to merge")
     parser.add_argument("--save-path", type=Path, default="fused_model", metavar="FOLDER", help="the folder to write")
     parser.add_argument(

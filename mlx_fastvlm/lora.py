@@ -65,16 +65,18 @@ def parser() -> argparse.ArgumentParser:
     )
     defaults = {field.name: field.default for kind in (TrainingOptions, AdapterConfig) for field in fields(kind)}
 
-    def add(group, flag: str, kind: Any, words: str, metavar: str = "N", choices: Any = None):
+    def add(group, flag: str, kind: Any, words: str, metavar: str = "N", choices: Any = None, short: Any = ()):
         default = defaults.get(flag[2:].replace("-", "_"), OWN.get(flag[2:].replace("-", "_")))
         said = "" if default is None or words.endswith(")") else f" ({default})"
-        group.add_argument(flag, type=kind, metavar=None if choices else metavar, choices=choices, help=words + said)
+        group.add_argument(
+            *short, flag, type=kind, metavar=None if choices else metavar, choices=choices, help=words + said
+        )
 
     def switch(group, flag: str, words: str, **how: Any):
         group.add_argument(flag, action="store_true", default=None, help=words, **how)
 
     model = parser.add_argument_group("model")
-    add(model, "--model", str, "a folder, a hub id, or demo; quantized ones too", "SOURCE")
+    add(model, "--model", str, "a folder, a hub id, or demo; quantized ones too", "SOURCE", short=["-m"])
     add(model, "--dtype", str, "type of the weights (the checkpoint's; float32 on a CPU)", choices=tuple(DTYPES))
     add(model, "--revision", str, "branch, tag or commit of a hub id (main)", "NAME")
     switch(model, "--force", "load it even if memory seems too small")
