@@ -100,6 +100,8 @@ def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     for flag, given in (("--logprobs", arguments.logprobs), ("--top-logprobs", arguments.top_logprobs)):
         if given and not arguments.json:
             parser.error(f"{flag} needs --json")
+    if "MLX_RANK" in os.environ:
+        launched.check_flags(parser, arguments)
     if arguments.prompt is None and not arguments.image and arguments.video is None:
         parser.print_usage(sys.stderr)
         parser.error("there is neither an image nor a question; give one, or both")
@@ -107,8 +109,6 @@ def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         arguments.prompt = DEFAULT_PROMPT
     if [arguments.prompt, arguments.video, *(arguments.image or [])].count("-") > 1:
         parser.error("standard input can only be read once: as --prompt, as --video or as one --image")
-    if "MLX_RANK" in os.environ:
-        launched.check_flags(parser, arguments)
 
 
 def _run(arguments: argparse.Namespace):
@@ -116,11 +116,11 @@ def _run(arguments: argparse.Namespace):
     options = flags.options(arguments)  # what is wrong with them is told before the model loads
     decision = decision_options(options) if arguments.decide_among else None
     prompt = _read_prompt(arguments.prompt)
-    if not arguments.image and arguments.video is None and not (arguments.quiet or arguments.json):
-        print("note: no image is given, so the answer comes from the text alone.", file=sys.stderr)
     arguments.image = [file for word in arguments.image for file in expanded(word)]
     group = launched.group_of_launch()
     with launched.answering_once(group):
+        if not arguments.image and arguments.video is None and not (arguments.quiet or arguments.json):
+            print("note: no image is given, so the answer comes from the text alone.", file=sys.stderr)
         model, processor = flags.load_chosen_model(arguments) if group is None else _load_share(arguments, group)
         if arguments.verbose:
             print(_described(arguments, model, processor), file=sys.stderr)

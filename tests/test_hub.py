@@ -1,10 +1,12 @@
 """Finding checkpoints: in folders, and on the hub."""
 
+import io
+
 import pytest
 from huggingface_hub import errors
 
 from mlx_fastvlm import load
-from mlx_fastvlm.hub import find_checkpoint
+from mlx_fastvlm.hub import _late_progress, find_checkpoint
 
 
 def test_a_folder_needs_no_network(checkpoint, monkeypatch):
@@ -70,3 +72,16 @@ def test_a_file_and_an_empty_folder_are_no_checkpoints(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileNotFoundError, match="is a file"):
         find_checkpoint(tmp_path / "file")
+
+
+@pytest.mark.parametrize("seconds", [0, 2])
+def test_files_that_are_there_draw_no_progress_bar(monkeypatch, seconds):
+    """The hub's bar appears once there was something to wait for; clocks are set here, so nothing waits."""
+    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
+    shown = io.StringIO()
+    bar = _late_progress()(total=2, desc="Fetching 2 files", file=shown, disable=False)
+    bar.start_t -= seconds
+    bar.last_print_t -= seconds
+    bar.update(2)
+    bar.close()
+    assert ("Fetching" in shown.getvalue()) == bool(seconds)

@@ -8,6 +8,7 @@ import pytest
 from mlx_fastvlm.chat import main as chat
 from mlx_fastvlm.generate import main
 from mlx_fastvlm.generation.text import TextStream
+from tests.support.images import IMAGE
 
 
 @pytest.fixture
@@ -76,3 +77,21 @@ def test_an_answer_that_must_match(capsys, tmp_path):
     (tmp_path / "schema.json").write_text("{")
     assert main([*demo, "--json-schema", str(tmp_path / "schema.json")]) == 2
     assert re.fullmatch(r"error: json_schema is no JSON .*\n", capsys.readouterr().err)
+
+
+def test_what_is_told_besides(model, capsys, monkeypatch, tmp_path):
+    """Of a model that takes long to load, a size that it was not trained for, a missing image; and of nothing."""
+    IMAGE.save(tmp_path / "image.png")
+    short = [*model, "--max-tokens", "2"]
+    monkeypatch.setattr("mlx_fastvlm.cli.flags.LARGE", 0)
+    assert main([*short, "Hi"]) == 0
+    told = capsys.readouterr().err
+    assert "note: no image is given" in told
+    assert re.search(r"^loading .* GB\) \.\.\.$", told, re.M)
+    assert main([*short, str(tmp_path / "image.png"), "--image-size", "64", "--verbose"]) == 0
+    told = capsys.readouterr().err
+    assert "trained on images of 128 pixels; at 64" in told
+    assert "pad to 64 x 64 pixels, 1 tokens each" in told
+    assert main([*short, "Hi", "--quiet"]) == 0
+    out, err = capsys.readouterr()
+    assert (out.count("\n"), err) == (1, "(stopped at --max-tokens)\n")
