@@ -29,7 +29,7 @@ PAGES = [
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("index", "generation", "chat", "coming-from", "flags", "conversion", "quantization")
+        for name in ("index", "generation", "chat", "coming-from", "flags", "conversion", "quantization", "evaluation")
     ),
 ]
 
