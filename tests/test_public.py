@@ -82,6 +82,7 @@ def test_what_a_type_checker_refuses(strict):
         "generate(model, processor)": "call-arg",
         "load(5)": "arg-type",
         "import mlx_fastvlm": None,
+        "mlx_fastvlm.astream_generate(model, processor, 'Hi', temp=1)": "call-arg",
         "mlx_fastvlm.nothing": "attr-defined",
         "mlx_fastvlm.batch_generate(model, processor, ['Hi'], kv_bit=8)": "call-arg",
         "mlx_fastvlm.ChatSession(model, processor, stop=5)": "arg-type",

@@ -314,7 +314,7 @@ def _noise(keys: mx.array, size: int) -> mx.array:
     def draw(key: mx.array) -> mx.array:
         return mx.random.gumbel((size,), key=key)
 
-    return mx.vmap(draw)(keys)  # type: ignore[return-value]  # its stub promises an object
+    return mx.vmap(draw)(keys)
 
 
 def normalise(logits: mx.array) -> mx.array:
