@@ -60,7 +60,12 @@ def add_pixel_flags(group: argparse._ArgumentGroup):
         help="side that images are scaled to, a multiple of 64: smaller is faster and less accurate (the checkpoint's)",
     )
     group.add_argument("--frames", type=int, default=1, metavar="N", help="frames of an animation (1, the first)")
-    _number(group, "--vision-batch-size", int, "images per pass through the vision tower (several only of small ones)")
+    group.add_argument(
+        "--vision-batch-size",
+        type=int,
+        metavar="N",
+        help="images per pass through the vision tower (several small ones, or one)",
+    )
 
 
 def add_video_flags(parser: argparse.ArgumentParser):
