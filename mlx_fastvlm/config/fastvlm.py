@@ -145,8 +145,15 @@ class FastVlmConfig:
         """Write :meth:`to_dict` as ``config.json``; makes the folder if there is none."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
-        (folder / "config.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "config.json").write_text(self.to_json_string(), encoding="utf-8")
+
+    def to_json_string(self) -> str:
+        """What :meth:`save_pretrained` writes."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+    def get_text_config(self) -> TextConfig:
+        """The decoder's part, by transformers' name for it."""
+        return self.text_config
 
     def to_dict(self) -> dict[str, Any]:
         """The ``config.json`` of this package's layout, which is transformers' with timm's wrapper for the tower.

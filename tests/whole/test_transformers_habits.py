@@ -54,6 +54,8 @@ def either(request):
 def test_config_common_properties():
     made_of_nothing = FastVlmConfig()
     assert made_of_nothing.image_token_id == made_of_nothing.image_token_index
+    assert made_of_nothing.get_text_config() is made_of_nothing.text_config
+    assert json.loads(made_of_nothing.to_json_string()) == json.loads(json.dumps(made_of_nothing.to_dict()))
 
 
 def test_config_of_python_objects_is_that_of_json():
