@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import importlib.util
 import json
 import re
 import runpy
@@ -48,6 +49,18 @@ def test_all_are_tested():
     tests = Path(__file__).read_text(encoding="utf-8")
     for example in EXAMPLES.glob("*.py"):
         assert f'run("{example.stem}"' in tests, example
+
+
+@pytest.mark.parametrize("name", ["compare_quantization", "finetune_small", "image_encoder"])
+def test_matplotlib_is_missed_before_anything_runs(run, monkeypatch, capsys, name):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name == "matplotlib" else real(name, *rest)
+    )
+    monkeypatch.setattr("mlx_fastvlm.load", lambda *_, **__: pytest.fail("it has begun"))
+    with pytest.raises(SystemExit, match="2"):
+        run(name, "--plot", "plot.png")
+    assert "pip install matplotlib" in capsys.readouterr().err
 
 
 def test_describe(run):
