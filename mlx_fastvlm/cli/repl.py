@@ -128,7 +128,7 @@ class Repl:
         except RuntimeError:
             raise ValueError(f"{file}: there is no such user; give another path.") from None
         if path.exists():
-            raise ValueError(f"{file} is there already; give another name.")
+            raise ValueError(f"{file} already exists; give another name.")
         with atomic_file(path) as unfinished:
             write_json(unfinished, self._session.messages)
         print(f"Saved {len(self._session.messages)} messages to {printable(file)}.", file=sys.stderr)

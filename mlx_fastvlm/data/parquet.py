@@ -45,7 +45,7 @@ def parquet_items(path: Path, name: str) -> Iterator[Item]:
                     yield row_item(row, f"{name}/{number if key is None else key}", image, path.parent)
                     number += 1
     except Exception as error:  # whatever Arrow's readers raise for a damaged file
-        yield Item(name, error=f"{one_line(name)} can't be read on from row {number} ({_line(error)}); get it again.")
+        yield Item(name, error=f"{one_line(name)} can't be read past row {number} ({_line(error)}); get it again.")
 
 
 def row_item(row: dict[str, Any], key: str, column: str, folder: Path) -> Item:

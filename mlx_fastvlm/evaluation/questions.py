@@ -220,7 +220,7 @@ def _parquet(path: Path, images: bool) -> Iterator[tuple[str, Row | str]]:
                     number += 1
     except Exception as error:  # whatever Arrow's readers raise for a damaged file
         said = one_line(" ".join(str(error).split())) or type(error).__name__
-        raise ValueError(f"{path.name} can't be read on from row {number} ({said}); get it again.") from None
+        raise ValueError(f"{path.name} can't be read past row {number} ({said}); get it again.") from None
 
 
 READERS = {".jsonl": _json_lines, ".parquet": _parquet}

@@ -258,7 +258,7 @@ class GenerationOptions:
         readable = isinstance(self.video, (str, os.PathLike, bytes, bytearray, memoryview, list, tuple, type(None)))
         require(readable or hasattr(self.video, "read"), "video must be a path, URL, bytes, file or list", self.video)
         if self.video is None and (self.fps, self.max_frames) != (type(self).fps, type(self).max_frames):
-            raise UsageError("fps and max_frames are about a film; give one as video, or leave them out.")
+            raise UsageError("fps and max_frames are about a video; give one as video, or leave them out.")
         for name, kind in (("vision_cache", VisionCache), ("prompt_cache", PromptCache)):
             value = getattr(self, name)
             require(value is None or isinstance(value, kind), f"{name} must be a {kind.__name__}", value)

@@ -70,7 +70,7 @@ class ChatSession:
     def _set_up(self, model: FastVlmForConditionalGeneration, processor: FastVlmProcessor, options: GenerationOptions):
         options.check(model)
         if options.video is not None:
-            raise UsageError("A conversation takes no film; show it the images that load_video gives.")
+            raise UsageError("A conversation takes no video; show it the images that load_video gives.")
         self._model, self._processor, self._system = model, processor, options.system
         self.frames = options.frames
         given, seen = options.prompt_cache, options.vision_cache

@@ -154,7 +154,7 @@ class Decoder:
         """How many tokens of the prompts the caches hold; ``UsageError`` where that can't be."""
         known = self.caches[0].offset
         if not isinstance(known, int):
-            raise UsageError("past_key_values whose rows have offsets of their own can't be gone on from here.")
+            raise UsageError("past_key_values whose rows have offsets of their own can't be continued from here.")
         if known >= length:
             raise UsageError(
                 f"past_key_values hold {known} tokens; give these again and at least one more, got {length}."

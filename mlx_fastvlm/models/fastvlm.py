@@ -143,7 +143,7 @@ class FastVlmModel(Habits):
             for layer in self._vocabulary_layers():
                 if "scales" in layer:
                     raise ValueError(
-                        "The embedding is quantized; resize it first, and quantize then (convert.py --dequantize)."
+                        "The embedding is quantized; resize it first, and quantize it afterwards (convert.py -d)."
                     )
                 layer.weight = resized_rows(layer.weight, rows)
             self.config = replace(self.config, text_config=replace(self.config.text_config, vocab_size=rows))

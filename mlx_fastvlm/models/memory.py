@@ -31,7 +31,7 @@ def check_memory(name: str, model: FastVlmForConditionalGeneration, image_size: 
     if free is not None and needed > free:
         raise OSError(
             f"{name} needs about {needed / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; close other "
-            "programs, take a quantized or smaller model, or load it nevertheless with --force (force=True)."
+            "programs, take a quantized or smaller model, or load it anyway with --force (force=True)."
         )
 
 

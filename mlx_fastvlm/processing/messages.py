@@ -57,7 +57,7 @@ def with_video(prompt: Prompt, frames: list[tuple[float, Image]]) -> Messages:
             content = message.get("content")
             rest = content if isinstance(content, list) else [{"type": "text", "text": content}]
             return [*messages[:i], {**message, "content": [*parts, *rest]}, *messages[i + 1 :]]
-    raise ValueError("A film goes before a question; give a message of the user.")
+    raise ValueError("A video goes before a question; give a message of the user.")
 
 
 def _with_marks(prompt: Prompt, images: int, system: str | None) -> Messages:

@@ -353,7 +353,7 @@ class FastVlmProcessor:
             if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
                 raise ValueError('A message must be a dict with "role" and "content".')
             if not isinstance(message["role"], str) or not re.fullmatch(r"[A-Za-z_-]{1,32}", message["role"]):
-                raise ValueError("A message's role must be one word, such as user; the rest belongs into its content.")
+                raise ValueError("A message's role must be one word, such as user; the rest belongs in its content.")
             # Nothing else of a message reaches the template, which could put it outside the user's words.
             prepared.append({"role": message["role"], "content": content_parts(message["content"])})
         self._check_length(part["text"] for message in prepared for part in message["content"] if not is_image(part))

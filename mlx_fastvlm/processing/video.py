@@ -57,7 +57,7 @@ def iter_video(
     require(max_frames >= 1, "max_frames must be at least 1", max_frames)
     if isinstance(source, (list, tuple)):
         return _listed(source, fps, max_frames, max_pixels)
-    file, name = open_source(source, "film")
+    file, name = open_source(source, "video")
     return _decoded(file, name, fps, max_frames, MAX_PIXELS if max_pixels is None else max_pixels)
 
 
@@ -84,7 +84,7 @@ def _decoded(
     av = _av()
     with file, _one_sentence(name), av.open(file, options={"format_whitelist": CONTAINERS}) as container:
         if not container.streams.video:
-            raise _VideoError(f"{name} has no moving images; give a film.")
+            raise _VideoError(f"{name} has no moving images; give a video.")
         yield from _Film(container, name, max_pixels).frames_at(fps, max_frames)
 
 
@@ -102,7 +102,7 @@ class _Film:
         frames = self._frames()
         shown, after = next(frames, None), next(frames, None)
         if shown is None:
-            raise _VideoError(f"{self._name} has no frames; give a film.")
+            raise _VideoError(f"{self._name} has no frames; give a video.")
         last = None
         for time in _times(duration, fps, max_frames):
             if after is not None and time - after[0] > SEEK and self._stream.duration:
@@ -184,7 +184,7 @@ def _av() -> Any:
     try:
         import av  # noqa: PLC0415  an extra
     except ImportError:
-        raise UsageError('Films need one more package: pip install "mlx-fastvlm[video]".') from None
+        raise UsageError('Video files need one more package: pip install "mlx-fastvlm[video]".') from None
     # FFmpeg would write to the terminal; and its threads would wait for Python's lock to say so, perhaps for ever.
     av.logging.restore_default_callback()
     av.logging.set_libav_level(-8)  # AV_LOG_QUIET
@@ -204,4 +204,4 @@ def _one_sentence(name: str) -> Iterator[None]:
         raise
     except Exception as error:  # of FFmpeg, or of its wrapper for a damaged file
         reason = one_line(getattr(error, "strerror", None) or str(error) or type(error).__name__)
-        raise ValueError(f"{name} can't be decoded as a film ({reason}); give an mp4, mov or webm.") from None
+        raise ValueError(f"{name} can't be decoded ({reason}); give an mp4, mov or webm.") from None

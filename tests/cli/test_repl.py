@@ -125,7 +125,7 @@ def test_ways_to_leave(talk, end):
 def test_save_overwrites_nothing(talk, tmp_path):
     (tmp_path / "talk.json").write_text("mine")
     _, _, err = talk("Hi", f"/save {tmp_path / 'talk.json'}", "/clear")
-    assert "is there already" in err
+    assert "already exists" in err
     assert (tmp_path / "talk.json").read_text() == "mine"
 
 

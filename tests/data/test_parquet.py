@@ -51,7 +51,7 @@ def test_rows_and_files_that_are_wrong(tmp_path):
     assert "prompt is no text" in item.error
     (tmp_path / "p.parquet").write_bytes(b"PAR1 precious PAR1")
     (item,) = parquet_items(tmp_path / "p.parquet", "p.parquet")
-    assert "p.parquet can't be read on from row 0" in item.error
+    assert "p.parquet can't be read past row 0" in item.error
     assert "\n" not in item.error
 
 

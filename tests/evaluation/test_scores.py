@@ -229,7 +229,7 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(UsageError, match=r"No row of rows.jsonl has a field 'kind'"):
         questions(tmp_path, [same], by="kind")
     (tmp_path / "x.parquet").write_bytes(b"PAR1 nothing")
-    with pytest.raises(ValueError, match=r"x.parquet can't be read on from row 0 .*; get it again"):
+    with pytest.raises(ValueError, match=r"x.parquet can't be read past row 0 .*; get it again"):
         Questions(tmp_path / "x.parquet", METRICS["exact"], "")
 
 

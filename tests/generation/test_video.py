@@ -66,7 +66,7 @@ def test_the_demo_decides_about_a_film():
 
 
 def test_where_films_do_not_go(wide, tmp_path):
-    with pytest.raises(UsageError, match="takes no film"):
+    with pytest.raises(UsageError, match="takes no video"):
         ChatSession(*wide, video=FRAMES)
     with pytest.raises(UsageError, match="Captions are of images"):
         caption_dataset(*wide, job(tmp_path, tmp_path / "o.jsonl"), video=FRAMES)
@@ -88,4 +88,4 @@ def test_on_the_command_line(checkpoint, tmp_path, capfd):
     command = ["--model", str(checkpoint("apple")), "--prompt", "Hi", "--max-tokens", "3"]
     assert main([*command, "--video", str(tmp_path / "film.mp4"), "--max-frames", "2", "--image-size", "64"]) == 0
     assert main([*command, "--video", str(tmp_path / "none.mp4")]) == 1
-    assert "no such film" in capfd.readouterr().err
+    assert "no such video" in capfd.readouterr().err

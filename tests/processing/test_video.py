@@ -91,15 +91,15 @@ def half(data):
 
 
 NO_FILMS = {
-    "bytes": (lambda: b"no film at all" * 100, "^The film can't be decoded as a film"),
-    "a playlist": (lambda: PLAYLIST, "^The film can't be decoded as a film"),
-    "a list of files": (lambda: b"ffconcat version 1.0\nfile /etc/hostname\n", "^The film can't be decoded as a film"),
-    "half an mp4": (lambda: half(film()), "^The film can't be decoded as a film"),
+    "bytes": (lambda: b"no film at all" * 100, "^The video can't be decoded"),
+    "a playlist": (lambda: PLAYLIST, "^The video can't be decoded"),
+    "a list of files": (lambda: b"ffconcat version 1.0\nfile /etc/hostname\n", "^The video can't be decoded"),
+    "half an mp4": (lambda: half(film()), "^The video can't be decoded"),
     "half a film": (
         lambda: half(film(container="matroska")),
-        "^The film ends after .* of 30.0 seconds",
+        "^The video ends after .* of 30.0 seconds",
     ),
-    "nothing": (lambda: b"", "^The film is empty; give another film"),
+    "nothing": (lambda: b"", "^The video is empty; give another video"),
 }
 
 

@@ -175,7 +175,7 @@ def test_live_videos(run, tmp_path):
     film.release()
     lines = run("live", tmp_path / "film.avi", "--every", "1").splitlines()
     assert ["red" in line for line in lines] == [True, False, True]
-    with pytest.raises(SystemExit, match="no such film"):
+    with pytest.raises(SystemExit, match="no such video"):
         run("live", tmp_path / "nothing.mp4")
 
 
