@@ -1,7 +1,7 @@
 """The server under load: many clients at once, and every text compared with what the library says alone.
 
     python benchmarks/serving.py --clients 200 --requests 1000 [--rate 20] [--vanish 0.3]
-    python benchmarks/serving.py --clients 32 --requests 20000 --figure docs/figures/server-soak.png
+    python benchmarks/serving.py --clients 32 --requests 20000 --short --figure docs/figures/server-soak.png
 
 Starts a server with the demo on a free port of this machine. A closed loop by default: each client asks again as soon
 as it is answered; with ``--rate`` an open one, where so many requests a second arrive, whatever became of the others.
@@ -37,6 +37,7 @@ import mlx_fastvlm
 
 IMAGES = sorted((Path(__file__).parent.parent / "examples" / "images").glob("*.png"))
 QUESTIONS = ["Describe the image.", "What colour is the star?", "How many small shapes are there?", "What is there?"]
+SHORT = {"image_size": 64, "max_tokens": 6}
 JSON = {"content-type": "application/json"}
 OPTIONS = [
     {"max_tokens": 40},
@@ -89,9 +90,9 @@ class Seen:
             self.wrong.append(f"{job.question} ({job.image}, {job.options}): {text!r} is not {job.expected!r}")
 
 
-def make_jobs() -> list[Job]:
-    jobs = [Job(question, image, options) for question in QUESTIONS for image in IMAGES for options in OPTIONS]
-    jobs += [Job(question, None, options) for question in QUESTIONS for options in OPTIONS]
+def make_jobs(short: bool) -> list[Job]:
+    each = [{**options, **(SHORT if short else {})} for options in OPTIONS]
+    jobs = [Job(question, image, options) for question in QUESTIONS for image in [*IMAGES, None] for options in each]
     model, processor = mlx_fastvlm.load("demo")
     for job in jobs:
         image = None if job.image is None else str(job.image)
@@ -300,13 +301,14 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=500, help="in all (%(default)s)")
     parser.add_argument("--rate", type=float, help="requests a second, in an open loop")
     parser.add_argument("--vanish", type=float, default=0.0, help="share of clients that leave in the middle")
+    parser.add_argument("--short", action="store_true", help="images of 64 pixels and answers of 6 tokens, for many")
     parser.add_argument("--max-rows", type=int, default=16)
     parser.add_argument("--max-queue", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figure", help="memory, threads and files over the requests go here")
     arguments = parser.parse_args()
 
-    jobs = make_jobs()
+    jobs = make_jobs(arguments.short)
     with serving("demo", "--max-rows", arguments.max_rows, "--max-queue", arguments.max_queue) as (process, address):
         warm = argparse.Namespace(**{**vars(arguments), "requests": arguments.clients, "rate": None, "vanish": 0.0})
         asyncio.run(load(address, jobs, warm, process))  # until it has all its threads
