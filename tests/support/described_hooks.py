@@ -30,6 +30,7 @@ def map_body(context, body):
 def _mended(body, chance):
     mended = _with_images(body)
     mended.pop("model", None)
+    mended["image_size"] = 64  # which is soon answered
     for group in GROUPS:
         for name in [name for name in group if name in mended][1:]:
             del mended[name]

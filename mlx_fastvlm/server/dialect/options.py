@@ -17,7 +17,7 @@ IMAGE_SIZE = Shape({"type": "integer", "minimum": 64, "multipleOf": 64}, lambda 
 # What this server adds to every dialect, and what clients of other servers send.
 EXTENSIONS: Table = {
     "image_size": Honoured(
-        "side in pixels that images are scaled to, a multiple of 64; goes before `detail`", IMAGE_SIZE
+        "side in pixels that images are scaled to, a multiple of 64; takes precedence over `detail`", IMAGE_SIZE
     ),
     "frames": Honoured("how many frames to take of each animation, 1 unless given", whole(1)),
     "fps": Honoured("frames a second to take of a film, 1 unless given", number(exclusiveMinimum=0)),
