@@ -93,7 +93,7 @@ class Conversation:
     def image(self, url: Fields, name: str, role: str) -> Part:
         """A part that is an image; ``url`` has its address under ``name``, and its detail."""
         if role != "user":
-            url.refuse(name, f"Images belong into messages of the user, and {url.where}{name} is in one of {role}.")
+            url.refuse(name, f"Images belong in messages of the user, and {url.where}{name} is in one of {role}.")
         address = url.needed(name, url.text(name))
         return {"type": "image", "image": self.images.image(address, url.where + name, url.one_of("detail", *DETAILS))}
 
