@@ -55,7 +55,7 @@ def jobs(count, seed):
     draw = random.Random(seed)
     for i in range(count):
         images = draw.sample(IMAGES, draw.choice([0, 0, 1, 1, 2]))
-        options = {"max_tokens": draw.choice([1, 5, 20, 40])}
+        options = {"max_tokens": draw.choice([1, 5, 20, 40]), "image_size": 128}
         options |= draw.choice(
             [
                 {},
@@ -65,7 +65,7 @@ def jobs(count, seed):
                 {"top_p": 0.8, "temperature": 0.7, "seed": 3 * i},
                 {"repetition_penalty": 1.3},
                 {"min_tokens": 5, "max_tokens": 30},
-                {"image_size": 128},
+                {"image_size": 256},
             ]
         )
         prompt = draw.choice(["What is this?", "Describe the image in English.", "Hello!", "How many? " * 9])
