@@ -20,12 +20,10 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-import mlx.core as mx
-
 from ..cache.prompt import PromptCache
 from ..errors import require, require_whole
 from ..models import wired
-from ..models.memory import free_memory
+from ..models.memory import free_memory, give_back
 from ..models.threads import end_streams_with_thread
 from .answer import Answer
 from .constraints import Grammar
@@ -190,7 +188,7 @@ class Engine:
         self._unfinished = False
         self.steps += 1
         if self.steps % TIDY == 0:
-            mx.clear_cache()
+            give_back()
         return True
 
     def cancel(self, answer: Answer):

@@ -1,9 +1,12 @@
-"""Whether a model fits into memory, told before it is loaded."""
+"""Whether a model fits into memory, told before it is loaded; and memory that goes back to the system."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
@@ -66,3 +69,23 @@ def _free_in_container() -> int | None:
     except (OSError, ValueError):  # no such files, or "max"
         return None
     return max(0, limit - used + int(statistics.get("inactive_file", 0)))
+
+
+def give_back():
+    """Let buffers go that nothing uses any more.
+
+    MLX keeps them for arrays to come. What it lets go, glibc keeps where something in use lies behind it: over 50,000
+    images a process grew from 180 to 250 MB so, while what it used stayed the same.
+    """
+    mx.clear_cache()
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _trim() -> Any:
+    """glibc's ``malloc_trim``; None where the C library is another."""
+    if sys.platform != "linux":
+        return None
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)

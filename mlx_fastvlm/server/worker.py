@@ -15,6 +15,7 @@ from ..cache.prefix import PrefixCache
 from ..cache.vision import VisionCache
 from ..generation.constraints import ConstraintError
 from ..generation.engine import Engine
+from ..models.memory import give_back
 from .work import Delivery, End, Said, Work, WorkerEnded
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class Worker:
     def _rest(self):
         self._note()
         if not self._waiting.wait(IDLE):
-            mx.clear_cache()
+            give_back()
             self._note()
             self._waiting.wait()
 
