@@ -6,10 +6,13 @@ prints a Markdown table. Each row is a conversion by convert.py's own code, eval
 "lost" and "won" count the questions that the float32 source answers right and the variant does not, and the reverse.
 The KL divergence from the source is the mean over the tokens of the right answers to as many questions.
 
+"GPTQ" was calibrated on 64 conversations about images of the training set.
+
 On a CPU the weights are unpacked to float32 before they are evaluated: the same numbers, and much faster there.
 """
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +23,7 @@ from evaluate import PIXELS, conversation, evaluate
 
 import scenes
 from mlx_fastvlm import VisionCache, convert, load
+from mlx_fastvlm.tuner import calibration
 
 import mlx.core as mx  # isort: skip  (after the package, so that OpenBLAS is found)
 
@@ -30,15 +34,36 @@ VARIANTS = {
     "5 bits": {"quantize": True, "q_bits": 5},
     "4 bits": {"quantize": True, "q_bits": 4},
     "4 bits, groups of 128": {"quantize": True, "q_bits": 4, "q_group_size": 128},
+    "4 bits, GPTQ": {"quantize": True, "q_bits": 4, "q_gptq": True},
     "mxfp4": {"quantize": True, "q_mode": "mxfp4"},
+    "nvfp4": {"quantize": True, "q_mode": "nvfp4"},
+    "mxfp8": {"quantize": True, "q_mode": "mxfp8"},
     "mixed 4 and 8 bits": {"quantize": True, "q_bits": 4, "q_mixed": True},
     "3 bits": {"quantize": True, "q_bits": 3},
+    "3 bits, GPTQ": {"quantize": True, "q_bits": 3, "q_gptq": True},
     "mixed 3 and 8 bits": {"quantize": True, "q_bits": 3, "q_mixed": True},
     "2 bits": {"quantize": True, "q_bits": 2},
+    "2 bits, GPTQ": {"quantize": True, "q_bits": 2, "q_gptq": True},
     "mixed 2 and 8 bits": {"quantize": True, "q_bits": 2, "q_mixed": True},
     "8 bits, vision too": {"quantize": True, "q_bits": 8, "q_vision": True},
     "4 bits, vision too": {"quantize": True, "q_bits": 4, "q_vision": True},
 }
+
+
+def conversations(folder):
+    """A data set of 64 images that the demo was trained on, three questions and answers each."""
+    rows = []
+    for seed in scenes.TRAINING_SEEDS[:64]:
+        scene = scenes.make_scene(seed)
+        scenes.draw(scene, PIXELS).save(folder / f"{seed}.png")
+        messages = []
+        for question in conversation(scene, 3):
+            messages.append({"role": "user", "content": question.text})
+            messages.append({"role": "assistant", "content": question.answer})
+        messages[0]["content"] = f"<image>\n{messages[0]['content']}"
+        rows.append(json.dumps({"images": [f"{seed}.png"], "messages": messages}))
+    (folder / "train.jsonl").write_text("\n".join(rows))
+    return folder
 
 
 def predictions(model, processor, count):
@@ -76,7 +101,10 @@ def main():
     for name in chosen:
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "converted"
-            report = convert("demo", target, verify=False, **VARIANTS[name])
+            wanted = dict(VARIANTS[name])
+            if wanted.get("q_gptq"):
+                wanted["q_gptq"] = calibration(conversations(Path(folder)))
+            report = convert("demo", target, verify=False, **wanted)
             if "quantize" in VARIANTS[name] and mx.default_device().type == mx.DeviceType.cpu:
                 packed, target = target, Path(folder) / "unpacked"
                 convert(packed, target, dequantize=True, dtype="float32", verify=False)

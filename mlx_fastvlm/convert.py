@@ -13,6 +13,7 @@ from .cli.parser import Parser, run
 from .cli.terminal import ProgressBars
 from .conversion.converter import convert
 from .conversion.options import GOLDEN_URL
+from .tuner.calibration import calibration
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,6 +48,11 @@ def parser() -> argparse.ArgumentParser:
         "--q-vision", action="store_true", help="with -q, the projector and the tower's linear layers too"
     )
     quantizing.add_argument("--q-mixed", action="store_true", help="with -q, 8 bits where fewer hurt most")
+    quantizing.add_argument(
+        "--q-gptq",
+        metavar="DATA",
+        help="calibrate on conversations about images, in a form that lora takes; implies -q",
+    )
     quantizing.add_argument("-d", "--dequantize", action="store_true", help="unpack a quantized source")
 
     checking = parser.add_argument_group("verification")
@@ -75,13 +81,15 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     options = dict(vars(arguments))
     debug = options.pop("debug")
-    options["quantize"] |= options["q_bits"] is not None or options["q_group_size"] is not None
+    options["quantize"] |= any(options[name] is not None for name in ("q_bits", "q_group_size", "q_gptq"))
     options["verify"] = {"agreement": True, "golden": "golden", None: False}[options["verify"]]
+    data = options.pop("q_gptq")
     options["command"] = shlex.join(["python", "convert.py", *(sys.argv[1:] if argv is None else argv)])
 
     def command():
-        with ProgressBars({"writing": "B", "verifying": " layers"}) as progress:
-            report = convert(**options, progress=progress)
+        calibrated = None if data is None else calibration(data)
+        with ProgressBars({"calibrating": " layers", "writing": "B", "verifying": " layers"}) as progress:
+            report = convert(**options, q_gptq=calibrated, progress=progress)
         print(f"wrote {arguments.mlx_path}\n{report}")
 
     return run(command, debug=debug)

@@ -8,6 +8,7 @@ decide which modules are quantized: those that have ``scales``.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,8 +102,8 @@ def dequantized(tensors: dict[str, mx.array], modules: dict[str, dict]) -> dict[
     return tensors
 
 
-# Bits and group size of the modes that fix them (OCP microscaling formats); "affine" leaves both open.
-FIXED = {"mxfp4": (4, 32)}
+# Bits and group size of the modes that fix them (OCP's microscaling formats, NVIDIA's); "affine" leaves both open.
+FIXED = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
 SENSITIVE_BITS = 8
 
 
@@ -117,10 +118,10 @@ def check_scheme(bits: int | None, group_size: int | None, mode: str, mixed: boo
     ):
         if mode in FIXED and value not in (None, usual):
             raise UsageError(f"q_mode {mode} has {name} {usual} only, got {value}; leave {name} out.")
-        value = usual if value is None else value
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        require(whole and value in possible, f"{name} must be one of {', '.join(map(str, possible))}", value)
-        chosen.append(value)
+        chosen.append(usual if value is None else value)
+        whole = isinstance(chosen[-1], int) and not isinstance(chosen[-1], bool)
+        possible = (usual,) if mode in FIXED else possible
+        require(whole and chosen[-1] in possible, f"{name} must be one of {', '.join(map(str, possible))}", value)
     return chosen[0], chosen[1]
 
 
@@ -180,11 +181,13 @@ def plan(
     return Plan(modules, kept)
 
 
-def quantized(tensors: dict[str, mx.array], modules: dict[str, dict]) -> dict[str, mx.array]:
-    """The tensors with these modules' weights packed. Nothing is computed yet."""
+def quantized(
+    tensors: dict[str, mx.array], modules: dict[str, dict], packed_before: Mapping[str, tuple[mx.array, ...]] = {}
+) -> dict[str, mx.array]:
+    """The tensors with these modules' weights packed, or as they were packed before. Nothing is computed yet."""
     tensors = dict(tensors)
     for module, how in modules.items():
-        packed = mx.quantize(tensors[f"{module}.weight"], **how)
+        packed = packed_before.get(module) or mx.quantize(tensors[f"{module}.weight"], **how)
         tensors |= {f"{module}.{part}": tensor for part, tensor in zip(("weight", "scales", "biases"), packed)}
     return tensors
 

@@ -14,6 +14,7 @@ from ..errors import UsageError, require
 
 if TYPE_CHECKING:
     from ..processing.images import ImageSource
+    from .gptq import Calibration
 
 GOLDEN_URL = "http://images.cocodataset.org/val2017/000000039769.jpg"  # what transformers' published logits are of
 Progress = Callable[[str, int, int], None]
@@ -29,7 +30,9 @@ class ConversionOptions:
 
     Attributes:
         quantize: quantize the decoder with ``q_bits`` (2, 3, 4, 5, 6 or 8; by default 4) in groups of ``q_group_size``
-            (32, 64 or 128; by default 64), or with ``q_mode`` "mxfp4", which fixes both.
+            (32, 64 or 128; by default 64), or with ``q_mode`` "mxfp4", "nvfp4" or "mxfp8", which fix both.
+        q_gptq: with ``quantize``, what :func:`mlx_fastvlm.tuner.calibration` makes of conversations about images: the
+            matrices of the decoder's layers are rounded so that it costs these the least (``gptq.py``).
         q_vision: with ``quantize``, include the tower's linear layers and the projector.
         q_mixed: with ``quantize``, keep 8 bits where few bits hurt most (see ``quantization.plan``).
         dequantize: unpack a quantized source.
@@ -56,6 +59,7 @@ class ConversionOptions:
     q_mode: str = "affine"
     q_vision: bool = False
     q_mixed: bool = False
+    q_gptq: Calibration | None = None
     dequantize: bool = False
     dtype: str | None = None
     layout: str = "mlx"
@@ -77,6 +81,9 @@ class ConversionOptions:
         require(callable(self.progress), "progress must be a function of (step, amount, total)", self.progress)
         if self.dtype is not None:
             choose_dtype(self.dtype)
+        require(
+            self.q_gptq is None or callable(self.q_gptq), "q_gptq must be what tuner.calibration returns", self.q_gptq
+        )
         self._check_quantization()
         if self.public and not self.upload_repo:
             raise UsageError("public is about an upload; name a repository with upload_repo.")
@@ -94,9 +101,11 @@ class ConversionOptions:
             )
         if self.quantize:
             quantization.check_scheme(self.q_bits, self.q_group_size, self.q_mode, self.q_mixed)
+            if self.q_gptq is not None and self.q_mode != "affine":
+                raise UsageError(f"q_gptq needs q_mode affine, got {self.q_mode}.")
             return
         default = ConversionOptions.__dataclass_fields__
-        for name in ("q_bits", "q_group_size", "q_mode", "q_vision", "q_mixed"):
+        for name in ("q_bits", "q_group_size", "q_mode", "q_vision", "q_mixed", "q_gptq"):
             if getattr(self, name) != default[name].default:
                 raise UsageError(f"{name} says how to quantize; add quantize, or leave it out.")
 
@@ -110,6 +119,7 @@ class ConversionKeywords(TypedDict, total=False):
     q_mode: str
     q_vision: bool
     q_mixed: bool
+    q_gptq: Calibration | None
     dequantize: bool
     dtype: str | None
     layout: str

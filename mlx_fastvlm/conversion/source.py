@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from ..hub import find_checkpoint, is_within
 from ..models.fastvlm import FastVlmForConditionalGeneration
 from ..models.loading import fitting_model
 from ..processing.processor import FastVlmProcessor
+from . import gptq
 
 if TYPE_CHECKING:
     from .options import ConversionOptions
@@ -48,6 +49,7 @@ class Source:
     config: FastVlmConfig
     processor: FastVlmProcessor
     options: ConversionOptions
+    _calibrated: dict[str, gptq.Packed] = field(default_factory=dict)  # made once: it runs the model
 
     @classmethod
     def find(cls, path_or_repo: str | Path, options: ConversionOptions) -> Source:
@@ -74,6 +76,11 @@ class Source:
         """The weights as the checkpoint has them, under this package's names."""
         return read_weights(self.folder, self.config, self.donor)
 
+    def read_plain(self) -> Weights:
+        """The same, unpacked where they are quantized."""
+        weights = self.read()
+        return replace(weights, tensors=quantization.dequantized(weights.tensors, weights.modules), modules={})
+
     def convert(self) -> tuple[Weights, list[str]]:
         """The weights as they are to be written, and the modules that stayed in full precision.
 
@@ -84,7 +91,7 @@ class Source:
         fitting_model(FastVlmForConditionalGeneration, weights, self.config)
         dtype = choose_dtype(options.dtype) if options.dtype else weights.stored_dtype
         if options.quantize or options.dequantize:
-            weights = replace(weights, tensors=quantization.dequantized(weights.tensors, weights.modules), modules={})
+            weights = self.read_plain()
         weights = replace(weights, tensors=cast(weights.tensors, dtype))
         if not options.quantize:
             return weights, []
@@ -96,7 +103,11 @@ class Source:
             vision=options.q_vision,
             mixed=options.q_mixed,
         )
-        packed = quantization.quantized(weights.tensors, plan.modules)
+        if options.q_gptq is not None and not self._calibrated:
+            plain, how = self.read_plain(), (options.q_gptq, options.progress)
+            plain = replace(plain, tensors=cast(plain.tensors, dtype))
+            self._calibrated.update(gptq.calibrated(plain, self.config, self.processor, plan.modules, *how))
+        packed = quantization.quantized(weights.tensors, plan.modules, self._calibrated)
         return replace(weights, tensors=packed, modules=plan.modules), plan.kept
 
     def side_files(self, *patterns: str) -> list[Path]:

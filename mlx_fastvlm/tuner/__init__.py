@@ -1,6 +1,7 @@
 """Fine-tuning: ``mlx_fastvlm.tuner.train``, and what it takes."""
 
 from ..checkpoints.adapters import AdapterConfig
+from .calibration import calibration
 from .conversations import read_conversations
 from .fusing import fuse_adapters
 from .options import TrainingOptions
@@ -12,6 +13,7 @@ __all__ = [
     "AdapterConfig",
     "Report",
     "TrainingOptions",
+    "calibration",
     "encode_all",
     "evaluate",
     "fuse_adapters",

@@ -1,0 +1,59 @@
+"""Conversations of a data set as a converter is given them, to choose by them what rounding weights may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import mlx.core as mx
+
+from ..errors import require, require_whole
+from .conversations import read_conversations
+from .features import ImageFeatures
+from .samples import encode_all
+
+if TYPE_CHECKING:
+    from ..models.fastvlm import FastVlmForConditionalGeneration
+    from ..processing.processor import FastVlmProcessor
+
+ROWS = 64
+
+
+def calibration(
+    data: str | Path, rows: int = ROWS, image_size: int | None = None
+) -> Callable[[FastVlmForConditionalGeneration, FastVlmProcessor], list[mx.array]]:
+    """For ``convert(..., q_gptq=calibration("data"))``: conversations, evenly chosen of a training set.
+
+    Args:
+        data: as for :func:`read_conversations`; read and checked at once.
+        rows: how many conversations; all where there are fewer.
+        image_size: see ``FastVlmProcessor.prepare``.
+
+    Returns:
+        A function of model and processor that returns what the decoder is given, each (1, length, text hidden size).
+
+    Raises:
+        FileNotFoundError, ValueError: there are none, or one of them has something wrong; the sentence says which.
+    """
+    require_whole("rows", rows)
+    require(rows >= 1, "rows must be at least 1", rows)
+    found = read_conversations(data, "train")
+    if not found:
+        raise FileNotFoundError(f"There are no conversations in {data}; it needs a training set, as for fine-tuning.")
+    chosen = found[:: -(-len(found) // rows)]
+
+    def embedded(model: FastVlmForConditionalGeneration, processor: FastVlmProcessor) -> list[mx.array]:
+        longest = model.config.text_config.max_position_embeddings
+        samples, _ = encode_all(chosen, processor, max_seq_length=longest, image_size=image_size)
+        model.freeze()
+        features = ImageFeatures(model, processor, image_size)
+        features.prepare(samples)
+        prompts = []
+        for sample in samples:
+            given = features.of([sample])
+            prompts.append(model.embed(mx.array([sample.ids]), None if given is None else features.embeddings(given)))
+            mx.eval(prompts[-1])
+        return prompts
+
+    return embedded
