@@ -4,8 +4,8 @@
     python examples/finetune_digits.py --q-bits 4               # QLoRA: the same on the model in 4 bits
     python examples/finetune_digits.py --fine-tune-type dora    # and so on: see --help
 
-It draws numbers of two or three digits and short words on the demo's backgrounds, in six fonts, and beside them 500 of
-the demo's own scenes with their questions, so that it won't forget those; writes them as anybody would, images and
+It draws numbers of two or three digits and short words on the demo's backgrounds, in six fonts, and beside them 1,500
+of the demo's own scenes with their questions, so that it won't forget those; writes them as anybody would, images and
 `train.jsonl`; and runs `python -m mlx_fastvlm.lora`. Before and after, the model reads 300 images that it was not
 trained on, with numbers that none of those had, and answers 500 of its own questions, about scenes held out from its
 own training too. What is written lies in `--work`: data, adapters, and figures of all trainings in there. Needs
@@ -50,7 +50,7 @@ ASKED = ("What does it say?", "What is written here?", "Read the text.", "What d
 TRAINING = range(2000)  # seeds of what is to be read
 VALID = range(800_000, 800_100)
 HELD_OUT = range(900_000, 900_300)
-OLD = scenes.TRAINING_SEEDS[5_000_000:5_000_500]  # of scenes, for what it shall not forget
+OLD = scenes.TRAINING_SEEDS[5_000_000:5_001_500]  # of scenes, for what it shall not forget
 AT_ONCE = 25  # images that are asked about together
 BEFORE = {"reading": "numbers and words it was not trained on", "own questions": "the demo's own 500 questions"}
 
@@ -112,7 +112,9 @@ def write_scenes(folder: Path, seeds: range) -> list[dict]:
 
 
 def write_data(folder: Path, texts: int, old: int, valid: int):
-    """The data set, the same each time."""
+    """The data set, the same each time, unless one is there."""
+    if (folder / "train.jsonl").is_file():
+        return
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rows = write_texts(folder, TRAINING[:texts]) + write_scenes(folder, OLD[:old])
     for split, found in (("train", rows), ("valid", write_texts(folder, VALID[:valid]))):
@@ -157,13 +159,14 @@ def run(*words: str | Path | float):
 
 def train(model, work: Path, name: str, arguments: argparse.Namespace):
     """What a user would type: all layers, the projector, and the embedding, whose rows for digits were never needed."""
-    adapters = ["--fine-tune-type", arguments.fine_tune_type, "--rank", arguments.rank, "--scale", 2]
+    adapters = ["--fine-tune-type", arguments.fine_tune_type, "--rank", arguments.rank, "--scale", 10]
     what = ["--num-layers", -1, "--train-projector", *adapters]
     what += [] if arguments.no_embeddings else ["--train-embeddings"]
     steps = ["--iters", arguments.iters, "--batch-size", 32, "--learning-rate", arguments.learning_rate]
     how = ["--dtype", "float32", "--optimizer", "adamw", "--lr-schedule", "cosine", "--warmup", 30]
     how += ["--max-grad-norm", 1]
-    shown = ["--steps-per-report", 10, "--steps-per-eval", 100, "--save-every", 500]
+    shown = ["--steps-per-report", 10, "--steps-per-eval", 50, "--save-every", 50]
+    shown += ["--resume"] if arguments.resume else []
     files = ["--data", work / "data", "--adapter-path", work / name, "--feature-folder", work / "features"]
     run("mlx_fastvlm.lora", "--model", model, *files, "--train", *what, *steps, *how, *shown)
 
@@ -215,10 +218,11 @@ def main():
     parser.add_argument("--fine-tune-type", choices=("lora", "dora", "full"), default="lora", help="(lora)")
     parser.add_argument("--rank", type=int, default=16, help="(16)")
     parser.add_argument("--no-embeddings", action="store_true", help="leave embedding and head as they are")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, metavar="X", help="(0.003)")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, metavar="X", help="(0.002)")
     parser.add_argument("--iters", type=int, default=1000, help="(1000)")
+    parser.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
     parser.add_argument("--texts", type=int, default=len(TRAINING), metavar="N", help="images to read (2000)")
-    parser.add_argument("--old", type=int, default=len(OLD), metavar="N", help="images of its own world (500)")
+    parser.add_argument("--old", type=int, default=len(OLD), metavar="N", help="images of its own world (1500)")
     parser.add_argument("--valid", type=int, default=len(VALID), metavar="N", help="images to validate with (100)")
     parser.add_argument("--held-out", type=int, default=len(HELD_OUT), metavar="N", help="images to be tested on (300)")
     parser.add_argument("--own", type=int, default=500, metavar="N", help="own questions to ask (500)")
