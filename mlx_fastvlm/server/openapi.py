@@ -20,6 +20,7 @@ ERROR = an_object(
         *("message", "type", "param", "code"), message=TEXT, type=TEXT, param=or_null(TEXT), code=or_null(TEXT)
     ),
 )
+EVENT = an_object("data", event=TEXT, data=TEXT)  # readers of streams check each event alone
 MODEL = an_object("id", "object", "created", "owned_by", id=TEXT, object=one_of("model"), created=WHOLE, owned_by=TEXT)
 
 # What is asked for by GET: a summary, the media type, and the schema of what comes.
@@ -97,7 +98,7 @@ def _answering(dialect: Dialect, served: Served) -> dict[str, Any]:
     schema = an_object("id", "object", "model", id=TEXT, object=one_of(dialect.answer), model=TEXT)
     responses = _responses("application/json", schema, (*ERRORS, *OF_BODIES))
     if "stream" in dialect.body["properties"]:
-        responses["200"]["content"]["text/event-stream"] = {"schema": TEXT}
+        responses["200"]["content"]["text/event-stream"] = {"schema": EVENT}
     return {
         "summary": dialect.summary,
         "requestBody": {"required": True, "content": {"application/json": {"schema": _limited(dialect.body, served)}}},

@@ -136,3 +136,15 @@ def test_what_it_says_of_answers(document):
             assert response.headers["content-type"].startswith(media)
             validator(shape).validate(response.json() if media == "application/json" else response.text)
         assert client.get("/openapi.json").json() == document
+
+
+def test_what_it_says_of_streams(document):
+    """Each event is as described."""
+    with running() as server, server.client() as client:
+        for path in set(PATHS) - {"/v1/decisions"}:
+            content = document["paths"][path]["post"]["responses"]["200"]["content"]
+            text = client.post(path, json={**PLAIN[PATHS[path]], "stream": True}).text
+            events = [dict(line.split(": ", 1) for line in event.splitlines()) for event in text.strip().split("\n\n")]
+            assert len(events) > 2
+            for event in events:
+                validator(content["text/event-stream"]["schema"]).validate(event)
