@@ -219,7 +219,7 @@ def main():
     parser.add_argument("--rank", type=int, default=16, help="(16)")
     parser.add_argument("--no-embeddings", action="store_true", help="leave embedding and head as they are")
     parser.add_argument("--learning-rate", type=float, default=2e-3, metavar="X", help="(0.002)")
-    parser.add_argument("--iters", type=int, default=1000, help="(1000)")
+    parser.add_argument("--iters", type=int, default=2000, help="(2000)")
     parser.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
     parser.add_argument("--texts", type=int, default=len(TRAINING), metavar="N", help="images to read (2000)")
     parser.add_argument("--old", type=int, default=len(OLD), metavar="N", help="images of its own world (1500)")
