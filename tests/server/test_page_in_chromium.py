@@ -154,7 +154,7 @@ def test_json_by_a_schema_is_shown_as_a_table(visit):
     visit.page.click("#open-settings")
     visit.page.click("#schema-example")
     visit.page.click("text=Done")
-    assert visit.page.text_content("#in-force") == "JSON schema"
+    visit.page.wait_for_selector("#in-force:text-is('JSON schema')")  # told once the dialog has closed
     visit.ask("What colour is the star?")
     assert visit.bodies[0]["response_format"]["json_schema"]["schema"]["required"] == ["size", "colour", "shape"]
     assert visit.page.locator("table tbody tr td:first-child").all_text_contents() == ["size", "colour", "shape"]
