@@ -14,7 +14,7 @@ WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 760, 400, 90, 20, 20, 50
 POWERS = range(-6, -1)
 SIZES = (4, 5, 6, 7, 8)
 FONT = 'font-family="sans-serif" font-size="13"'
-BELOW = ("mxfp4",)  # where the label would lie on another point
+BEFORE = ("nvfp4",)  # where the label would lie on another's
 
 
 def rows():
@@ -41,8 +41,8 @@ def draw():
     for name, size, kl in rows():
         x, y = _x(size), _y(kl)
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="#3d7ee8"/>')
-        side = ("end", -9) if size > 7 else ("start", 9)
-        parts.append(_text(x + side[1], y + (16 if name in BELOW else 4), name, side[0]))
+        side = ("end", -9) if size > 7 or name in BEFORE else ("start", 9)
+        parts.append(_text(x + side[1], y + 4, name, side[0]))
     return "\n".join([*parts, "</svg>", ""])
 
 

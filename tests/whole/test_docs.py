@@ -132,7 +132,7 @@ def test_the_reference_has_every_public_name():
 
 def test_the_quantization_figure_is_drawn_from_the_table():
     figure = load_script("docs/figures/quantization.py")
-    assert len(figure.rows()) == 8
+    assert len(figure.rows()) == 10
     assert figure.draw() == text(ROOT / "docs" / "figures" / "quantization.svg")
 
 
