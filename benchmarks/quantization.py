@@ -23,7 +23,7 @@ from evaluate import PIXELS, conversation, evaluate
 
 import scenes
 from mlx_fastvlm import VisionCache, convert, load
-from mlx_fastvlm.tuner import calibration
+from mlx_fastvlm.tuner import calibration, read_conversations
 
 import mlx.core as mx  # isort: skip  (after the package, so that OpenBLAS is found)
 
@@ -103,7 +103,7 @@ def main():
             target = Path(folder) / "converted"
             wanted = dict(VARIANTS[name])
             if wanted.get("q_gptq"):
-                wanted["q_gptq"] = calibration(conversations(Path(folder)))
+                wanted["q_gptq"] = calibration(read_conversations(conversations(Path(folder)), "train"))
             report = convert("demo", target, verify=False, **wanted)
             if "quantize" in VARIANTS[name] and mx.default_device().type == mx.DeviceType.cpu:
                 packed, target = target, Path(folder) / "unpacked"

@@ -14,6 +14,7 @@ from .cli.terminal import ProgressBars
 from .conversion.converter import convert
 from .conversion.options import GOLDEN_URL
 from .tuner.calibration import calibration
+from .tuner.conversations import read_conversations
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
     options["command"] = shlex.join(["python", "convert.py", *(sys.argv[1:] if argv is None else argv)])
 
     def command():
-        calibrated = None if data is None else calibration(data)
+        calibrated = None if data is None else calibration(read_conversations(data, "train"))
         with ProgressBars({"calibrating": " layers", "writing": "B", "verifying": " layers"}) as progress:
             report = convert(**options, q_gptq=calibrated, progress=progress)
         print(f"wrote {arguments.mlx_path}\n{report}")

@@ -11,23 +11,19 @@ Layers behind see what the rounded ones before them give.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import numpy as np
 
-from ..models.fastvlm import FastVlmForConditionalGeneration
-from ..models.loading import build_model
 from ..models.masks import plain_mask
 
 if TYPE_CHECKING:
-    from ..checkpoints.weights import Weights
-    from ..config import FastVlmConfig
+    from ..models.fastvlm import FastVlmForConditionalGeneration
     from ..processing.processor import FastVlmProcessor
 
 # Conversations about images as the decoder is given them, each (1, length, hidden size).
-Calibration = Callable[[FastVlmForConditionalGeneration, "FastVlmProcessor"], list[mx.array]]
+Calibration = Callable[["FastVlmForConditionalGeneration", "FastVlmProcessor"], list[mx.array]]
 Packed = tuple[mx.array, mx.array, mx.array]  # codes, scales, biases
 
 DAMPING = 0.01  # of the mean second moment, added to each channel's, so that few conversations do
@@ -41,38 +37,34 @@ TOGETHER = (
 
 
 def calibrated(
-    weights: Weights,
-    config: FastVlmConfig,
+    model: FastVlmForConditionalGeneration,
     processor: FastVlmProcessor,
     modules: dict[str, dict],
+    types: dict[str, mx.Dtype],
     calibration: Calibration,
     progress: Callable[[str, int, int], None],
 ) -> dict[str, Packed]:
     """The matrices of the decoder's layers, rounded.
 
     Args:
-        weights: plain; used up, layer by layer.
+        model: plain, in float32; used up, layer by layer.
         modules: how each is to be quantized, in mode "affine".
+        types: of each module's weight, which its scales and biases are to have too.
         progress: is told ("calibrating", 1, layers) after each layer.
 
     Returns:
         By the names of the modules, codes (outputs, inputs * bits / 32) in uint32, and scales and biases (outputs,
-        groups) in the weights' type.
+        groups).
 
     Raises:
         ValueError, OSError: for conversations that can't be had.
     """
-    tensors = dict(weights.tensors)
-    weights.tensors.clear()
-    model = build_model(FastVlmForConditionalGeneration, replace(weights, tensors=tensors), config, mx.float32)
-    types = {name: tensors[f"{name}.weight"].dtype for name in modules}
-    del tensors
     inputs = calibration(model, processor)
     mx.eval(inputs)
     del model.vision_tower, model.multi_modal_projector
     found: dict[str, Packed] = {}
     layers: list[Any] = model.language_model.layers
-    for i, window in enumerate(config.text_config.windows):
+    for i, window in enumerate(model.config.text_config.windows):
         moments = _moments(layers[i], inputs, window)
         for names in TOGETHER:
             factor = None

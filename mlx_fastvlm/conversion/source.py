@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import mlx.core as mx
+
 from ..checkpoints import quantization
 from ..checkpoints.weights import Weights, cast, choose_dtype, read_weights, weight_files
 from ..config import FastVlmConfig
 from ..hub import find_checkpoint, is_within
 from ..models.fastvlm import FastVlmForConditionalGeneration
-from ..models.loading import fitting_model
+from ..models.loading import build_model, fitting_model
 from ..processing.processor import FastVlmProcessor
 from . import gptq
 
@@ -104,9 +106,10 @@ class Source:
             mixed=options.q_mixed,
         )
         if options.q_gptq is not None and not self._calibrated:
-            plain, how = self.read_plain(), (options.q_gptq, options.progress)
-            plain = replace(plain, tensors=cast(plain.tensors, dtype))
-            self._calibrated.update(gptq.calibrated(plain, self.config, self.processor, plan.modules, *how))
+            types = {name: weights.tensors[f"{name}.weight"].dtype for name in plan.modules}
+            model = build_model(FastVlmForConditionalGeneration, self.read_plain(), self.config, mx.float32)
+            how = plan.modules, types, options.q_gptq, options.progress
+            self._calibrated.update(gptq.calibrated(model, self.processor, *how))
         packed = quantization.quantized(weights.tensors, plan.modules, self._calibrated)
         return replace(weights, tensors=packed, modules=plan.modules), plan.kept
 

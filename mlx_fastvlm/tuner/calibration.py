@@ -3,45 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
-from ..errors import require, require_whole
-from .conversations import read_conversations
+from ..errors import UsageError, require, require_whole
 from .features import ImageFeatures
 from .samples import encode_all
 
 if TYPE_CHECKING:
     from ..models.fastvlm import FastVlmForConditionalGeneration
     from ..processing.processor import FastVlmProcessor
+    from .conversations import Conversation
 
 ROWS = 64
 
 
 def calibration(
-    data: str | Path, rows: int = ROWS, image_size: int | None = None
+    conversations: list[Conversation], rows: int = ROWS, image_size: int | None = None
 ) -> Callable[[FastVlmForConditionalGeneration, FastVlmProcessor], list[mx.array]]:
-    """For ``convert(..., q_gptq=calibration("data"))``: conversations, evenly chosen of a training set.
+    """For ``convert(..., q_gptq=calibration(read_conversations("data", "train")))``.
 
     Args:
-        data: as for :func:`read_conversations`; read and checked at once.
-        rows: how many conversations; all where there are fewer.
+        conversations: of which ``rows`` are taken, evenly chosen; all where there are fewer.
         image_size: see ``FastVlmProcessor.prepare``.
 
     Returns:
         A function of model and processor that returns what the decoder is given, each (1, length, text hidden size).
+        It raises ValueError or OSError where an image or a template has something wrong; the sentence says which.
 
     Raises:
-        FileNotFoundError, ValueError: there are none, or one of them has something wrong; the sentence says which.
+        UsageError: there are no conversations, or ``rows`` is no number of them.
     """
     require_whole("rows", rows)
     require(rows >= 1, "rows must be at least 1", rows)
-    found = read_conversations(data, "train")
-    if not found:
-        raise FileNotFoundError(f"There are no conversations in {data}; it needs a training set, as for fine-tuning.")
-    chosen = found[:: -(-len(found) // rows)]
+    if not conversations:
+        raise UsageError("There are no conversations to calibrate on; give a training set, as for fine-tuning.")
+    chosen = conversations[:: -(-len(conversations) // rows)]
 
     def embedded(model: FastVlmForConditionalGeneration, processor: FastVlmProcessor) -> list[mx.array]:
         longest = model.config.text_config.max_position_embeddings

@@ -10,7 +10,7 @@ from mlx_fastvlm import convert, load
 from mlx_fastvlm.checkpoints.quantization import BITS
 from mlx_fastvlm.conversion import gptq
 from mlx_fastvlm.convert import main
-from mlx_fastvlm.tuner import calibration
+from mlx_fastvlm.tuner import calibration, read_conversations
 from tests.support.images import IMAGE
 
 QUESTIONS = ("What is this?", "Which colours does it have?", "Count the shapes.", "Is there a circle?", "Where is it?")
@@ -23,6 +23,11 @@ def data(tmp_path_factory):
     rows = [{"image": "image.png", "question": question, "answer": "Two red circles."} for question in QUESTIONS]
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
+
+
+@pytest.fixture(scope="module")
+def conversations(data):
+    return read_conversations(data, "train")
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -66,18 +71,18 @@ def test_inputs_that_tell_nothing_are_plain_rounding():
         assert mx.allclose(mx.dequantize(*made, **how), mx.dequantize(*plain, **how), atol=1e-6)
 
 
-def test_a_calibrated_checkpoint_is_nearer_to_its_source(data, tmp_path):
+def test_a_calibrated_checkpoint_is_nearer_to_its_source(conversations, tmp_path):
     """The demo at 3 bits, over what it was calibrated with."""
-    conversations = calibration(data, image_size=64)
+    calibrated = calibration(conversations, image_size=64)
     before, processor = load("demo", dtype="float32")
-    prompts = conversations(before, processor)
+    prompts = calibrated(before, processor)
 
     def predictions(model):
         logits = mx.concatenate([model.logits(model.language_model(x).last_hidden_state[0]) for x in prompts])
         return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
     expected, lost = predictions(before), []
-    for chosen in (None, conversations):
+    for chosen in (None, calibrated):
         folder = tmp_path / str(chosen is None)
         convert("demo", folder, quantize=True, q_bits=3, q_mixed=True, q_gptq=chosen, verify=False)
         found = predictions(load(folder, dtype="float32")[0])
@@ -95,7 +100,7 @@ def test_the_command(options, data, checkpoint, tmp_path, capsys):
     load(tmp_path / "q")
 
 
-def test_what_is_refused(data, checkpoint, tmp_path, capsys):
+def test_what_is_refused(data, conversations, checkpoint, tmp_path, capsys):
     words = ["--hf-path", str(checkpoint("apple")), "--mlx-path", str(tmp_path / "q")]
     assert main([*words, "--q-gptq", str(data), "--q-mode", "mxfp4"]) == 2
     assert "q_gptq needs q_mode affine, got mxfp4" in capsys.readouterr().err
@@ -103,18 +108,18 @@ def test_what_is_refused(data, checkpoint, tmp_path, capsys):
     assert "none" in capsys.readouterr().err
     IMAGE.save(tmp_path / "image.png")
     (tmp_path / "valid.jsonl").write_text('{"caption": "x", "image": "image.png"}')
-    assert main([*words, "--q-gptq", str(tmp_path)]) == 1
-    assert "it needs a training set" in capsys.readouterr().err
+    assert main([*words, "--q-gptq", str(tmp_path)]) == 2
+    assert "give a training set" in capsys.readouterr().err
     assert not (tmp_path / "q").exists()
     with pytest.raises(ValueError, match=r"q_gptq must be what tuner\.calibration returns"):
         convert("demo", tmp_path / "q", quantize=True, q_gptq="data")
     with pytest.raises(ValueError, match="q_gptq says how to quantize; add quantize"):
-        convert("demo", tmp_path / "q", q_gptq=calibration(data))
+        convert("demo", tmp_path / "q", q_gptq=calibration(conversations))
 
 
-def test_rows_are_chosen_evenly(data, small_model):
+def test_rows_are_chosen_evenly(conversations, small_model):
     model, processor = small_model
-    assert len(calibration(data, rows=2, image_size=64)(model, processor)) == 2
-    assert len(calibration(data, image_size=64)(model, processor)) == len(QUESTIONS)
+    assert len(calibration(conversations, rows=2, image_size=64)(model, processor)) == 2
+    assert len(calibration(conversations, image_size=64)(model, processor)) == len(QUESTIONS)
     with pytest.raises(ValueError, match="rows must be at least 1"):
-        calibration(data, rows=0)
+        calibration(conversations, rows=0)
