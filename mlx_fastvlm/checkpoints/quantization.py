@@ -118,10 +118,11 @@ def check_scheme(bits: int | None, group_size: int | None, mode: str, mixed: boo
     ):
         if mode in FIXED and value not in (None, usual):
             raise UsageError(f"q_mode {mode} has {name} {usual} only, got {value}; leave {name} out.")
-        chosen.append(usual if value is None else value)
-        whole = isinstance(chosen[-1], int) and not isinstance(chosen[-1], bool)
+        value = usual if value is None else value
+        whole = isinstance(value, int) and not isinstance(value, bool)
         possible = (usual,) if mode in FIXED else possible
-        require(whole and chosen[-1] in possible, f"{name} must be one of {', '.join(map(str, possible))}", value)
+        require(whole and value in possible, f"{name} must be one of {', '.join(map(str, possible))}", value)
+        chosen.append(value)
     return chosen[0], chosen[1]
 
 

@@ -73,8 +73,8 @@ def calibrated(
                 if full not in modules:  # the group size does not divide its width
                     continue
                 factor = _factor(moments[names[0]]) if factor is None else factor
-                part, _, attribute = name.partition(".")
-                layer, how = layers[i][part][attribute], modules[full]
+                part, attribute = _place(layers[i], name)
+                layer, how = part[attribute], modules[full]
                 found[full] = rounded(layer.weight.astype(types[full]), factor, how)
                 codes, scales, biases = found[full]
                 layer.weight = mx.dequantize(codes, scales.astype(mx.float32), biases.astype(mx.float32), **how)
@@ -99,17 +99,23 @@ class _Watched:
         return self.layer(x)
 
 
+def _place(layer: Any, name: str) -> tuple[Any, str]:
+    """The part of a decoder layer that has a matrix, and its name there."""
+    part, attribute = name.split(".")
+    return layer[part], attribute
+
+
 def _moments(layer: Any, inputs: list[mx.array], window: int | None) -> dict[str, mx.array]:
     """Of what the first matrix of each of ``TOGETHER`` is given."""
     watched = {}
     for first, *_ in TOGETHER:
-        part, _, attribute = first.partition(".")
-        watched[first] = layer[part][attribute] = _Watched(layer[part][attribute])
+        part, attribute = _place(layer, first)
+        watched[first] = part[attribute] = _Watched(part[attribute])
     for x in inputs:
         mx.eval(layer(x, plain_mask(x.shape[1], None, window)), [watch.moments for watch in watched.values()])
     for first, watch in watched.items():
-        part, _, attribute = first.partition(".")
-        layer[part][attribute] = watch.layer
+        part, attribute = _place(layer, first)
+        part[attribute] = watch.layer
     return {first: watch.moments for first, watch in watched.items()}
 
 

@@ -78,11 +78,6 @@ class Source:
         """The weights as the checkpoint has them, under this package's names."""
         return read_weights(self.folder, self.config, self.donor)
 
-    def read_plain(self) -> Weights:
-        """The same, unpacked where they are quantized."""
-        weights = self.read()
-        return replace(weights, tensors=quantization.dequantized(weights.tensors, weights.modules), modules={})
-
     def convert(self) -> tuple[Weights, list[str]]:
         """The weights as they are to be written, and the modules that stayed in full precision.
 
@@ -93,7 +88,7 @@ class Source:
         fitting_model(FastVlmForConditionalGeneration, weights, self.config)
         dtype = choose_dtype(options.dtype) if options.dtype else weights.stored_dtype
         if options.quantize or options.dequantize:
-            weights = self.read_plain()
+            weights = _plain(weights)
         weights = replace(weights, tensors=cast(weights.tensors, dtype))
         if not options.quantize:
             return weights, []
@@ -107,7 +102,7 @@ class Source:
         )
         if options.q_gptq is not None and not self._calibrated:
             types = {name: weights.tensors[f"{name}.weight"].dtype for name in plan.modules}
-            model = build_model(FastVlmForConditionalGeneration, self.read_plain(), self.config, mx.float32)
+            model = build_model(FastVlmForConditionalGeneration, _plain(self.read()), self.config, mx.float32)
             how = plan.modules, types, options.q_gptq, options.progress
             self._calibrated.update(gptq.calibrated(model, self.processor, *how))
         packed = quantization.quantized(weights.tensors, plan.modules, self._calibrated)
@@ -132,3 +127,8 @@ class Source:
         for file in files:
             shutil.copyfile(file, folder / file.name)
         return [file.name for file in files]
+
+
+def _plain(weights: Weights) -> Weights:
+    """The same, unpacked where they are quantized."""
+    return replace(weights, tensors=quantization.dequantized(weights.tensors, weights.modules), modules={})

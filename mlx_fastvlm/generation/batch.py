@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..errors import require, require_whole
-from .engine import Engine
+from .engine import Engine, engine_for_all
 from .options import GenerationOptions, Options, lists_options
-from .reading import images_together
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing since Python 3.11
@@ -60,8 +59,7 @@ def answer_batch(
     """:func:`batch_generate` for whoever holds the options already."""
     check_batch_size(batch_size)
     pairs = pair(prompts, images, "prompts")
-    ahead = images_together(processor, options) - 1
-    engine = Engine(model, processor, max_rows=batch_size, prefill_step_size=options.prefill_step_size, ahead=ahead)
+    engine = engine_for_all(model, processor, options, batch_size)
     options.check(model)
     requests = [engine.request(prompt, image, options) for prompt, image in pairs]
     answers = (engine.enqueue(request, options) for request in requests)

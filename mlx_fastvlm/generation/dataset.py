@@ -22,10 +22,9 @@ from ..processing.prepared import Image
 from ..processing.sources import open_source
 from .batch import check_batch_size
 from .decision import decision_options
-from .engine import Engine
+from .engine import Engine, engine_for_all
 from .options import GenerationOptions, Options, lists_options_but_video
 from .outcomes import Decisions, Texts, outcome_of_error
-from .reading import images_together
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing since Python 3.11
@@ -214,13 +213,7 @@ def _prepared(
         raise UsageError("Captions are of images; ask about a film with generate.")
     if options.prompt_cache is not None:
         raise UsageError("A prompt_cache holds one conversation, and here are many; leave it out.")
-    engine = Engine(
-        model,
-        processor,
-        max_rows=job.batch_size,
-        prefill_step_size=options.prefill_step_size,
-        ahead=images_together(processor, options) - 1,
-    )
+    engine = engine_for_all(model, processor, options, job.batch_size)
     asker: Texts | Decisions = Texts(engine, options)
     if job.decide_among:
         options = GenerationOptions(max_tokens=1, **decision_options(options))

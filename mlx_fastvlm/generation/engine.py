@@ -29,7 +29,7 @@ from .answer import Answer
 from .constraints import Grammar
 from .crowd import Crowd, step_alone
 from .options import GenerationOptions, Options, lists_options
-from .reading import PromptReader
+from .reading import PromptReader, images_together
 from .request import Request, make_request
 from .row import Row
 from .shared import SharedPrompt
@@ -359,3 +359,11 @@ class Engine:
                 self._crowds[kind] = Crowd(self._model, self._max_rows, rows[0].cache.policy)
             for row in rows:
                 self._crowds[kind].join(row)
+
+
+def engine_for_all(
+    model: FastVlmForConditionalGeneration, processor: FastVlmProcessor, options: GenerationOptions, max_rows: int
+) -> Engine:
+    """An engine for many answers with the same options, whose small images go through the tower together."""
+    ahead = images_together(processor, options) - 1
+    return Engine(model, processor, max_rows=max_rows, prefill_step_size=options.prefill_step_size, ahead=ahead)

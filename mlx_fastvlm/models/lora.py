@@ -51,22 +51,24 @@ class LoRALinear(nn.Module):
         rank, scale, dropout: see :class:`AdapterConfig`.
     """
 
+    _zero = "lora_b"  # the matrix that begins as zero, so that the adapter adds nothing yet
+
     def __init__(self, linear: nn.Module, rank: int, scale: float = 20.0, dropout: float = 0.0):
         super().__init__()
         self.linear = linear
         self.dropout = nn.Dropout(dropout)
         self.scale = mx.array(scale, mx.float32)
-        for name, array in self.new(linear, rank).items():
-            self[name] = array
+        bound = 1 / math.sqrt(matrix_shape(linear)[1])
+        for name, shape in self.shapes(linear, rank).items():
+            self[name] = mx.zeros(shape) if name == self._zero else mx.random.uniform(-bound, bound, shape)
         self.linear.freeze()
         self.freeze(recurse=False, keys=["scale"])
 
     @staticmethod
-    def new(linear: nn.Module, rank: int) -> dict[str, mx.array]:
-        """The two matrices of an adapter that adds nothing yet."""
+    def shapes(linear: nn.Module, rank: int) -> dict[str, tuple[int, int]]:
+        """Of the adapter's two matrices, by name."""
         outputs, inputs = matrix_shape(linear)
-        bound = 1 / math.sqrt(inputs)
-        return {"lora_a": mx.random.uniform(-bound, bound, (inputs, rank)), "lora_b": mx.zeros((rank, outputs))}
+        return {"lora_a": (inputs, rank), "lora_b": (rank, outputs)}
 
     def __call__(self, x: mx.array) -> mx.array:
         """(..., inputs) -> (..., outputs), in the type of ``x``."""
@@ -112,11 +114,12 @@ class LoRAEmbedding(LoRALinear):
     Here ``lora_a``, (words, rank), is what begins as zero, so that each word's first step is its own.
     """
 
+    _zero = "lora_a"
+
     @staticmethod
-    def new(linear: nn.Module, rank: int) -> dict[str, mx.array]:
+    def shapes(linear: nn.Module, rank: int) -> dict[str, tuple[int, int]]:
         words, width = matrix_shape(linear)
-        bound = 1 / math.sqrt(width)
-        return {"lora_a": mx.zeros((words, rank)), "lora_b": mx.random.uniform(-bound, bound, (rank, width))}
+        return {"lora_a": (words, rank), "lora_b": (rank, width)}
 
     @property
     def weight(self) -> mx.array:
@@ -235,8 +238,11 @@ def add_adapters(model: nn.Module, config: AdapterConfig) -> list[str]:
 
 
 def _adapter(layer: nn.Module, config: AdapterConfig) -> LoRALinear:
-    kinds = EMBEDDINGS if isinstance(layer, EMBEDDING) else LAYERS
-    return kinds[config.fine_tune_type](layer, config.rank, config.scale, config.dropout)
+    return _kind(layer, config)(layer, config.rank, config.scale, config.dropout)
+
+
+def _kind(layer: nn.Module, config: AdapterConfig) -> type[LoRALinear]:
+    return (EMBEDDINGS if isinstance(layer, EMBEDDING) else LAYERS)[config.fine_tune_type]
 
 
 def adapters_of(model: nn.Module) -> dict[str, LoRALinear]:
@@ -292,13 +298,10 @@ def load_adapters(model: nn.Module, folder: str | Path) -> AdapterConfig:
 def _shapes(layers: dict[str, nn.Module], config: AdapterConfig) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for name, layer in layers.items():
-        outputs, inputs = matrix_shape(layer)
-        if isinstance(layer, EMBEDDING):
-            shapes |= {f"{name}.lora_a": (outputs, config.rank), f"{name}.lora_b": (config.rank, inputs)}
-        else:
-            shapes |= {f"{name}.lora_a": (inputs, config.rank), f"{name}.lora_b": (config.rank, outputs)}
+        matrices = _kind(layer, config).shapes(layer, config.rank)
+        shapes |= {f"{name}.{matrix}": shape for matrix, shape in matrices.items()}
         if config.fine_tune_type == "dora":
-            shapes[f"{name}.m"] = (outputs,)
+            shapes[f"{name}.m"] = matrix_shape(layer)[:1]
     return shapes
 
 
