@@ -98,7 +98,7 @@ __all__ = ["__version__", *_HOME]
 class _Package(types.ModuleType):
     """Keeps ``mlx_fastvlm.generate`` the function, though importing the submodule of that name would rebind it."""
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name, value) -> None:
         if not (name in _HOME and isinstance(value, types.ModuleType)):
             super().__setattr__(name, value)
 

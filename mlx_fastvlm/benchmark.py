@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _report(arguments: argparse.Namespace):
+def _report(arguments: argparse.Namespace) -> None:
     """Print the report as it grows."""
     print("## FastVLM on this machine, by `python -m mlx_fastvlm.benchmark --report`", flush=True)
     start = time.perf_counter()
@@ -82,7 +82,7 @@ def _report(arguments: argparse.Namespace):
     print(f"\nmade in {time.perf_counter() - start:.0f} s", flush=True)
 
 
-def _check_report(parser: argparse.ArgumentParser, arguments: argparse.Namespace):
+def _check_report(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """What a report can't honour is refused."""
     for name in ("model", "dtype", "image", "q_bits", "json", "plot"):
         if getattr(arguments, name) != parser.get_default(name):
@@ -150,7 +150,7 @@ def _benchmark(arguments: argparse.Namespace):
         plot(rows, arguments.plot, f"FastVLM, {name}, on {about['device']} ({about['backend']})")
 
 
-def _announce(what: str, seconds: float):
+def _announce(what: str, seconds: float) -> None:
     print(f"measuring {what}: about {max(1, round(seconds))} s", file=sys.stderr, flush=True)
 
 
@@ -165,7 +165,7 @@ def _model(arguments: argparse.Namespace) -> tuple[FastVlmForConditionalGenerati
     return model, processor
 
 
-def _need_matplotlib():
+def _need_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401, PLC0415  an extra
     except ImportError:

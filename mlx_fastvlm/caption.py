@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_record_flags(parser: argparse.ArgumentParser):
+def _add_record_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("records")
     group.add_argument(
         "--output",
@@ -81,11 +81,11 @@ def _add_record_flags(parser: argparse.ArgumentParser):
     group.add_argument("--retry-errors", action="store_true", help="ask again about images whose records are errors")
 
 
-def _outlive_others():
+def _outlive_others() -> None:
     """mlx.launch ends all ranks as soon as one has failed or has records of errors; here none needs the others."""
     told = False
 
-    def go_on(*_):
+    def go_on(*_) -> None:
         nonlocal told
         if not told:
             print("another rank has ended with an error; this one goes on, Ctrl-C ends it", file=sys.stderr)
@@ -138,7 +138,7 @@ def _ask(arguments: argparse.Namespace) -> Summary:
     return summary
 
 
-def _print(summary: Summary, arguments: argparse.Namespace):
+def _print(summary: Summary, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json_line(as_dict(summary)), file=sys.stderr if arguments.output == "-" else sys.stdout)
     elif not arguments.quiet:

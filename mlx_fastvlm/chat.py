@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _chat(arguments: argparse.Namespace):
+def _chat(arguments: argparse.Namespace) -> None:
     lines.prepare(COMMANDS)
     options = flags.options(arguments)  # what is wrong with them is told before the model loads
     model, processor = flags.load_chosen_model(arguments)

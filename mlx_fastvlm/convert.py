@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     data = options.pop("q_gptq")
     options["command"] = shlex.join(["python", "convert.py", *(sys.argv[1:] if argv is None else argv)])
 
-    def command():
+    def command() -> None:
         calibrated = None if data is None else calibration(read_conversations(data, "train"))
         with ProgressBars({"calibrating": " layers", "writing": "B", "verifying": " layers"}) as progress:
             report = convert(**options, q_gptq=calibrated, progress=progress)

@@ -5,13 +5,13 @@ class UsageError(ValueError):
     """An option has a value that it can't have; commands exit with 2 for it."""
 
 
-def require(holds: bool, sentence: str, value: object):
+def require(holds: bool, sentence: str, value: object) -> None:
     """``UsageError`` with the sentence and the value got, unless ``holds``."""
     if not holds:
         raise UsageError(f"{sentence}, got {short(value)}.")
 
 
-def require_whole(name: str, value: object, *, optional: bool = False):
+def require_whole(name: str, value: object, *, optional: bool = False) -> None:
     """``UsageError`` unless an option's value is a whole number; ``optional`` allows None."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     require(whole or (optional and value is None), f"{name} must be a whole number", value)

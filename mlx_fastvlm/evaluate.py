@@ -127,7 +127,7 @@ def _measure(arguments: argparse.Namespace) -> Result:
         return measure(model, processor, task, job, options, progress)
 
 
-def _print(result: Result, arguments: argparse.Namespace):
+def _print(result: Result, arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json_line({"data": arguments.data, "source": arguments.model, **result.as_dict()}))
     else:

@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _fuse(arguments: argparse.Namespace):
+def _fuse(arguments: argparse.Namespace) -> None:
     if arguments.q_group_size and not arguments.q_bits:
         raise UsageError("--q-group-size says how to quantize; add --q-bits, or leave it out.")
     if arguments.q_bits and arguments.layout == "transformers":
@@ -101,7 +101,7 @@ def _fuse(arguments: argparse.Namespace):
     print(f"wrote {folder}")
 
 
-def _copy_licenses(source: Path, folder: Path):
+def _copy_licenses(source: Path, folder: Path) -> None:
     """The terms of the weights go with them."""
     for pattern in LICENSE_PATTERNS:
         for file in source.glob(pattern):

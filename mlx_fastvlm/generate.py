@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace):
+def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """Flags that only make sense together; words become images and the question."""
     sort_words(parser, arguments, arguments.words)
     if arguments.cache_file == "":
@@ -111,7 +111,7 @@ def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
         parser.error("standard input can only be read once: as --prompt, as --video or as one --image")
 
 
-def _run(arguments: argparse.Namespace):
+def _run(arguments: argparse.Namespace) -> None:
     """Run the command; raises what the library raises."""
     options = flags.options(arguments)  # what is wrong with them is told before the model loads
     decision = decision_options(options) if arguments.decide_among else None
@@ -158,7 +158,7 @@ def _answer(
     prompt: str,
     arguments: argparse.Namespace,
     options: GenerationOptions,
-):
+) -> None:
     file = arguments.cache_file
     if file:
         cache = _open_cache(file, model, options.cache_policy)
@@ -176,7 +176,7 @@ def _decide(
     prompt: str,
     arguments: argparse.Namespace,
     options: DecisionOptions,
-):
+) -> None:
     found = decide(model, processor, prompt, arguments.image, choices=arguments.decide_among, **options)
     if arguments.json:
         print(json_line(asdict(found)))

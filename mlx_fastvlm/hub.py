@@ -73,7 +73,7 @@ def _late_progress() -> Any:
     from huggingface_hub.utils import tqdm  # noqa: PLC0415  as below, slow, and only to download
 
     class Late(tqdm):
-        def __init__(self, *arguments, **options):
+        def __init__(self, *arguments, **options) -> None:
             super().__init__(*arguments, **{"delay": 1.5, **options})
 
     return Late
@@ -86,7 +86,7 @@ def is_within(file: Path, folder: Path) -> bool:
     return any(file.resolve().is_relative_to(place) for place in homes)
 
 
-def upload(folder: Path, repo: str, public: bool):
+def upload(folder: Path, repo: str, public: bool) -> None:
     """Put a folder onto the hub, private unless ``public``; ``OSError`` where that fails."""
     from huggingface_hub import HfApi  # noqa: PLC0415  slow, and only to upload
     from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415  as above

@@ -65,14 +65,14 @@ def parser() -> argparse.ArgumentParser:
     )
     defaults = {field.name: field.default for kind in (TrainingOptions, AdapterConfig) for field in fields(kind)}
 
-    def add(group, flag: str, kind: Any, words: str, metavar: str = "N", choices: Any = None, short: Any = ()):
+    def add(group, flag: str, kind: Any, words: str, metavar: str = "N", choices: Any = None, short: Any = ()) -> None:
         default = defaults.get(flag[2:].replace("-", "_"), OWN.get(flag[2:].replace("-", "_")))
         said = "" if default is None or words.endswith(")") else f" ({default})"
         group.add_argument(
             *short, flag, type=kind, metavar=None if choices else metavar, choices=choices, help=words + said
         )
 
-    def switch(group, flag: str, words: str, **how: Any):
+    def switch(group, flag: str, words: str, **how: Any) -> None:
         group.add_argument(flag, action="store_true", default=None, help=words, **how)
 
     model = parser.add_argument_group("model")
@@ -214,7 +214,7 @@ def _number(value: Any) -> Any:
         return value
 
 
-def _lora(arguments: argparse.Namespace):
+def _lora(arguments: argparse.Namespace) -> None:
     own, options = settings(arguments)
     if not (own["train"] or own["test"]):
         raise UsageError("Say what to do: --train, --test, or both.")
@@ -263,11 +263,11 @@ def _train(
     options: TrainingOptions,
     plot: Path | None,
     logs: list[Log | TensorBoard],
-):
+) -> None:
     folder = _folder(options)
     log = Log(folder / LOG, options.resume)
 
-    def report(told: Report):
+    def report(told: Report) -> None:
         print(line(told), flush=True)
         for kept in (log, *logs):
             kept.add(told)
@@ -288,7 +288,7 @@ def _folder(options: TrainingOptions) -> Path:
 class _Counter:
     """Turns "so many are done" into what a progress bar takes."""
 
-    def __init__(self, bars: ProgressBars):
+    def __init__(self, bars: ProgressBars) -> None:
         self._bars, self._done = bars, 0
 
     def __call__(self, step: str, done: int, total: int):
@@ -313,7 +313,7 @@ def _test(
     samples: list[Sample],
     options: TrainingOptions,
     batches: int,
-):
+) -> None:
     model.freeze()
     features = ImageFeatures(model, processor, options.image_size, Path(str(options.feature_folder)).expanduser())
     features.prepare(samples)
@@ -321,7 +321,7 @@ def _test(
     print(f"Test loss {loss:.4f}, perplexity {math.exp(min(loss, 700)):.4f}")
 
 
-def _need_matplotlib():
+def _need_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401, PLC0415  an extra
     except ImportError:

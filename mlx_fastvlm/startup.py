@@ -8,7 +8,7 @@ import sys
 import warnings
 
 
-def prefer_openblas():
+def prefer_openblas() -> None:
     """Let MLX's CPU backend on Linux find OpenBLAS, where it is installed, before its own slow BLAS.
 
     The symbols must be global before ``mlx.core`` is first imported, so this runs on import of the package. OpenBLAS is
@@ -27,7 +27,7 @@ def prefer_openblas():
         pass  # not installed, or not found in time: MLX takes the BLAS in its wheel
 
 
-def _warn_if_too_late():
+def _warn_if_too_late() -> None:
     """Where MLX has bound its own BLAS already: products then take up to 50 times as long."""
     mx = sys.modules["mlx.core"]
     preloaded = "libopenblas" in os.environ.get("LD_PRELOAD", "")
@@ -39,13 +39,13 @@ def _warn_if_too_late():
         )
 
 
-def hush_interrupts():
+def hush_interrupts() -> None:
     """Let Ctrl-C end a command of this package without a traceback while it still imports; later ``cli.run`` does."""
     if not _is_command():
         return
     default = sys.excepthook
 
-    def hook(kind, error, traceback):
+    def hook(kind, error, traceback) -> None:
         if issubclass(kind, KeyboardInterrupt):
             sys.stderr.write("interrupted\n")
         else:

@@ -70,7 +70,7 @@ class BatchCache:
 
     step = 256  # places are added so many at a time
 
-    def __init__(self, layers: int, max_rows: int, policy: CachePolicy):
+    def __init__(self, layers: int, max_rows: int, policy: CachePolicy) -> None:
         self.max_rows = max_rows
         self.slots: list[Slot] = []
         self.offsets = self.places = self.rows = mx.array([], mx.int32)
@@ -99,7 +99,7 @@ class BatchCache:
         self.slots.append(slot)
         return index
 
-    def leave(self, index: int):
+    def leave(self, index: int) -> None:
         """Free a row's slot; the last row, if it is another, has that place from now on."""
         last = self.slots.pop()
         if index == len(self.slots):
@@ -111,7 +111,7 @@ class BatchCache:
             layer.fill(index, tokens)
         self.slots[index] = last
 
-    def begin(self):
+    def begin(self) -> None:
         """Before a step in which every row gets one token."""
         lengths = [slot.length for slot in self.slots]
         self.end = max(lengths)
@@ -131,7 +131,7 @@ class BatchCache:
             self._window_masks[window] = ((place <= newest) & (newest - place < window))[:, None, None]
         return self._window_masks[window]
 
-    def finish(self):
+    def finish(self) -> None:
         """After that step."""
         for slot in self.slots:
             slot.offset += 1
@@ -140,7 +140,7 @@ class BatchCache:
 class BatchLayer:
     """One decoder layer's keys and values, each (slots, key heads, places, head_dim); None while empty."""
 
-    def __init__(self, batch: BatchCache):
+    def __init__(self, batch: BatchCache) -> None:
         self._batch = batch
         self._held: Any = None
 
@@ -173,13 +173,13 @@ class BatchLayer:
         tree_map(self._write, self._held, new)
         return tree_map(lambda x: x[: len(batch), :, : batch.end], self._held)
 
-    def _write(self, held: mx.array, new: mx.array):
+    def _write(self, held: mx.array, new: mx.array) -> None:
         held[self._batch.rows, :, self._batch.places] = new[:, :, 0]
 
-    def fill(self, index: int, tokens: Any):
+    def fill(self, index: int, tokens: Any) -> None:
         """Put a row's keys and values, each (1, heads, tokens, ...), into a slot's first places."""
 
-        def write(held: mx.array, x: mx.array):
+        def write(held: mx.array, x: mx.array) -> None:
             held[index : index + 1, :, : x.shape[2]] = x
 
         lengths: list[int] = []
@@ -191,7 +191,7 @@ class BatchLayer:
         """A copy of what a slot holds in its first places."""
         return tree_map(lambda x: mx.contiguous(x[index : index + 1, :, :places]), self._held)
 
-    def _make_room(self, rows: int, places: int, like: Any):
+    def _make_room(self, rows: int, places: int, like: Any) -> None:
         self._held = tree_map(lambda x: x[:0, :, :0], like) if self._held is None else self._held
         self._held = tree_map(lambda held, x: self._larger(held, rows, places, x), self._held, like)
 
@@ -211,7 +211,7 @@ class BatchLayer:
 class QuantizedBatchLayer(BatchLayer):
     """The same with keys and values as triples (packed, scales, biases), as mlx-lm's quantized attention takes them."""
 
-    def __init__(self, batch: BatchCache, group_size: int, bits: int):
+    def __init__(self, batch: BatchCache, group_size: int, bits: int) -> None:
         super().__init__(batch)
         self.group_size = group_size
         self.bits = bits

@@ -42,7 +42,7 @@ class BoundedKVCache(RotatingKVCache):
         pieces = [x[..., : self.keep, :], x[..., self._idx :, :], x[..., self.keep : self._idx, :]]
         return mx.concatenate(pieces, axis=2)
 
-    def restore(self, keys: Any, values: Any, offset: int):
+    def restore(self, keys: Any, values: Any, offset: int) -> None:
         """Hold keys and values that :meth:`in_order` gave, of a cache that had seen ``offset`` tokens."""
         self.keys, self.values, self.offset = keys, values, offset
         self._idx = tree_flatten(keys)[0][1].shape[2]
@@ -61,7 +61,7 @@ class BoundedQuantizedKVCache(BoundedKVCache):
     keys: Any
     values: Any
 
-    def __init__(self, max_size: int, keep: int, group_size: int, bits: int):
+    def __init__(self, max_size: int, keep: int, group_size: int, bits: int) -> None:
         super().__init__(max_size, keep)
         self.group_size = group_size
         self.bits = bits
@@ -87,7 +87,7 @@ class BoundedQuantizedKVCache(BoundedKVCache):
             return tree_map(lambda x: x[..., : self.offset, :], (self.keys, self.values))
         return self.keys, self.values
 
-    def _append(self, new):
+    def _append(self, new) -> None:
         """Several tokens: in temporal order behind the others, each with its whole window still there."""
         ordered = tree_map(self.in_order, (self.keys, self.values))
         overflow = ordered[0][0].shape[2] - self.max_size + 1
@@ -96,7 +96,7 @@ class BoundedQuantizedKVCache(BoundedKVCache):
         )
         self._idx = self._room
 
-    def _write(self, new):
+    def _write(self, new) -> None:
         """One token: over the oldest, or into free places, which grow by ``step`` at a time."""
         if self._idx == self._room < self.max_size:
             places = min(self.step, self.max_size - self._room)

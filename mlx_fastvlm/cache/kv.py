@@ -18,7 +18,7 @@ class KVCache:
 
     step = 256
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
         self.offset = 0
@@ -84,7 +84,7 @@ class KVCache:
         return self.keys, self.values, self.offset
 
     @state.setter
-    def state(self, state: tuple[mx.array | None, mx.array | None, int]):
+    def state(self, state: tuple[mx.array | None, mx.array | None, int]) -> None:
         self.keys, self.values, self.offset = state
 
     @property
@@ -93,7 +93,7 @@ class KVCache:
         return ""
 
     @meta_state.setter
-    def meta_state(self, meta_state: str):
+    def meta_state(self, meta_state: str) -> None:
         if meta_state:
             raise ValueError(f"A KVCache has no meta_state, got {meta_state!r}; it belongs to another kind of cache.")
 

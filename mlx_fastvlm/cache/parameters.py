@@ -25,7 +25,7 @@ class Parameters:
         fingerprint: of their values, once somebody has asked for it (``fingerprint.py``).
     """
 
-    def __init__(self, arrays: list[mx.array]):
+    def __init__(self, arrays: list[mx.array]) -> None:
         self.fingerprint: str | None = None
         self._ids = [id(x) for x in arrays]
         # These share the arrays' values; let go as soon as one is replaced, so that no replaced model stays in memory.
@@ -51,7 +51,7 @@ def _graph(arrays: list[mx.array]) -> str:
     return text.getvalue()
 
 
-def _collect(values: Iterable[Any], found: list[mx.array]):
+def _collect(values: Iterable[Any], found: list[mx.array]) -> None:
     """All arrays in nested dicts (which modules are), lists and tuples, always in the same order."""
     for value in values:
         if type(value) is mx.array:
@@ -82,7 +82,7 @@ def parameters_of(module: nn.Module) -> Parameters:
 def _forgetting(key: int) -> Any:
     """A callback that forgets a module, if another has not got its ``id`` meanwhile."""
 
-    def forget(reference: weakref.ref[nn.Module]):
+    def forget(reference: weakref.ref[nn.Module]) -> None:
         with _lock:
             if key in _known and _known[key][0] is reference:
                 del _known[key]

@@ -43,7 +43,7 @@ class CachePolicy:
         require(self.kv_bits in (None, 4, 8), "kv_bits must be 4 or 8", self.kv_bits)
         self._make_cache(keep=0)  # imports what it needs
 
-    def check(self, model: FastVlmModel):
+    def check(self, model: FastVlmModel) -> None:
         """``UsageError`` that says what suits, unless the decoder's heads divide into groups of ``kv_group_size``.
 
         And for a bound where the decoder has windows of its own: a token sees its last ones there, not the first.
@@ -58,14 +58,14 @@ class CachePolicy:
             advice = f"use {sizes}" if fitting else "leave out kv_bits, since none of MLX's does"
             raise UsageError(f"kv_group_size must divide the model's head_dim {head_dim}, got {group_size}; {advice}.")
 
-    def _check_windows(self, model: FastVlmModel):
+    def _check_windows(self, model: FastVlmModel) -> None:
         if self.max_kv_size is not None and any(model.config.text_config.windows):
             raise UsageError(
                 f"max_kv_size {self.max_kv_size} can't be combined with this model's sliding windows, which would lose "
                 "their order; leave it out."
             )
 
-    def check_keep(self, keep: int):
+    def check_keep(self, keep: int) -> None:
         """``UsageError`` unless ``keep`` protected tokens leave room for one more."""
         if self.max_kv_size is not None and self.max_kv_size <= keep:
             raise UsageError(

@@ -54,7 +54,7 @@ class PrefixCache:
         hits, misses: how often a prompt found a beginning here, and how often not.
     """
 
-    def __init__(self, max_bytes: int = 2**30):
+    def __init__(self, max_bytes: int = 2**30) -> None:
         require_whole("max_bytes", max_bytes)
         require(max_bytes >= 1, "max_bytes must be at least 1", max_bytes)
         self.max_bytes = max_bytes
@@ -94,7 +94,7 @@ class PrefixCache:
             caches = [_beginning(keys, values, count) for keys, values in self._prompts[id(model), best].arrays]
             return Contents(list(best[:count]), 0, model, caches, parameters)
 
-    def put(self, model: FastVlmModel, tokens: list[Token], caches: list[KVCache], parameters: Parameters):
+    def put(self, model: FastVlmModel, tokens: list[Token], caches: list[KVCache], parameters: Parameters) -> None:
         """Keep what caches hold that have read exactly these tokens. A prompt that another begins with is not kept.
 
         Args:

@@ -74,7 +74,7 @@ class PromptCache:
         policy: the three together.
     """
 
-    def __init__(self, max_kv_size: int | None = None, kv_bits: int | None = None, kv_group_size: int = 64):
+    def __init__(self, max_kv_size: int | None = None, kv_bits: int | None = None, kv_group_size: int = 64) -> None:
         self.policy = CachePolicy(max_kv_size, kv_bits, kv_group_size)
         self._contents = Contents()
         self._lock = threading.RLock()
@@ -146,12 +146,12 @@ class PromptCache:
         with self.at_rest() as contents:
             return sum(cache.nbytes for cache in contents.caches if not cache.empty())
 
-    def reset(self, keep: int = 0):
+    def reset(self, keep: int = 0) -> None:
         """Forget everything; of the next prompt, a bounded cache will protect ``keep`` tokens, or all for 0."""
         with self._lock:
             self._contents = Contents(keep=keep)
 
-    def drop(self):
+    def drop(self) -> None:
         """Forget keys and values, but not what a bounded cache protects of a prompt that goes on from here."""
         with self._lock:
             self._contents = self._contents.without_caches()
@@ -167,7 +167,7 @@ class PromptCache:
             count -= 1
         return max(count, 0)
 
-    def check(self, model: FastVlmModel, tokens: list[Token]):
+    def check(self, model: FastVlmModel, tokens: list[Token]) -> None:
         """Whether a prompt can go on from here.
 
         Raises:
@@ -213,7 +213,7 @@ class PromptCache:
             self.drop()
         return self._contents
 
-    def check_owner(self, tokens: list[Token], there: bool = True):
+    def check_owner(self, tokens: list[Token], there: bool = True) -> None:
         """``ValueError`` where another answer has begun since :meth:`begin` got this list, or nothing is there."""
         with self.at_rest() as contents:
             if contents.tokens is not tokens or not there:

@@ -25,7 +25,7 @@ _KIND = "mlx_fastvlm prompt cache"
 _FORMAT = f"{_KIND} 2"
 
 
-def save_prompt_cache(file: str | Path, cache: PromptCache):
+def save_prompt_cache(file: str | Path, cache: PromptCache) -> None:
     """Write a prompt cache to a safetensors file; the images themselves are not in it.
 
     An answer that uses the cache in another thread waits meanwhile.

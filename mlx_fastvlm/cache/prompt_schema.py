@@ -36,7 +36,7 @@ def digest(entries: dict[str, Any], arrays: dict[str, mx.array]) -> str:
     return hashed.hexdigest()
 
 
-def check_names(entries: dict[str, Any]):
+def check_names(entries: dict[str, Any]) -> None:
     """``Malformed`` unless the metadata are those that this package writes."""
     if entries.keys() != ENTRIES:
         odd = min(entries.keys() ^ ENTRIES)
@@ -91,7 +91,7 @@ def _is_image(tokens: list[Token]) -> bool:
     return False
 
 
-def check_tensors(arrays: dict[str, mx.array], offset: int, policy: CachePolicy, model: FastVlmModel):
+def check_tensors(arrays: dict[str, mx.array], offset: int, policy: CachePolicy, model: FastVlmModel) -> None:
     """``Malformed`` unless the tensors are a cache's of this model that has seen ``offset`` tokens.
 
     Their shapes and types are looked at before any is read from disk.

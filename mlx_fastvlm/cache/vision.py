@@ -25,7 +25,7 @@ class VisionCache:
         nbytes: of the features.
     """
 
-    def __init__(self, max_bytes: int = 256 * 2**20):
+    def __init__(self, max_bytes: int = 256 * 2**20) -> None:
         require(max_bytes >= 1, "max_bytes must be at least 1", max_bytes)
         self.max_bytes = max_bytes
         self.hits = self.misses = self.nbytes = 0
@@ -46,7 +46,7 @@ class VisionCache:
                 self._features.move_to_end(key)
             return features
 
-    def put(self, key: Hashable, features: mx.array):
+    def put(self, key: Hashable, features: mx.array) -> None:
         """Keep features, which must be computed already, unless they alone are over the bound."""
         with self._lock:
             before = self._features.pop(key, None)

@@ -132,7 +132,7 @@ def read_adapter_tensors(folder: Path) -> dict[str, mx.array]:
     return tensors
 
 
-def check_finite(tensors: dict[str, mx.array], path: Path):
+def check_finite(tensors: dict[str, mx.array], path: Path) -> None:
     """``ValueError`` that names the tensors that are NaN or infinite, if any."""
     finite = {name: mx.isfinite(tensor).all() for name, tensor in tensors.items()}
     mx.eval(list(finite.values()))
@@ -145,7 +145,7 @@ def check_finite(tensors: dict[str, mx.array], path: Path):
         )
 
 
-def write_adapter(folder: Path, config: AdapterConfig, tensors: dict[str, mx.array]):
+def write_adapter(folder: Path, config: AdapterConfig, tensors: dict[str, mx.array]) -> None:
     """Write a folder's two files, each whole or not at all; the folder is made if need be."""
     folder.mkdir(parents=True, exist_ok=True)
     write_adapter_tensors(folder / WEIGHTS, tensors)
@@ -153,7 +153,7 @@ def write_adapter(folder: Path, config: AdapterConfig, tensors: dict[str, mx.arr
         write_json(unfinished, config.to_dict())
 
 
-def write_adapter_tensors(path: Path, tensors: dict[str, mx.array]):
+def write_adapter_tensors(path: Path, tensors: dict[str, mx.array]) -> None:
     """One safetensors file."""
     with atomic_file(path) as unfinished:
         mx.save_safetensors(str(unfinished), tensors, {"format": "mlx"})

@@ -100,7 +100,7 @@ def to_mlx_vlm(
     return replace(weights, tensors=tensors, modules=modules), _config(config, modules, eos)
 
 
-def check_mlx_vlm(config: FastVlmConfig, modules: dict[str, dict]):
+def check_mlx_vlm(config: FastVlmConfig, modules: dict[str, dict]) -> None:
     """``ValueError`` for what mlx-vlm and mlx-swift-lm don't compute, by the field's name."""
     text, vision = config.text_config, config.vision_config
     own_heads = text.head_dim * text.num_attention_heads != text.hidden_size

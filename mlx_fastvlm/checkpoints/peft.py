@@ -109,7 +109,7 @@ def from_peft(content: dict[str, Any], names: list[str]) -> dict[str, Any]:
     return {"fine_tune_type": kind, "num_layers": -1, "lora_parameters": parameters}
 
 
-def write_peft(folder: Path, config: Any, tensors: dict[str, mx.array], base: str | None = None):
+def write_peft(folder: Path, config: Any, tensors: dict[str, mx.array], base: str | None = None) -> None:
     """Write adapters in PEFT's layout, for transformers' model; ``PeftModel.from_pretrained`` loads them.
 
     Args:

@@ -36,7 +36,9 @@ def front_matter(terms: dict[str, str], base_model: str | None, layout: str, qua
     return f"---\n{lines}tags:\n- mlx\n- fastvlm\n- vision-language-model\n---\n"
 
 
-def publish(folder: Path, repo: str, modules: dict[str, dict], layout: str, private: bool, base_model: str | None):
+def publish(
+    folder: Path, repo: str, modules: dict[str, dict], layout: str, private: bool, base_model: str | None
+) -> None:
     """Give a checkpoint in a folder its model card, and upload both.
 
     Args:

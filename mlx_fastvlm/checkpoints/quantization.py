@@ -57,7 +57,7 @@ def settings(tensors: dict[str, mx.array], module: str, quantization: dict[str, 
     return chosen
 
 
-def _check_parts(tensors: dict[str, mx.array], module: str, mode: str, source: str):
+def _check_parts(tensors: dict[str, mx.array], module: str, mode: str, source: str) -> None:
     """``ValueError`` unless a module's parts are matrices of one height, and its biases are like its scales."""
     weight, scales = tensors[f"{module}.weight"], tensors[f"{module}.scales"]
     biases = tensors.get(f"{module}.biases", scales if mode != "affine" else None)
@@ -84,7 +84,7 @@ def quantized_modules(
     }
 
 
-def quantize_modules(model: nn.Module, modules: dict[str, dict]):
+def quantize_modules(model: nn.Module, modules: dict[str, dict]) -> None:
     """Give the model quantized layers, with these settings, where a checkpoint has them."""
     if modules:
         nn.quantize(model, class_predicate=lambda path, _: modules.get(path, False))

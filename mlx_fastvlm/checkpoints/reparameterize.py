@@ -33,7 +33,7 @@ class _Incomplete(Exception):
 class _Weights:
     """The tower's canonical tensors, handed out once each; what is wrong with them is collected."""
 
-    def __init__(self, tensors: dict[str, mx.array]):
+    def __init__(self, tensors: dict[str, mx.array]) -> None:
         self.left = dict(tensors)
         self.missing: list[str] = []
         self.misshapen: list[str] = []
@@ -98,7 +98,7 @@ def _branched_conv(weights: _Weights, name: str, shape: tuple[int, ...]) -> tupl
     single = (out, 1, 1, per_group)
     branches: list[tuple[mx.array, mx.array]] = []
 
-    def add(branch: str, kernel_shape: tuple[int, ...]):
+    def add(branch: str, kernel_shape: tuple[int, ...]) -> None:
         if f"{name}.{branch}.conv.weight" in weights:
             kernel, bias = _conv_norm(weights, f"{name}.{branch}", kernel_shape)
             branches.append((_centred(kernel, size), bias))

@@ -30,7 +30,7 @@ def save(
     layout: str = "mlx",
     processor: FastVlmProcessor | None = None,
     force: bool = False,
-):
+) -> None:
     """Write a model, and with ``processor`` all that ``load`` needs, to a new folder.
 
     Args:
@@ -79,7 +79,7 @@ def save(
         write_json(unfinished / "config.json", described)
 
 
-def _check_layers(model: nn.Module, weights: Weights, config: FastVlmConfig):
+def _check_layers(model: nn.Module, weights: Weights, config: FastVlmConfig) -> None:
     """``ValueError`` where a model of this class and config would not have the same parameters."""
     fresh = type(model)(replace(config, tie_word_embeddings=weights.tied))  # type: ignore[call-arg]  # any FastVLM's
     quantization.quantize_modules(fresh, weights.modules)

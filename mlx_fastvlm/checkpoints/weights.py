@@ -70,7 +70,7 @@ class Faults:
     misshapen: list[str] = field(default_factory=list)
     mistyped: list[str] = field(default_factory=list)
 
-    def compare(self, tensors: dict[str, mx.array], expected: dict[str, mx.array], sources: dict[str, str]):
+    def compare(self, tensors: dict[str, mx.array], expected: dict[str, mx.array], sources: dict[str, str]) -> None:
         missing = [name for name in expected if name not in tensors]
         if self.missing or self.misshapen:  # what folding could not make is the consequence, not the fault
             missing = list(_without_tower(dict.fromkeys(missing)))
@@ -87,7 +87,7 @@ class Faults:
             if name in expected and not _same_kind(tensor.dtype, expected[name].dtype)
         ]
 
-    def report(self, folder: Path):
+    def report(self, folder: Path) -> None:
         parts = [
             f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
             for kind, names in vars(self).items()

@@ -26,7 +26,7 @@ LARGE = 300e6  # bytes that take long enough to read that people wonder
 _DEFAULTS = GenerationOptions()
 
 
-def add_model_flags(parser: argparse.ArgumentParser):
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument(
         "-m", "--model", default=DEFAULT_MODEL, metavar="SOURCE", help="a folder, a hub id, or demo, which is built in"
@@ -39,7 +39,7 @@ def add_model_flags(parser: argparse.ArgumentParser):
     group.add_argument("--force", action="store_true", help="load it even if memory seems too small")
 
 
-def add_image_flags(parser: argparse.ArgumentParser):
+def add_image_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("images")
     group.add_argument(
         "--image",
@@ -51,7 +51,7 @@ def add_image_flags(parser: argparse.ArgumentParser):
     add_pixel_flags(group)
 
 
-def add_pixel_flags(group: argparse._ArgumentGroup):
+def add_pixel_flags(group: argparse._ArgumentGroup) -> None:
     """How images become pixels, wherever they come from."""
     group.add_argument(
         "--image-size",
@@ -68,14 +68,14 @@ def add_pixel_flags(group: argparse._ArgumentGroup):
     )
 
 
-def add_video_flags(parser: argparse.ArgumentParser):
+def add_video_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("video")
     group.add_argument("--video", metavar="VIDEO", help="path or URL of a video; its frames go before the question")
     _number(group, "--fps", float, "frames to take per second of video")
     _number(group, "--max-frames", int, "most frames to take; a longer video is sampled more thinly")
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser):
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     _number(group, "--max-tokens", int, "stop after this many tokens")
     _number(group, "--min-tokens", int, "keep the model from stopping before this many tokens")
@@ -94,7 +94,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser):
     group.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; repeatable")
 
 
-def add_constraint_flags(parser: argparse.ArgumentParser):
+def add_constraint_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what the answer must be (needs the extra constraints)")
     group.add_argument(
         "--json-schema", type=_content, metavar="FILE", help="JSON that keeps to the schema in this file"
@@ -150,7 +150,7 @@ def choices(text: str) -> list[str]:
     return [choice.strip() for choice in text.split(",")]
 
 
-def _number(group, flag: str, kind: type, help: str, *aliases: str):
+def _number(group, flag: str, kind: type, help: str, *aliases: str) -> None:
     default = getattr(_DEFAULTS, flag.removeprefix("--").replace("-", "_"))
     group.add_argument(flag, *aliases, type=kind, default=default, metavar="N", help=f"{help} ({default})")
 

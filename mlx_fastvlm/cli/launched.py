@@ -24,7 +24,7 @@ def group_of_launch() -> mx.distributed.Group | None:
     return group if group.size() > 1 else None
 
 
-def check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace):
+def check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """What several processes can't do, told before they meet."""
     if arguments.cache_file:
         parser.error("--prompt-cache goes without mlx.launch: each process has a share of the KV heads only")
@@ -32,7 +32,7 @@ def check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace):
         parser.error("- goes without mlx.launch, which never ends the standard input of its processes; give a file")
 
 
-def draw_alike(group: mx.distributed.Group):
+def draw_alike(group: mx.distributed.Group) -> None:
     """Tokens are drawn with the first process's seed in all of them."""
     seed: Any = mx.distributed.all_sum(mx.array(0 if group.rank() else secrets.randbits(30), mx.int32), group=group)
     mx.random.seed(seed.item())

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
-def prepare(commands: Sequence[str]):
+def prepare(commands: Sequence[str]) -> None:
     """Give ``input()`` line editing where there is readline, Tab for commands and paths, and pastes in one piece."""
     try:
         import readline  # noqa: PLC0415  not on every system; importing it is what gives input() line editing

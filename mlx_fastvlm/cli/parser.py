@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
     Where it takes ``words``, they may stand anywhere among the flags.
     """
 
-    def __init__(self, **options):
+    def __init__(self, **options) -> None:
         # An abbreviation that works today is ambiguous once there is another flag.
         super().__init__(allow_abbrev=False, **{"formatter_class": Help, **options})
         self.add_argument("--version", action="version", version=f"mlx-fastvlm {__version__}")
@@ -116,7 +116,7 @@ def _line(message: object) -> str:
     return printable(text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}...")
 
 
-def _replace_closed_streams():
+def _replace_closed_streams() -> None:
     """Where the shell closed a standard stream, nothing is read from it, and what is written to it is lost.
 
     Python has None there, and the next file that is opened gets the stream's number.
@@ -126,6 +126,6 @@ def _replace_closed_streams():
             setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  # until the process ends
 
 
-def _discard_output():
+def _discard_output() -> None:
     """Nothing more goes to stdout, so nothing can fail when Python flushes it at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

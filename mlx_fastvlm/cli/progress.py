@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class DatasetProgress:
     """A bar on stderr, if that is a terminal; called with the summary so far."""
 
-    def __init__(self, *, hidden: bool = False):
+    def __init__(self, *, hidden: bool = False) -> None:
         from tqdm import tqdm  # noqa: PLC0415  slow to import, and most commands show no bar
 
         self._bar: Any = tqdm(unit=" images", disable=hidden or not sys.stderr.isatty(), dynamic_ncols=True)

@@ -33,7 +33,7 @@ class Repl:
         images: sources of images for the first question.
     """
 
-    def __init__(self, session: ChatSession, images: list[str]):
+    def __init__(self, session: ChatSession, images: list[str]) -> None:
         self._session = session
         self._images: list[Any] = []
         self._statistics = False
@@ -81,7 +81,7 @@ class Repl:
         elif question:
             self._ask(question)
 
-    def _ask(self, question: str):
+    def _ask(self, question: str) -> None:
         images, last = self._images, None
         responses = self._session.stream(question, images)
         self._images = []
@@ -100,13 +100,13 @@ class Repl:
         elif last and (told := statistics(last) if self._statistics else CUT * (last.finish_reason == "length")):
             print(told, file=sys.stderr)
 
-    def _image(self, sources: str):
+    def _image(self, sources: str) -> None:
         if not sources:
             raise ValueError("/image needs an image: a path or a URL.")
         found, rest = dragged(sources)
         self._show(found if found and not rest else expanded(sources))
 
-    def _show(self, sources: list[str]):
+    def _show(self, sources: list[str]) -> None:
         """Images for the next question, opened at once, so that a wrong path is told at once."""
         for source in sources:
             prepared = self._session.prepare(source)
@@ -115,12 +115,12 @@ class Repl:
                 print(inline(prepared[0], self._protocol), end="", file=sys.stderr)
             print(f"{printable(source)} goes with the next question.", file=sys.stderr)
 
-    def _reset(self, _: str):
+    def _reset(self, _: str) -> None:
         self._session.reset()
         self._images = []
         print("A new conversation begins.", file=sys.stderr)
 
-    def _save(self, file: str):
+    def _save(self, file: str) -> None:
         if not file:
             raise ValueError("/save needs a file to write to.")
         try:
@@ -133,9 +133,9 @@ class Repl:
             write_json(unfinished, self._session.messages)
         print(f"Saved {len(self._session.messages)} messages to {printable(file)}.", file=sys.stderr)
 
-    def _stats(self, _: str):
+    def _stats(self, _: str) -> None:
         self._statistics = not self._statistics
         print(f"Statistics are {'shown' if self._statistics else 'hidden'} from now on.", file=sys.stderr)
 
-    def _help(self, _: str):
+    def _help(self, _: str) -> None:
         print(HELP, file=sys.stderr)

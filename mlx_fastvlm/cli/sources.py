@@ -88,7 +88,7 @@ class Images(argparse.Action):
         namespace.spilled = [*getattr(namespace, "spilled", []), *(word for word in others if word not in images)]
 
 
-def sort_words(parser: argparse.ArgumentParser, arguments: argparse.Namespace, words: Sequence[str]):
+def sort_words(parser: argparse.ArgumentParser, arguments: argparse.Namespace, words: Sequence[str]) -> None:
     """Put bare words where they belong: images to ``image``, the question to ``prompt``."""
     images = [word for word in words if is_source(word)]
     texts = [*(word for word in words if not is_source(word)), *getattr(arguments, "spilled", [])]

@@ -43,7 +43,7 @@ class ProgressBars:
         units: what the amounts of each step are.
     """
 
-    def __init__(self, units: dict[str, str]):
+    def __init__(self, units: dict[str, str]) -> None:
         self._units = units
         self._bars: dict[str, Any] = {}
 

@@ -141,7 +141,7 @@ class FastVlmConfig:
         """
         return cls.from_file(find_checkpoint(path_or_repo, revision, needed=("config.json",)) / "config.json")
 
-    def save_pretrained(self, folder: str | Path):
+    def save_pretrained(self, folder: str | Path) -> None:
         """Write :meth:`to_dict` as ``config.json``; makes the folder if there is none."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)

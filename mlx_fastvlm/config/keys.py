@@ -192,7 +192,7 @@ TABLE: dict[str, dict[str, Key]] = {
 }
 
 
-def check_keys(place: str, values: dict[str, Any]):
+def check_keys(place: str, values: dict[str, Any]) -> None:
     """Go through an object's keys; what is not known is warned of.
 
     Args:

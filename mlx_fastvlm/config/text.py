@@ -117,7 +117,7 @@ class TextConfig:
             if self.rope_scaling["rope_type"] == "dynamic" and self.head_dim == 2:
                 raise ValueError("text_config: rope_type 'dynamic' needs a head_dim above 2.")
 
-    def _check_heads(self):
+    def _check_heads(self) -> None:
         heads, shared = self.num_attention_heads, self.num_key_value_heads
         if heads % shared:
             raise ValueError(f"text_config: {heads} attention heads can't share {shared} key/value heads.")
@@ -133,7 +133,7 @@ class TextConfig:
         if self.head_dim % 2:  # rotary embeddings turn pairs
             raise ValueError(f"text_config: head_dim must be an even number, got {self.head_dim}.")
 
-    def _check_windows(self):
+    def _check_windows(self) -> None:
         types = self.layer_types
         if types is None:
             self.sliding_window = None

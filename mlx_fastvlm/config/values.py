@@ -14,19 +14,19 @@ MOST = {"layers": 1000, "width": 2**20, "vocabulary": 2**24, "pixels": 4096}
 Shape = TypeVar("Shape")
 
 
-def check_whole(owner: str, name: str, value: Any, most: int):
+def check_whole(owner: str, name: str, value: Any, most: int) -> None:
     """``ValueError`` unless a setting is a whole number from 1 to ``most``."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise ValueError(f"{owner}: {name} must be a whole number from 1 to {most}, got {short(value)}.")
 
 
-def check_number(owner: str, name: str, value: Any):
+def check_number(owner: str, name: str, value: Any) -> None:
     """``ValueError`` unless a setting is a positive, finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e12:
         raise ValueError(f"{owner}: {name} must be a positive number, got {short(value)}.")
 
 
-def check_kernel(owner: str, name: str, side: Any, least: int = 1):
+def check_kernel(owner: str, name: str, side: Any, least: int = 1) -> None:
     """``ValueError`` unless a setting is the side of a kernel that has a middle."""
     check_whole(owner, name, side, 63)
     if side % 2 == 0 or side < least:

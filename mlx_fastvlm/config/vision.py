@@ -72,7 +72,7 @@ class VisionConfig:
         if self.image_size % self.patch_size:
             raise ValueError(f"image_size must be a multiple of {self.patch_size}, got {self.image_size}.")
 
-    def _check_stages(self):
+    def _check_stages(self) -> None:
         for name in ("layers", *STAGEWISE):
             if not isinstance(getattr(self, name), (list, tuple)):
                 raise ValueError(f"vision_config: {name} must be a list, got {short(getattr(self, name))}.")
@@ -82,7 +82,7 @@ class VisionConfig:
             if len(getattr(self, name)) != stages:
                 raise ValueError(f"vision_config: {name} has {len(getattr(self, name))} entries for {stages} stages.")
 
-    def _check_gates(self):
+    def _check_gates(self) -> None:
         if self.se_downsamples is None:
             self.se_downsamples = [False] * len(self.layers)
         gates = self.se_downsamples
@@ -92,13 +92,13 @@ class VisionConfig:
             )
         self.se_downsamples = [bool(gate) for gate in gates[: len(self.layers)]]  # timm's tuples may be longer
 
-    def _check_blocks(self, depth: Any, width: Any, ratio: Any):
+    def _check_blocks(self, depth: Any, width: Any, ratio: Any) -> None:
         check_whole("vision_config", "layers", depth, MOST["layers"])
         check_whole("vision_config", "embed_dims", width, MOST["width"])
         check_number("vision_config", "mlp_ratios", ratio)
         check_whole("vision_config", "embed_dims x mlp_ratios", int(width * ratio), MOST["width"])
 
-    def _check_kernels(self):
+    def _check_kernels(self) -> None:
         check_kernel("vision_config", "repmixer_kernel_size", self.repmixer_kernel_size)
         check_kernel("vision_config", "down_patch_size", self.down_patch_size, least=3)
         for shape in self.pos_embs_shapes:
@@ -108,7 +108,7 @@ class VisionConfig:
                 raise ValueError(f"vision_config: pos_embs_shapes must hold equal pairs or null, got {short(shape)}.")
             check_kernel("vision_config", "pos_embs_shapes", shape[0])
 
-    def _check_widths(self):
+    def _check_widths(self) -> None:
         for before, after in zip(self.embed_dims, self.embed_dims[1:]):
             if after not in (before, 2 * before):
                 raise ValueError(
@@ -192,7 +192,7 @@ def _default(stages: int) -> dict[str, Any]:
     return {**default, **{name: _DEFAULT[name][:stages] for name in STAGEWISE if name != "embed_dims"}}
 
 
-def _check_downsamples(config: VisionConfig, apples: Any, timms: Any):
+def _check_downsamples(config: VisionConfig, apples: Any, timms: Any) -> None:
     """``ValueError`` where a stage is to halve the image without doubling its width.
 
     timm's list says it of each stage, Apple's of what comes after each.

@@ -75,7 +75,7 @@ def convert(hf_path: str | Path, mlx_path: str | Path, **options: Unpack[Convers
     return report
 
 
-def _check_exportable(source: Source, weights: Weights):
+def _check_exportable(source: Source, weights: Weights) -> None:
     """``ValueError`` for what the layout can't hold."""
     if target := TARGETS.get(source.options.layout):
         target.check(source.config, weights.modules)
@@ -145,7 +145,7 @@ def _verify(source: Source, folder: Path) -> Agreement:
     return compare(predict(source.read(), source.config, source.processor), written)
 
 
-def _check_disk(folder: Path, needed: int):
+def _check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(

@@ -90,7 +90,7 @@ def calibrated(
 class _Watched:
     """A linear layer, and the sum of its inputs' products, (inputs, inputs)."""
 
-    def __init__(self, layer: Any):
+    def __init__(self, layer: Any) -> None:
         self.layer, self.moments = layer, mx.array(0.0)
 
     def __call__(self, x: mx.array) -> mx.array:

@@ -20,7 +20,7 @@ GOLDEN_URL = "http://images.cocodataset.org/val2017/000000039769.jpg"  # what tr
 Progress = Callable[[str, int, int], None]
 
 
-def no_progress(step: str, amount: int, total: int):
+def no_progress(step: str, amount: int, total: int) -> None:
     """Tells nobody."""
 
 
@@ -88,7 +88,7 @@ class ConversionOptions:
         if self.public and not self.upload_repo:
             raise UsageError("public is about an upload; name a repository with upload_repo.")
 
-    def _check_quantization(self):
+    def _check_quantization(self) -> None:
         if self.quantize and self.dequantize:
             raise UsageError("quantize and dequantize exclude each other; leave one out.")
         if self.quantize and self.layout == "transformers":

@@ -32,7 +32,7 @@ class Report:
     agreement: Agreement | None
     golden: str | None
 
-    def __str__(self):
+    def __str__(self) -> str:
         rows = [
             ("size", f"{readable_size(self.size_before)} -> {readable_size(self.size_after)}"),
             ("bits per weight", f"{self.bits_per_weight:.2f}"),

@@ -68,7 +68,7 @@ class Source:
         """Bytes of its safetensors files."""
         return sum(file.stat().st_size for file in weight_files(self.folder))
 
-    def check_apart(self, target: Path):
+    def check_apart(self, target: Path) -> None:
         """``ValueError`` where writing to ``target`` would destroy what is read."""
         for folder in (self.folder, self.donor):
             if folder is not None and target.resolve() in (folder.resolve(), *folder.resolve().parents):

@@ -58,7 +58,7 @@ class Agreement:
     kl_divergence: float
     same_next_token: float
 
-    def __str__(self):
+    def __str__(self) -> str:
         return (
             f"largest logit difference {self.max_difference:.1e} standard deviations, KL divergence "
             f"{self.kl_divergence:.1e} nats, same next token {self.same_next_token:.1%} of {self.positions} times"

@@ -35,7 +35,7 @@ class TarSink:
 
     keeps_images = True
 
-    def __init__(self, path: Path, records_per_file: int):
+    def __init__(self, path: Path, records_per_file: int) -> None:
         self._path, self._most = path, records_per_file
         self._lock_path = hidden(path, "lock")
         self._lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -53,7 +53,7 @@ class TarSink:
             self.close()
             raise
 
-    def _recover(self):
+    def _recover(self) -> None:
         """Go on with the shard at hand, behind its last whole sample."""
         samples = list(_samples(self._unfinished, cut_off=True))
         self._stems, self._count = {stem for stem, *_ in samples}, len(samples)
@@ -64,7 +64,7 @@ class TarSink:
             yield from (record for _, _, _, record in _samples(part))
         yield from (record for _, _, _, record in _samples(self._unfinished))
 
-    def keep(self, wanted: Keep):
+    def keep(self, wanted: Keep) -> None:
         for part in [*parts_of(self._path), self._unfinished]:
             samples = list(_samples(part))
             kept = [sample for sample in samples if wanted(sample[3])]
@@ -81,18 +81,18 @@ class TarSink:
                     _sync_file(file)
         self._recover()
 
-    def _replace_unfinished(self, kept):
+    def _replace_unfinished(self, kept) -> None:
         with atomic_file(self._unfinished) as file, file.open("wb") as copy:
             _copy(self._unfinished, kept, copy)
             _sync_file(copy)
         self._close_shard()
         self._file = os.open(self._unfinished, os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
 
-    def _close_shard(self):
+    def _close_shard(self) -> None:
         file, self._file = self._file, -1  # in this order: nothing is closed twice, whenever Ctrl-C comes
         os.close(file)
 
-    def write(self, item: Item, record: Record):
+    def write(self, item: Item, record: Record) -> None:
         stem = self._stem(item.key)
         files = {f"original.{end}" if end in _OURS else end: data for end, data in _files(item).items()}
         text = record.get("text", record.get("choice"))
@@ -109,11 +109,11 @@ class TarSink:
         elif time.monotonic() - self._synced > SYNC:
             self.sync()
 
-    def sync(self):
+    def sync(self) -> None:
         os.fsync(self._file)
         self._synced = time.monotonic()
 
-    def _seal(self):
+    def _seal(self) -> None:
         """The shard at hand is whole: give it its name, and begin the next."""
         write_whole(self._file, _END)
         self.sync()
@@ -122,11 +122,11 @@ class TarSink:
         self._file = os.open(self._unfinished, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_EXCL | os.O_CLOEXEC, 0o666)
         self._stems, self._count = set(), 0
 
-    def finish(self):
+    def finish(self) -> None:
         if self._count:
             self._seal()
 
-    def close(self):
+    def close(self) -> None:
         if self._file >= 0:  # the lock is ours
             if not os.fstat(self._file).st_size:
                 self._unfinished.unlink(missing_ok=True)
@@ -169,14 +169,14 @@ def _samples(path: Path, cut_off: bool = False) -> Iterator[tuple[str, int, int,
         raise ValueError(f"{path} holds other things than captions; give another --output.") from None
 
 
-def _copy(part: Path, samples, file):
+def _copy(part: Path, samples, file) -> None:
     with part.open("rb") as source:
         for _, start, end, _ in samples:
             source.seek(start)
             file.write(source.read(end - start))
 
 
-def _sync_file(file):
+def _sync_file(file) -> None:
     file.flush()
     os.fsync(file.fileno())
 

@@ -54,7 +54,7 @@ class Item:
         """The image's file, where it is one of this machine."""
         return self.source if isinstance(self.source, Path) else None
 
-    def load(self):
+    def load(self) -> None:
         """Read what an archive has, before the next item is asked for; what can't be read is this item's error."""
         loader, self.loader = self.loader, None
         if loader is not None:

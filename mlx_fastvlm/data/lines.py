@@ -32,7 +32,7 @@ class LineSink:
 
     keeps_images = False
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self._path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         self._synced = time.monotonic()
@@ -44,7 +44,7 @@ class LineSink:
             self.close()
             raise
 
-    def _repair(self):
+    def _repair(self) -> None:
         """Remove a last line that was cut off."""
         size = os.fstat(self._file).st_size
         rest = b""
@@ -79,7 +79,7 @@ class LineSink:
                     raise self._foreign() from None
                 yield record
 
-    def keep(self, wanted: Keep):
+    def keep(self, wanted: Keep) -> None:
         """Drop the other records, all of them at once."""
         with atomic_file(self._path) as unfinished:
             new = os.open(unfinished, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
@@ -95,25 +95,25 @@ class LineSink:
         old, self._file = self._file, new
         os.close(old)
 
-    def write(self, item: Item, record: Record):
+    def write(self, item: Item, record: Record) -> None:
         write_whole(self._file, _line(record))
         if time.monotonic() - self._synced > SYNC:
             self.sync()
 
-    def sync(self):
+    def sync(self) -> None:
         os.fsync(self._file)
         self._synced = time.monotonic()
 
-    def finish(self):
+    def finish(self) -> None:
         """All records of this run are written."""
         self.sync()
 
-    def remove_if_empty(self):
+    def remove_if_empty(self) -> None:
         """Leave no file where there is no record."""
         if self._file >= 0 and not os.fstat(self._file).st_size:
             self._path.unlink(missing_ok=True)
 
-    def close(self):
+    def close(self) -> None:
         if self._file >= 0:
             file, self._file = self._file, -1
             os.close(file)
@@ -123,7 +123,7 @@ def _line(record: Record) -> bytes:
     return (json_line(record) + "\n").encode("utf-8", "backslashreplace")
 
 
-def write_whole(descriptor: int, data: bytes):
+def write_whole(descriptor: int, data: bytes) -> None:
     """All of it, or nothing."""
     size = os.fstat(descriptor).st_size
     try:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 
-def lock(descriptor: int, path: Path):
+def lock(descriptor: int, path: Path) -> None:
     """Hold a file until it is closed, or the process ends; ``OSError`` where another process does.
 
     Windows has no such locks, nor have some network disks: there nothing is refused.

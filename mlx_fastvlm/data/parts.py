@@ -23,7 +23,7 @@ def parts_of(path: Path) -> list[Path]:
     return [file for _, file in sorted(numbered)]
 
 
-def clean_up(path: Path):
+def clean_up(path: Path) -> None:
     """Remove what writers of this output that were killed have left half written; its lock must be held."""
     left = re.compile(rf"\.{re.escape(path.stem)}(-\d{{5,}})?\.unfinished-[0-9a-f]{{8}}{re.escape(path.suffix)}")
     for file in path.parent.iterdir():

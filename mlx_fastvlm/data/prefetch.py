@@ -35,7 +35,7 @@ class Prefetch(Generic[Prepared]):
         threads: int = 4,
         ahead: int = 32,
         most_bytes: int = 256 * 2**20,
-    ):
+    ) -> None:
         self._items, self._prepare, self._ahead, self._most_bytes = items, prepare, ahead, most_bytes
         self._reading = threading.Lock()  # one thread at a time advances the source
         self._changed = threading.Condition()
@@ -83,12 +83,12 @@ class Prefetch(Generic[Prepared]):
         """Whether nothing will come any more."""
         return self._over and not self._sizes
 
-    def check(self):
+    def check(self) -> None:
         """Raise what ended the source before its time."""
         if self._error is not None:
             raise self._error
 
-    def _run(self):
+    def _run(self) -> None:
         while True:
             found = self._begin()
             if found is None:

@@ -57,7 +57,7 @@ class Captioner:
         revision: str | None = None,
         adapter_path: str | None = None,
         **options: Any,
-    ):
+    ) -> None:
         self._options = GenerationOptions(**options)
         self._job = Job(["-"], Destination("-"), prompt, choices, batch_size, threads)
         self._image, self._key = image, key

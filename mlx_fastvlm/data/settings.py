@@ -31,14 +31,14 @@ def read_settings(output: Path, name: str | None) -> Settings | None:
     return settings if isinstance(settings, dict) else None
 
 
-def write_settings(output: Path, name: str | None, settings: Settings):
+def write_settings(output: Path, name: str | None, settings: Settings) -> None:
     file = settings_file(output)
     runs = read_json(file).get("runs", {}) if file.is_file() else {}
     with atomic_file(file) as unfinished:
         write_json(unfinished, {"runs": {**runs, name or "": settings}})
 
 
-def check_same(output: Path, before: Settings, now: Settings):
+def check_same(output: Path, before: Settings, now: Settings) -> None:
     """``UsageError`` that names what differs."""
     for name in sorted({*before, *now}):
         if before.get(name) != now.get(name):

@@ -36,16 +36,16 @@ class Sink(Protocol):
     def records(self) -> Iterator[Record]:
         """Those that are there."""
 
-    def keep(self, wanted: Keep):
+    def keep(self, wanted: Keep) -> None:
         """Drop the other records."""
 
-    def write(self, item: Item, record: Record):
+    def write(self, item: Item, record: Record) -> None:
         """Store a record, and with it what else the sink keeps of its item."""
 
-    def finish(self):
+    def finish(self) -> None:
         """All records of this run are written."""
 
-    def close(self):
+    def close(self) -> None:
         """Let go of the files; what was written stays, also where the run did not finish."""
 
 
@@ -57,16 +57,16 @@ class _StandardOutput:
     def records(self) -> Iterator[Record]:
         return iter(())
 
-    def keep(self, wanted: Keep):
+    def keep(self, wanted: Keep) -> None:
         pass
 
-    def write(self, item: Item, record: Record):
+    def write(self, item: Item, record: Record) -> None:
         print(json_line(record).encode("utf-8", "backslashreplace").decode(), flush=True)
 
-    def finish(self):
+    def finish(self) -> None:
         pass
 
-    def close(self):
+    def close(self) -> None:
         pass
 
 
@@ -120,12 +120,12 @@ class Records:
         sink: where to write.
     """
 
-    def __init__(self, sink: Sink, name: str | None):
+    def __init__(self, sink: Sink, name: str | None) -> None:
         self.sink, self._name = sink, name
         self.done: dict[str, str] = {}
         self.failed = 0
 
-    def look(self):
+    def look(self) -> None:
         """See which records are there."""
         self.done, self.failed = {}, 0
         for record in self.mine():
@@ -136,7 +136,7 @@ class Records:
         """The records under this name that are there."""
         return (record for record in self.sink.records() if record.get("as") == self._name)
 
-    def write(self, item: Item, record: Record):
+    def write(self, item: Item, record: Record) -> None:
         self.sink.write(item, record if self._name is None else {"key": record["key"], "as": self._name, **record})
 
 
@@ -179,7 +179,7 @@ def _open(destination: Destination, path: Path) -> Sink:
     return LineSink(path)
 
 
-def _prepare(records: Records, path: Path, destination: Destination, settings: Settings):
+def _prepare(records: Records, path: Path, destination: Destination, settings: Settings) -> None:
     name = destination.append_as
     if destination.overwrite:
         records.sink.keep(lambda record: record.get("as") != name)

@@ -40,7 +40,7 @@ class Dataset:
         UsageError: one is of no kind that is read.
     """
 
-    def __init__(self, sources: Iterable[str | Path], shard: Shard = Shard()):  # noqa: B008  it can't be changed
+    def __init__(self, sources: Iterable[str | Path], shard: Shard = Shard()) -> None:  # noqa: B008  it can't be changed
         self._shard = shard
         self._parts = [part for source in sources for part in _parts(str(source))]
         if not self._parts:

@@ -42,7 +42,7 @@ class ParquetSink:
 
     keeps_images = False
 
-    def __init__(self, path: Path, records_per_file: int):
+    def __init__(self, path: Path, records_per_file: int) -> None:
         self._path, self._most = path, records_per_file
         self._parquet = pyarrow_parquet()
         self._pending = LineSink(hidden(path, "pending.jsonl"))
@@ -77,7 +77,7 @@ class ParquetSink:
                 raise
             raise ValueError(f"{part} holds other things than captions; give another --output.") from None
 
-    def keep(self, wanted: Keep):
+    def keep(self, wanted: Keep) -> None:
         for part in parts_of(self._path):
             records = list(self._read(part))
             kept = [record for record in records if wanted(record)]
@@ -88,18 +88,18 @@ class ParquetSink:
         self._pending.keep(wanted)
         self._count = sum(1 for _ in self._pending.records())
 
-    def write(self, item: Item, record: Record):
+    def write(self, item: Item, record: Record) -> None:
         self._pending.write(item, record)
         self._count += 1
         if self._count >= self._most:
             self._seal()
 
-    def _seal(self):
+    def _seal(self) -> None:
         self._write(next_part(self._path), list(self._pending.records()))
         self._pending.keep(lambda _: False)
         self._count = 0
 
-    def _write(self, part: Path, records: list[Record]):
+    def _write(self, part: Path, records: list[Record]) -> None:
         import pyarrow  # noqa: PLC0415  an extra, and slow to import
 
         schema = pyarrow.schema([(name, getattr(pyarrow, kind)()) for name, kind in COLUMNS.items()])
@@ -109,11 +109,11 @@ class ParquetSink:
             with unfinished.open("rb") as file:
                 os.fsync(file.fileno())
 
-    def finish(self):
+    def finish(self) -> None:
         if self._count:
             self._seal()
 
-    def close(self):
+    def close(self) -> None:
         self._pending.remove_if_empty()
         self._pending.close()
 

@@ -28,7 +28,7 @@ class TextSink:
 
     keeps_images = False
 
-    def __init__(self, folder: Path, lines: Path, name: str | None):
+    def __init__(self, folder: Path, lines: Path, name: str | None) -> None:
         self._folder, self._end = folder, f".{name}.txt" if name else ".txt"
         self._lines = LineSink(lines)
         try:
@@ -48,7 +48,7 @@ class TextSink:
     def _beside(self, image: Path) -> Path:
         return image.with_suffix(self._end)
 
-    def _write(self, image: Path, record: Record):
+    def _write(self, image: Path, record: Record) -> None:
         text = record.get("text", record.get("choice"))
         if "json" in record:
             text = json.dumps(record["json"], ensure_ascii=False)
@@ -60,7 +60,7 @@ class TextSink:
     def records(self) -> Iterator[Record]:
         return self._lines.records()
 
-    def keep(self, wanted: Keep):
+    def keep(self, wanted: Keep) -> None:
         """Drop the other records, and their texts before them."""
         for record in self._lines.records():
             image = self._image(record)
@@ -68,7 +68,7 @@ class TextSink:
                 self._beside(image).unlink(missing_ok=True)
         self._lines.keep(wanted)
 
-    def write(self, item: Item, record: Record):
+    def write(self, item: Item, record: Record) -> None:
         image = item.path
         if image is not None and "error" not in record:
             text = self._beside(image)
@@ -80,10 +80,10 @@ class TextSink:
         if image is not None and "error" not in record:
             self._write(image, record)
 
-    def finish(self):
+    def finish(self) -> None:
         self._lines.finish()
 
-    def close(self):
+    def close(self) -> None:
         self._lines.close()
 
 

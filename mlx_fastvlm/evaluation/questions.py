@@ -61,7 +61,7 @@ class Questions:
     duplicates = 0
     first_duplicate: str | None = None
 
-    def __init__(self, path: Path, metric: Metric, post_prompt: str, by: str | None = None):
+    def __init__(self, path: Path, metric: Metric, post_prompt: str, by: str | None = None) -> None:
         if path.suffix.lower() not in READERS:
             raise UsageError(
                 f"{one_line(str(path))} is no file of questions; give one that ends with .jsonl or .parquet."

@@ -171,7 +171,7 @@ def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def plot(rows: list[dict[str, Any]], file: Path, title: str):
+def plot(rows: list[dict[str, Any]], file: Path, title: str) -> None:
     """The time to the first token, step upon step, a bar for each image size and precision."""
     from matplotlib.figure import Figure as Canvas  # noqa: PLC0415  an extra
 

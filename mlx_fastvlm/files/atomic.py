@@ -77,7 +77,7 @@ def atomic_file(target: Path) -> Iterator[Path]:
         file.unlink(missing_ok=True)
 
 
-def check_target(target: Path, *, force: bool = False):
+def check_target(target: Path, *, force: bool = False) -> None:
     """Whether a folder can be written as ``target``, before anything else is done for it.
 
     Raises:
@@ -109,7 +109,7 @@ class _Journal:
         lock: the descriptor of the lock file, or None where there are no locks: then nothing is cleaned up.
     """
 
-    def __init__(self, target: Path, lock: int | None):
+    def __init__(self, target: Path, lock: int | None) -> None:
         self._target = target
         self._lock = lock
 
@@ -122,7 +122,7 @@ class _Journal:
         folder.mkdir(mode)
         return folder
 
-    def clean_up(self):
+    def clean_up(self) -> None:
         """Remove what killed processes left, or put back what they had moved away; nobody else is writing now."""
         if self._lock is None:
             return
@@ -191,7 +191,7 @@ def _open_lock(path: Path) -> int:
     return lock
 
 
-def _swap(folder: Path, target: Path, journal: _Journal):
+def _swap(folder: Path, target: Path, journal: _Journal) -> None:
     """Rename ``folder`` to ``target``; what was there goes only after that has worked."""
     if not target.exists():
         folder.rename(target)

@@ -111,7 +111,7 @@ def write_tensors(
 
 def _write_file(
     path: Path, tensors: dict[str, mx.array], names: list[str], made_for: str, progress: Callable[[int], None]
-):
+) -> None:
     """One safetensors file: the length of a JSON header, the header, and the tensors' bytes in its order."""
     names = sorted(names, key=lambda name: (-tensors[name].itemsize, name))  # so that all lie aligned
     header: dict[str, Any] = {"__metadata__": {"format": made_for}}

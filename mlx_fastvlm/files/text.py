@@ -10,7 +10,7 @@ from typing import Any
 SIZE_LIMIT = 64 * 2**20  # bytes; the largest file in use, Qwen2's tokenizer.json, has 11 MB
 
 
-def check_name(path: str | Path):
+def check_name(path: str | Path) -> None:
     """``ValueError`` for a name that is not UTF-8: neither MLX nor ``tokenizers`` can open such a file."""
     try:
         str(path).encode()
@@ -18,7 +18,7 @@ def check_name(path: str | Path):
         raise ValueError(f"The name {str(path)!r} is not valid UTF-8; rename it, or choose another one.") from None
 
 
-def check_size(path: Path):
+def check_size(path: Path) -> None:
     """``ValueError`` for a file that is larger than any of a checkpoint's text files, before it is read.
 
     Raises:
@@ -68,5 +68,5 @@ def json_line(value: object) -> str:
     return re.sub("[\x7f-\x9f]", lambda control: f"\\u{ord(control[0]):04x}", text)
 
 
-def write_json(path: Path, value: dict | list):
+def write_json(path: Path, value: dict | list) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -76,7 +76,7 @@ class Driver(Protocol):
 
     def step(self) -> bool: ...
 
-    def cancel(self, answer: Answer): ...
+    def cancel(self, answer: Answer) -> None: ...
 
 
 class Answer:
@@ -88,7 +88,7 @@ class Answer:
         usage: see :class:`Usage`.
     """
 
-    def __init__(self, engine: Driver, prompt_tokens: int):
+    def __init__(self, engine: Driver, prompt_tokens: int) -> None:
         self._engine: Driver | None = engine
         # Everything that was ever delivered. One append is all that makes a response a part of the answer, so that an
         # interrupt finds it either there or not. What was read is replaced by None.
@@ -109,7 +109,7 @@ class Answer:
                 raise StopIteration
         return self._take()
 
-    def close(self):
+    def close(self) -> None:
         """Stop here; what is not read yet is dropped. Closing an answer that has ended does nothing."""
         if self._engine is not None:
             self._engine.cancel(self)
@@ -136,12 +136,12 @@ class Answer:
         self._read += 1
         return response
 
-    def deliver(self, response: GenerationResponse):
+    def deliver(self, response: GenerationResponse) -> None:
         """For the engine: add a response."""
         self._responses.append(response)
         self.finish_reason = response.finish_reason
         self.usage = Usage(response.prompt_tokens, response.cached_tokens, response.generation_tokens)
 
-    def end(self, error: BaseException | None = None):
+    def end(self, error: BaseException | None = None) -> None:
         """For the engine: there will be no more."""
         self.error, self._engine = error, None

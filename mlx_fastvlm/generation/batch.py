@@ -85,7 +85,7 @@ def pair(
     return list(zip(prompts, images))
 
 
-def check_batch_size(batch_size: int):
+def check_batch_size(batch_size: int) -> None:
     require_whole("batch_size", batch_size)
     require(batch_size >= 1, "batch_size must be at least 1", batch_size)
 
@@ -108,7 +108,7 @@ class Whole:
     def text(self) -> str:
         return "".join(self.pieces)
 
-    def take(self):
+    def take(self) -> None:
         """Take what has come since."""
         if self.answer is None:
             return

@@ -24,7 +24,7 @@ class _Beams:
         hopeful: (rows, 1), whether a running one may still beat the finished ones.
     """
 
-    def __init__(self, ids: np.ndarray, beams: int, most: int, fill: int, options: TensorOptions):
+    def __init__(self, ids: np.ndarray, beams: int, most: int, fill: int, options: TensorOptions) -> None:
         rows, self.prompt = ids.shape
         self.beams, self.length, self._most, self._options = beams, self.prompt, most, options
         self.running = np.full((rows, beams, most), fill, np.int32)
@@ -59,7 +59,7 @@ class _Beams:
         self.open = bool(self.hopeful.any() and not full and not done.all())
         return np.take_along_axis(parents, best, axis=1)
 
-    def _finish(self, sequences: np.ndarray, scores: np.ndarray, done: np.ndarray):
+    def _finish(self, sequences: np.ndarray, scores: np.ndarray, done: np.ndarray) -> None:
         """Keep what ended, where it is better than what is kept."""
         options, size = self._options, self.length + 1 - self.prompt
         ended = done & (np.arange(scores.shape[1]) < self.beams)  # the others are there to fill gaps only
@@ -76,7 +76,7 @@ class _Beams:
         self.finished = np.take_along_axis(all_sequences, best[:, :, None], axis=1)
         self.ended = np.take_along_axis(np.concatenate([self.ended, ended], axis=1), best, axis=1)
 
-    def _judge(self):
+    def _judge(self) -> None:
         """Whether the best running sequence of a row could still beat its worst finished one."""
         options = self._options
         longest = options.early_stopping == "never" and options.length_penalty > 0

@@ -49,7 +49,7 @@ class DecisionReading:
         UsageError: the choices can't be told apart.
     """
 
-    def __init__(self, processor: FastVlmProcessor, choices: list[str]):
+    def __init__(self, processor: FastVlmProcessor, choices: list[str]) -> None:
         self._choices, self._tokens = choices, read_choices(processor, choices)
         self._cache = PromptCache()
         self._logits: mx.array  # behind the prompt's last token, (1, vocabulary)

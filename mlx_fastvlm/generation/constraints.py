@@ -46,7 +46,7 @@ class Grammar:
         UsageError: for a description that is none, can't be compiled, or that no answer can keep to.
     """
 
-    def __init__(self, name: str, value: Any, processor: FastVlmProcessor, vocab_size: int):
+    def __init__(self, name: str, value: Any, processor: FastVlmProcessor, vocab_size: int) -> None:
         self.name = name
         self._ends = [id for id in sorted(processor.eos_token_ids) if 0 <= id < vocab_size]
         require(bool(self._ends), f"{name} needs a model with a token that ends answers", processor.eos_token_ids)
@@ -69,10 +69,10 @@ class Grammar:
 class Constraint:
     """One answer on its way through a grammar."""
 
-    def __init__(self, name: str, matcher: Any, ends: list[int], words: int):
+    def __init__(self, name: str, matcher: Any, ends: list[int], words: int) -> None:
         self._name, self._matcher, self._ends, self._words = name, matcher, ends, words
 
-    def take(self, token: int):
+    def take(self, token: int) -> None:
         """Go on from a token; ``ConstraintError`` for one that may not come."""
         if not self._matcher.consume_token(token):
             raise ConstraintError(self._broken(f"{self._name} does not allow the token {token}"))
@@ -180,7 +180,7 @@ def _library(name: str) -> Any:
 class _Vocabulary:
     """llguidance's tables for a tokenizer, which take a while to make, and what was compiled for it lately."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, end: int, name: str):
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, end: int, name: str) -> None:
         try:
             self._tokens = _library(name).LLTokenizer(tokenizer.to_str(), n_vocab=vocab_size, eos_token=end)
         except (ValueError, RuntimeError) as error:

@@ -21,7 +21,7 @@ class Crowd:
         rows: in the order of their slots.
     """
 
-    def __init__(self, model: FastVlmForConditionalGeneration, max_rows: int, policy: CachePolicy):
+    def __init__(self, model: FastVlmForConditionalGeneration, max_rows: int, policy: CachePolicy) -> None:
         self._model = model
         self._batch = BatchCache(len(model.language_model.layers), max_rows, policy)
         self.rows: list[Row] = []
@@ -32,7 +32,7 @@ class Crowd:
         policy = row.cache.policy
         return policy.kv_bits and (policy.kv_bits, policy.kv_group_size)
 
-    def join(self, row: Row):
+    def join(self, row: Row) -> None:
         """Take a row in; its own caches are given up."""
         with row.cache.growing(row.tokens) as caches:
             self._batch.join(caches)
@@ -40,13 +40,13 @@ class Crowd:
         row.merged = True
         self.rows.append(row)
 
-    def leave(self, row: Row):
+    def leave(self, row: Row) -> None:
         index = next(i for i, one in enumerate(self.rows) if one is row)
         self._batch.leave(index)
         self.rows[index] = self.rows[-1]
         self.rows.pop()
 
-    def step(self):
+    def step(self) -> None:
         """Send every row's next token on its way."""
         self._batch.begin()
         picks = [row.pick for row in self.rows if isinstance(row.pick, Pick)]  # all of them: others have left
@@ -56,7 +56,7 @@ class Crowd:
             row.pick = pick
 
 
-def step_alone(model: FastVlmForConditionalGeneration, row: Row):
+def step_alone(model: FastVlmForConditionalGeneration, row: Row) -> None:
     """Send the next token of a row on its way that has caches of its own.
 
     Raises:

@@ -189,7 +189,7 @@ class _Collected:
     failed = 0
     keeps_images = False
 
-    def __init__(self, written: dict[str, Record]):
+    def __init__(self, written: dict[str, Record]) -> None:
         self._written = written
         self.done: dict[str, str] = {}
         self.sink = self
@@ -197,7 +197,7 @@ class _Collected:
     def mine(self) -> Iterator[Record]:
         return iter(())
 
-    def write(self, item: Item, record: Record):
+    def write(self, item: Item, record: Record) -> None:
         self._written[item.key] = record
 
 
@@ -251,7 +251,7 @@ class _Run:
         options: GenerationOptions,
         asker: Texts | Decisions,
         report: Report,
-    ):
+    ) -> None:
         self._engine, self._processor, self._job, self._options = engine, processor, job, options
         self._asker, self._report = asker, report
         self.summary = Summary()
@@ -334,7 +334,7 @@ class _Run:
             images += self._prepare(other)
         return images
 
-    def _fill(self):
+    def _fill(self) -> None:
         """Ask about what is ready, as long as there is room; wait only where nothing runs."""
         while self._engine.room:
             found = self._ready.take(wait=not self._asked)
@@ -346,7 +346,7 @@ class _Run:
             else:
                 self._ask(number, item, images)
 
-    def _ask(self, number: int, item: Item, images: list[Image]):
+    def _ask(self, number: int, item: Item, images: list[Image]) -> None:
         mark = ""
         if self._job.dedupe:
             mark = _short([image.fingerprint for image in images], self._mark(item))
@@ -367,7 +367,7 @@ class _Run:
         self.summary.hits += "error" not in outcome
         return {**outcome, "image": mark}
 
-    def _collect(self):
+    def _collect(self) -> None:
         for asked in list(self._asked):
             outcome = self._asker.outcome(asked.pending)
             if outcome is None:
@@ -379,7 +379,7 @@ class _Run:
             for number, item in asked.same:
                 self._writer.add(number, item, self._hit(outcome, asked.mark))
 
-    def _write(self, item: Item, outcome: Outcome):
+    def _write(self, item: Item, outcome: Outcome) -> None:
         record: Record = {"key": item.key, **outcome, "model": self._model, "prompt": self._mark(item)}
         self._records.write(item, record)
         if "error" in outcome:
@@ -388,7 +388,7 @@ class _Run:
             self.summary.answered += 1
         self._update()
 
-    def _update(self):
+    def _update(self) -> None:
         summary = self.summary
         summary.total, summary.seconds = self._dataset.estimate(), time.perf_counter() - self._start
         summary.waited = self._ready.waited
@@ -399,12 +399,12 @@ class _Run:
 class _InOrder:
     """Hands outcomes on in the order of their images, unless one keeps too many others waiting."""
 
-    def __init__(self, write: Callable[[Item, Outcome], None]):
+    def __init__(self, write: Callable[[Item, Outcome], None]) -> None:
         self._write, self._next = write, 0
         self._waiting: dict[int, tuple[Item, Outcome]] = {}
         self._early: set[int] = set()  # written before their turn
 
-    def add(self, number: int, item: Item, outcome: Outcome):
+    def add(self, number: int, item: Item, outcome: Outcome) -> None:
         self._waiting[number] = item, outcome
         if len(self._waiting) > WINDOW:
             first = min(self._waiting)
@@ -417,7 +417,7 @@ class _InOrder:
                 self._write(*self._waiting.pop(self._next))
             self._next += 1
 
-    def flush(self):
+    def flush(self) -> None:
         for number in sorted(self._waiting):
             self._write(*self._waiting.pop(number))
 

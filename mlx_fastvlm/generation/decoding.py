@@ -47,7 +47,9 @@ def step(model: FastVlmForConditionalGeneration, tokens: mx.array, caches: list[
     return model.logits(model.language_model(embeddings, cache=caches).last_hidden_state[:, -1])
 
 
-def check_finite(largest: float, model: FastVlmForConditionalGeneration, processors: bool, constrained: bool = False):
+def check_finite(
+    largest: float, model: FastVlmForConditionalGeneration, processors: bool, constrained: bool = False
+) -> None:
     """``ValueError`` with the likeliest cause, where a token was chosen from logits that are not finite.
 
     Args:

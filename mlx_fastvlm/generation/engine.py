@@ -74,7 +74,7 @@ class Engine:
         prefix_cache: PrefixCache | None = None,
         vision_cache: VisionCache | None = None,
         ahead: int = 0,
-    ):
+    ) -> None:
         for name, value in (("max_rows", max_rows), ("prefill_step_size", prefill_step_size)):
             require_whole(name, value)
             require(value >= 1, f"{name} must be at least 1", value)
@@ -191,7 +191,7 @@ class Engine:
             give_back()
         return True
 
-    def cancel(self, answer: Answer):
+    def cancel(self, answer: Answer) -> None:
         """End an answer between two steps; one that has ended already is left as it is."""
         if self._unfinished:
             self._crowds.clear()  # an interrupt has left them in any state; the next step makes them again
@@ -199,7 +199,7 @@ class Engine:
             if row.answer is answer:
                 self._end(row)
 
-    def _end(self, row: Row, error: Exception | None = None):
+    def _end(self, row: Row, error: Exception | None = None) -> None:
         """Let a row go, and everything that was its own."""
         row.answer.end(error)
         if row in self._waiting:
@@ -210,7 +210,7 @@ class Engine:
         self._forget_features()
         self._keep_wired()
 
-    def _keep_wired(self):
+    def _keep_wired(self) -> None:
         """The weights stay in memory while there is anything to answer, and as long as somebody has the engine."""
         busy = bool(self._rows or self._waiting)
         if busy and self._wired is None:
@@ -221,7 +221,7 @@ class Engine:
             self._wired()
             self._wired = None
 
-    def _leave_crowd(self, row: Row):
+    def _leave_crowd(self, row: Row) -> None:
         crowd = self._crowds.get(Crowd.kind(row)) if row.merged else None
         if crowd is None:
             return
@@ -230,7 +230,7 @@ class Engine:
         if not crowd.rows:
             del self._crowds[Crowd.kind(row)]
 
-    def _begin_again(self):
+    def _begin_again(self) -> None:
         """After a step that did not come to its end: what was delivered stands, all else is computed again."""
         self._crowds.clear()
         self._waiting = deque(row for row in self._waiting if row not in self._rows)
@@ -251,7 +251,7 @@ class Engine:
 
     # Admission
 
-    def _admit(self):
+    def _admit(self) -> None:
         """Each row that there is memory for; a single one is tried in any case."""
         free = functools.cache(free_memory)  # slow to ask, and no row takes any before it is read
         while len(self._rows) < self._max_rows:
@@ -280,7 +280,7 @@ class Engine:
 
     # Reading
 
-    def _read(self):
+    def _read(self) -> None:
         """One piece: a few images, or so many tokens of one prompt or of several short ones."""
         left = self._prefill_step_size
         while reading := [row for row in self._rows if row.pick is None]:
@@ -300,7 +300,7 @@ class Engine:
         """Waiting rows whose images may go through the tower with those of others."""
         return [row for row in islice(self._waiting, self._ahead) if self._reader.may_be_early(row)]
 
-    def _forget_features(self):
+    def _forget_features(self) -> None:
         self._reader.keep_only([row for row in self._rows if row.pick is None] + self._soon())
 
     def _read_some(self, group: list[Row], first: Row) -> int:
@@ -320,7 +320,7 @@ class Engine:
 
     # Decoding
 
-    def _decode(self):
+    def _decode(self) -> None:
         """Send the next token of every running row on its way, and deliver the ones before."""
         on_their_way = []
         for row in list(self._rows):
@@ -346,7 +346,7 @@ class Engine:
             if self._try(row, lambda row, pick=pick: row.deliver(pick, self._model)) and row.answer.finish_reason:
                 self._end(row)
 
-    def _merge(self, going: Iterable[Row]):
+    def _merge(self, going: Iterable[Row]) -> None:
         """Let rows that can share a batch join it, once there are two."""
         alone: dict[Any, list[Row]] = {}
         for row in going:

@@ -21,7 +21,7 @@ class LogitsChain:
         prompt: tokens of the prompt; ``min_new_tokens`` counts from there.
     """
 
-    def __init__(self, options: TensorOptions, ends: list[int], prompt: int):
+    def __init__(self, options: TensorOptions, ends: list[int], prompt: int) -> None:
         self._options, self._ends, self._prompt = options, ends, prompt
         self._least = 1 + len(ends) if options.num_beams > 1 else 1  # tokens that every filter leaves
 

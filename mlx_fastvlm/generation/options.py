@@ -182,7 +182,7 @@ class GenerationOptions:
             bounds = (policy.max_kv_size, policy.kv_bits)
             require(bounds == (None, None), "give max_kv_size and kv_bits to the PromptCache itself", bounds)
 
-    def _check_counts(self):
+    def _check_counts(self) -> None:
         for name in _COUNTS:
             value = getattr(self, name)
             require_whole(name, value)
@@ -200,11 +200,11 @@ class GenerationOptions:
         _require_number("fps", self.fps)
         require(self.fps > 0, "fps must be above 0", self.fps)
 
-    def _check_seed(self):
+    def _check_seed(self) -> None:
         require_whole("seed", self.seed, optional=True)
         require(self.seed is None or 0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1", self.seed)
 
-    def _check_sampling(self):
+    def _check_sampling(self) -> None:
         temperature, penalty = self.temperature, self.repetition_penalty
         for name in ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty"):
             _require_number(name, getattr(self, name))
@@ -220,7 +220,7 @@ class GenerationOptions:
             require(penalty > 0, "repetition_penalty must be above 0", penalty)
             require(_computable(penalty), f"repetition_penalty must be {_RANGE}", penalty)
 
-    def _check_logit_bias(self):
+    def _check_logit_bias(self) -> None:
         if self.logit_bias is None:
             return
         require(isinstance(self.logit_bias, dict), "logit_bias must be a dict of token id: number", self.logit_bias)
@@ -230,14 +230,14 @@ class GenerationOptions:
             require(bias == bias and bias < math.inf, "logit_bias must be below infinity", bias)
             require(bias == -math.inf or _in_float32(bias), "logit_bias must hold numbers of float32", bias)
 
-    def _check_texts(self):
+    def _check_texts(self) -> None:
         require(isinstance(self.system, (str, type(None))), "system must be a text", self.system)
         kinds = (str, list, tuple, set, frozenset, type(None))
         require(isinstance(self.stop, kinds), "stop must be a text or a list of texts", self.stop)
         require(all(isinstance(text, str) for text in self.stop_strings), "stop must hold texts", self.stop)
         require(all(self.stop_strings), "stop must not hold an empty string", self.stop)
 
-    def _check_constraint(self):
+    def _check_constraint(self) -> None:
         given = [name for name in DESCRIPTIONS if getattr(self, name) is not None]
         if len(given) > 1:
             raise UsageError(f"{given[0]} and {given[1]} can't both hold; give one of them.")
@@ -249,7 +249,7 @@ class GenerationOptions:
                 self.min_tokens,
             )
 
-    def _check_objects(self):
+    def _check_objects(self) -> None:
         require(isinstance(self.logprobs, bool), "logprobs must be True or False", self.logprobs)
         processors = [] if self.logits_processors is None else self.logits_processors
         functions = isinstance(processors, (list, tuple)) and all(map(callable, processors))
@@ -273,7 +273,7 @@ class GenerationOptions:
         given = ((name, getattr(self, name)) for name in DESCRIPTIONS)
         return next((pair for pair in given if pair[1] is not None), None)
 
-    def warn_of_cut(self, finish_reason: str | None):
+    def warn_of_cut(self, finish_reason: str | None) -> None:
         """Where an answer that should keep to a description is only the beginning of one, say so."""
         if finish_reason == "length" and self.constraint is not None:
             name, _ = self.constraint
@@ -294,7 +294,7 @@ class GenerationOptions:
         """Of the KV cache, where there is no ``prompt_cache``."""
         return CachePolicy(self.max_kv_size, self.kv_bits, self.kv_group_size)
 
-    def check(self, model: FastVlmForConditionalGeneration):
+    def check(self, model: FastVlmForConditionalGeneration) -> None:
         """``UsageError`` where an option does not suit the model."""
         size = model.config.text_config.vocab_size
         for id in self.logit_bias or ():
@@ -345,7 +345,7 @@ def _in_float32(value: float) -> bool:
     return value == 0 or _FLOAT32_MIN <= abs(value) <= _FLOAT32_MAX
 
 
-def _require_number(name: str, value: Any):
+def _require_number(name: str, value: Any) -> None:
     finite = _is_number(value) and value == value and abs(value) != math.inf
     require(finite, f"{name} must be a finite number", value)
     require(_in_float32(value), f"{name} must be a number that float32 can hold", value)

@@ -33,7 +33,7 @@ class Pending:
 class Texts:
     """Outcomes that are texts; JSON where the options have a schema and the answer was not cut."""
 
-    def __init__(self, engine: Engine, options: GenerationOptions):
+    def __init__(self, engine: Engine, options: GenerationOptions) -> None:
         self._engine, self._options = engine, options
 
     def ask(self, request: Request) -> Pending:
@@ -70,7 +70,7 @@ class Decisions:
         processor: FastVlmProcessor,
         options: GenerationOptions,
         choices: list[str],
-    ):
+    ) -> None:
         self._engine, self._model, self._processor, self._options = engine, model, processor, options
         self._choices = choices
         read_choices(processor, choices)  # what is wrong with them is told before an image is opened

@@ -48,7 +48,7 @@ class PromptReader:
         step_size: int,
         vision_cache: VisionCache | None,
         prefix_cache: PrefixCache | None,
-    ):
+    ) -> None:
         self._model, self._processor, self._step_size = model, processor, step_size
         self._vision_cache, self._prefix_cache = vision_cache, prefix_cache
         self._features: dict[str, mx.array] = {}
@@ -62,7 +62,7 @@ class PromptReader:
         own = row.options.vision_cache
         return self._vision_cache if own is None else own
 
-    def begin(self, row: Row):
+    def begin(self, row: Row) -> None:
         """Take up a row's prompt, and what is known of it already."""
         prefixes = self._prefixes_for(row)
         if row.shared is not None and row.shared.contents is not None:
@@ -73,7 +73,7 @@ class PromptReader:
         row.begin(self._model)
         self._look_up(row)
 
-    def begin_again(self, row: Row):
+    def begin_again(self, row: Row) -> None:
         """The same after an interrupt."""
         row.begin_again(self._model)
         self._look_up(row)
@@ -81,7 +81,7 @@ class PromptReader:
     def _prefixes_for(self, row: Row) -> PrefixCache | None:
         return self._prefix_cache if row.shares and PrefixCache.serves(row.cache.policy) else None
 
-    def _remember(self, row: Row, caches: list[Any]):
+    def _remember(self, row: Row, caches: list[Any]) -> None:
         """Let other rows with this prompt, or one that begins like it, go on from its keys and values."""
         shared, row.shared = row.shared, None
         parameters = row.cache.parameters
@@ -93,7 +93,7 @@ class PromptReader:
         if prefixes is not None:
             prefixes.put(self._model, row.tokens, caches, parameters)
 
-    def _look_up(self, row: Row):
+    def _look_up(self, row: Row) -> None:
         cache = self._cache_of(row)
         if cache is None and not self._features:
             return
@@ -115,7 +115,7 @@ class PromptReader:
         """Whether a row that has not begun is known to need all of its images."""
         return row.shares and self._prefix_cache is None and self._cache_of(row) is None
 
-    def encode(self, rows: list[Row]):
+    def encode(self, rows: list[Row]) -> None:
         """Encode a few of the images that the first row lacks, and with them others' of their size that fit in."""
         first = rows[0]
         missing = {image.fingerprint: image for row in rows for image in row.unread_images}
@@ -135,7 +135,7 @@ class PromptReader:
                 of_row = found.keys() & {image.fingerprint for image in row.images}
                 row.encoded |= {(encoder, name): found[name] for name in of_row}
 
-    def put_features(self, row: Row):
+    def put_features(self, row: Row) -> None:
         """Give the vision cache what was encoded for a row that has a token, so that all of it is computed."""
         cache = self._cache_of(row)
         if cache is not None:
@@ -143,7 +143,7 @@ class PromptReader:
                 cache.put(key, features)
             row.encoded = {}
 
-    def keep_only(self, rows: list[Row]):
+    def keep_only(self, rows: list[Row]) -> None:
         """Forget features that none of these rows waits for."""
         if self._features:
             wanted = {image.fingerprint for row in rows if row.embeddings is None for image in row.unread_images}
@@ -153,7 +153,7 @@ class PromptReader:
         """How many tokens the row's next piece has."""
         return min(len(row.ids) - row.read, self._step_size, row.options.prefill_step_size)
 
-    def read(self, row: Row):
+    def read(self, row: Row) -> None:
         """Read a row's next piece, and after the last choose its first token."""
         self._embed(row)
         piece = row.next_piece(self.cost(row))
@@ -169,7 +169,7 @@ class PromptReader:
                 (row.pick,) = choose([row.sampler], self._model.logits(hidden[:, -1]))
                 self._remember(row, caches)
 
-    def _embed(self, row: Row):
+    def _embed(self, row: Row) -> None:
         if row.embeddings is None:
             features = [self._features[image.fingerprint] for image in row.images]
             row.embed(self._model, mx.stack(features) if features else None)
@@ -193,7 +193,7 @@ class PromptReader:
             total, longest = total + length, max(longest, length)
         return group
 
-    def read_together(self, rows: list[Row]):
+    def read_together(self, rows: list[Row]) -> None:
         """Read whole prompts in one call, padded on the right: a token sees what is before it, so no mask is needed."""
         for row in rows:
             self._embed(row)

@@ -35,7 +35,7 @@ class Request:
     placeholder: int
     grammar: Grammar | None = None
 
-    def check(self, model: FastVlmForConditionalGeneration, bounded: bool = False):
+    def check(self, model: FastVlmForConditionalGeneration, bounded: bool = False) -> None:
         """``ValueError`` for a prompt that the model can't read.
 
         Args:

@@ -51,7 +51,7 @@ class Row:
         answer: Answer,
         start: float,
         shared: SharedPrompt | None = None,
-    ):
+    ) -> None:
         self.shared = shared
         self.request, self.options, self.cache, self.answer = request, options, cache, answer
         self.tokens = request.tokens
@@ -95,7 +95,7 @@ class Row:
         """Those that the tower has to see; before the row has begun, all."""
         return self.images if self.ids else self.request.images
 
-    def begin(self, model: FastVlmForConditionalGeneration):
+    def begin(self, model: FastVlmForConditionalGeneration) -> None:
         """Take up the prompt, except for what its cache holds."""
         self._seed = any_seed(self.options) if self._seed is None else self._seed
         text_ids, ends = self.request.text_ids, self._processor.eos_token_ids
@@ -105,7 +105,7 @@ class Row:
         self.ids = [*self.request.ids, *self.said]
         self.images = self.request.images_behind(self.read)
 
-    def begin_again(self, model: FastVlmForConditionalGeneration):
+    def begin_again(self, model: FastVlmForConditionalGeneration) -> None:
         """After an interrupt: what was delivered stands, and the rest is computed again.
 
         Raises:
@@ -121,7 +121,7 @@ class Row:
             self.cache.drop()
         self.begin(model)
 
-    def embed(self, model: FastVlmForConditionalGeneration, features: mx.array | None):
+    def embed(self, model: FastVlmForConditionalGeneration, features: mx.array | None) -> None:
         """Make the decoder's input of the ids and the images' features, (images, tokens, hidden size) or None.
 
         Nothing waits for the features: the request was checked to have a placeholder for each.
@@ -140,7 +140,7 @@ class Row:
         start = self.read - (len(self.ids) - self.embeddings.shape[1])
         return self.embeddings[:, start : start + count]
 
-    def was_read(self, count: int):
+    def was_read(self, count: int) -> None:
         """The decoder has read so many of the ids."""
         self.read += count
         if self.options.progress is not None:
@@ -150,7 +150,7 @@ class Row:
         if self.read == len(self.ids):
             self.embeddings = None
 
-    def deliver(self, pick: Pick, model: FastVlmForConditionalGeneration):
+    def deliver(self, pick: Pick, model: FastVlmForConditionalGeneration) -> None:
         """Add the token that was on its way to the answer; ``ValueError`` where it comes from broken logits."""
         check_finite(
             pick.largest, model, bool(self.options.logits_processors), constrained=self.request.grammar is not None

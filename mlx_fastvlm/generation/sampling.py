@@ -118,7 +118,7 @@ class Sampler:
         said: Sequence[int] = (),
         ends: Iterable[int] = (),
         grammar: Grammar | None = None,
-    ):
+    ) -> None:
         self.options = options
         sampling = (options.top_p, options.top_k, options.min_p) if options.temperature > 0 else ()
         self.like = (float(options.temperature), *sampling, options.logprobs, options.top_logprobs)
@@ -181,7 +181,7 @@ class Sampler:
         digest = hashlib.blake2b(numbers, digest_size=8).digest()
         return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
-    def take(self, pick: Pick):
+    def take(self, pick: Pick) -> None:
         """Go on from a token that was chosen."""
         self.produced += 1
         if self._constraint is not None:

@@ -55,7 +55,7 @@ class ChatSession:
         processor: FastVlmProcessor,
         system: str | None = None,
         **options: Unpack[SessionOptions],
-    ):
+    ) -> None:
         self._set_up(model, processor, GenerationOptions(system=system, **options))
 
     @classmethod
@@ -67,7 +67,9 @@ class ChatSession:
         session._set_up(model, processor, options)
         return session
 
-    def _set_up(self, model: FastVlmForConditionalGeneration, processor: FastVlmProcessor, options: GenerationOptions):
+    def _set_up(
+        self, model: FastVlmForConditionalGeneration, processor: FastVlmProcessor, options: GenerationOptions
+    ) -> None:
         options.check(model)
         if options.video is not None:
             raise UsageError("A conversation takes no video; show it the images that load_video gives.")
@@ -101,7 +103,7 @@ class ChatSession:
         """The images shown so far, in reading order, as the model sees them."""
         return self._conversation.images
 
-    def reset(self):
+    def reset(self) -> None:
         """Begin a new conversation. Features of images are kept, in case they come again."""
         messages: Messages = [] if self._system is None else [{"role": "system", "content": self._system}]
         with self._lock:

@@ -24,7 +24,7 @@ class SharedPrompt:
 
     contents: Contents | None = None
 
-    def was_read(self, model: FastVlmModel, tokens: list[Token], caches: list[Any], parameters: Parameters):
+    def was_read(self, model: FastVlmModel, tokens: list[Token], caches: list[Any], parameters: Parameters) -> None:
         """Hold copies of the caches that have read exactly these tokens.
 
         Args:

@@ -122,7 +122,7 @@ class Decoder:
         hidden_states, attentions: of each step, those of the layers, where the options ask for them.
     """
 
-    def __init__(self, model: FastVlmForConditionalGeneration, inputs: dict[str, Any], options: TensorOptions):
+    def __init__(self, model: FastVlmForConditionalGeneration, inputs: dict[str, Any], options: TensorOptions) -> None:
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
         if (ids is None) == (embeds is None):
             raise UsageError("Give model.generate exactly one of input_ids and inputs_embeds.")
@@ -182,7 +182,7 @@ class Decoder:
         self.attentions += [out.attentions] if out.attentions else []
         return out.logits[:, -1].astype(mx.float32)
 
-    def repeat(self, times: int):
+    def repeat(self, times: int) -> None:
         """Each row so many times, one after the other."""
         if times > 1:
             self.take(mx.repeat(mx.arange(self.ids.shape[0]), times))
@@ -192,7 +192,7 @@ class Decoder:
             if self._mask is not None:
                 self._mask = mx.repeat(self._mask, times, axis=0)
 
-    def take(self, rows: mx.array):
+    def take(self, rows: mx.array) -> None:
         """Let these rows' caches be the rows' now."""
         for cache in self.caches:
             cache.keys, cache.values = (tree_map(lambda x: x[rows], part) for part in (cache.keys, cache.values))

@@ -16,7 +16,7 @@ class TextStream:
         ended: whether the model ended the answer, or a stop string did.
     """
 
-    def __init__(self, processor: FastVlmProcessor, stop: Iterable[str] = ()):
+    def __init__(self, processor: FastVlmProcessor, stop: Iterable[str] = ()) -> None:
         self._ends = processor.eos_token_ids
         self._characters = processor.detokenizer()
         self._stop = StopStrings(stop)
@@ -47,7 +47,7 @@ class StopStrings:
     text comes in.
     """
 
-    def __init__(self, strings: Iterable[str]):
+    def __init__(self, strings: Iterable[str]) -> None:
         self._strings = tuple(strings)
         self._held = ""
         self.found = False

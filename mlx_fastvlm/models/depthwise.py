@@ -93,7 +93,7 @@ def _key(x: mx.array, weight: mx.array, stride: int, ending: str) -> Key:
 # Proving
 
 
-def prove(encode: Callable[[mx.array], Any], pixels: int, dtype: mx.Dtype):
+def prove(encode: Callable[[mx.array], Any], pixels: int, dtype: mx.Dtype) -> None:
     """Choose a kernel for each depthwise convolution of a network that sees one image; nothing else is computed.
 
     Does nothing where there is nothing to choose: on a CPU, where the environment chose, and where it is known.
@@ -193,7 +193,7 @@ def _stored() -> dict[str, bool]:
     return {name: value for name, value in choices.items() if type(value) is bool} if isinstance(choices, dict) else {}
 
 
-def _store(choices: dict[str, bool]):
+def _store(choices: dict[str, bool]) -> None:
     with contextlib.suppress(OSError):  # nowhere to write: the next process proves again
         file().parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(file()) as unfinished:

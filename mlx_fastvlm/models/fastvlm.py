@@ -44,7 +44,7 @@ class FastVlmModel(Habits):
 
     has_head = False
 
-    def __init__(self, config: FastVlmConfig):
+    def __init__(self, config: FastVlmConfig) -> None:
         super().__init__()
         self.config = config
         self.vision_tower = FastViTHD(config.vision_config)
@@ -78,7 +78,9 @@ class FastVlmModel(Habits):
         return model
 
     @knows_habits(SAVING)
-    def save_pretrained(self, folder: str | Path, *, layout: str = "mlx", processor: Any = None, force: bool = False):
+    def save_pretrained(
+        self, folder: str | Path, *, layout: str = "mlx", processor: Any = None, force: bool = False
+    ) -> None:
         """Write the model as a checkpoint; see ``checkpoints/saving.py``, which does it.
 
         A :class:`FastVlmModel` is written without a head, for :class:`FastVlmModel` again, or where its config ties the
@@ -109,7 +111,7 @@ class FastVlmModel(Habits):
         """The token embedding; its ``weight`` is (vocabulary size, text hidden size)."""
         return self.language_model.embed_tokens
 
-    def set_input_embeddings(self, value: nn.Embedding):
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the token embedding, and with it a tied head; ``config`` is left as it is."""
         self.language_model.embed_tokens = value
 
@@ -152,7 +154,7 @@ class FastVlmModel(Habits):
     def _vocabulary_layers(self) -> list[nn.Module]:
         return [self.get_input_embeddings()]
 
-    def set_attn_implementation(self, attn_implementation: str):
+    def set_attn_implementation(self, attn_implementation: str) -> None:
         """How the decoder computes attention: "sdpa" (MLX's fused kernel) or "eager" (step by step).
 
         It is about the decoder only; the tower's attention has one implementation. ``output_attentions`` works with
@@ -169,7 +171,7 @@ class FastVlmModel(Habits):
         """Whether :meth:`gradient_checkpointing_enable` was called last."""
         return self.language_model.gradient_checkpointing
 
-    def gradient_checkpointing_enable(self):
+    def gradient_checkpointing_enable(self) -> None:
         """Train with less memory and more time: blocks and layers keep their inputs only (``mx.checkpoint``).
 
         It acts while the model is in training mode (``model.train()``) and runs without a cache, as in transformers.
@@ -177,7 +179,7 @@ class FastVlmModel(Habits):
         """
         self.vision_tower.gradient_checkpointing = self.language_model.gradient_checkpointing = True
 
-    def gradient_checkpointing_disable(self):
+    def gradient_checkpointing_disable(self) -> None:
         """Undo :meth:`gradient_checkpointing_enable`."""
         self.vision_tower.gradient_checkpointing = self.language_model.gradient_checkpointing = False
 
@@ -350,7 +352,7 @@ class FastVlmForConditionalGeneration(FastVlmModel):
 
     has_head = True
 
-    def __init__(self, config: FastVlmConfig):
+    def __init__(self, config: FastVlmConfig) -> None:
         super().__init__(config)
         if not config.tie_word_embeddings:
             self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
@@ -374,7 +376,7 @@ class FastVlmForConditionalGeneration(FastVlmModel):
         """The head: ``lm_head``, or the token embedding where it is tied. Both have a (vocabulary, hidden) weight."""
         return self.lm_head if "lm_head" in self else self.get_input_embeddings()
 
-    def set_output_embeddings(self, value: nn.Linear):
+    def set_output_embeddings(self, value: nn.Linear) -> None:
         """Replace the head; a tied model is untied by this, and its config says so."""
         self.lm_head = value
         self.config = replace(self.config, tie_word_embeddings=False)

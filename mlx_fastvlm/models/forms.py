@@ -46,6 +46,6 @@ def plain(model: Model) -> Model:
     return model
 
 
-def _become(layer: nn.Module, kind: type[nn.Module]):
+def _become(layer: nn.Module, kind: type[nn.Module]) -> None:
     if type(layer) is not kind:
         layer.__class__ = kind

@@ -67,7 +67,7 @@ class Habits(nn.Module):
         processor: Any = None,
         private: bool = True,
         base_model: str | None = None,
-    ):
+    ) -> None:
         """Save, with a model card, and upload to a repository of the hub, which is made if there is none.
 
         Args:

@@ -29,7 +29,7 @@ class Attention(nn.Module):
     transformers' ``Qwen2Attention``.
     """
 
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig) -> None:
         super().__init__()
         dim, head_dim = config.hidden_size, config.head_dim
         self.q_proj = nn.Linear(dim, config.num_attention_heads * head_dim, bias=True)
@@ -95,7 +95,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """The gated perceptron, SwiGLU (transformers' ``Qwen2MLP``)."""
 
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -109,7 +109,7 @@ class MLP(nn.Module):
 class ActivatedMLP(MLP):
     """The same with another activation than SiLU (``hidden_act``)."""
 
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig) -> None:
         super().__init__(config)
         self.act = ACTIVATIONS[config.hidden_act]()
 
@@ -121,7 +121,7 @@ class ActivatedMLP(MLP):
 class DecoderLayer(nn.Module):
     """One pre-norm decoder layer (transformers' ``Qwen2DecoderLayer``); called like :class:`Attention`."""
 
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.self_attn = Attention(config)
         self.mlp = (MLP if ACTIVATIONS[config.hidden_act] is SiLU else ActivatedMLP)(config)
@@ -170,7 +170,7 @@ class Qwen2Model(nn.Module):
         gradient_checkpointing: while training, forget what the layers computed and compute it again for the gradients.
     """
 
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = [DecoderLayer(config) for _ in range(config.num_hidden_layers)]

@@ -53,7 +53,7 @@ class LoRALinear(nn.Module):
 
     _zero = "lora_b"  # the matrix that begins as zero, so that the adapter adds nothing yet
 
-    def __init__(self, linear: nn.Module, rank: int, scale: float = 20.0, dropout: float = 0.0):
+    def __init__(self, linear: nn.Module, rank: int, scale: float = 20.0, dropout: float = 0.0) -> None:
         super().__init__()
         self.linear = linear
         self.dropout = nn.Dropout(dropout)
@@ -90,7 +90,7 @@ class DoRALinear(LoRALinear):
     The gradient takes the lengths that the rows have for constants, as DoRA's authors do (section 4.3).
     """
 
-    def __init__(self, linear: nn.Module, rank: int, scale: float = 20.0, dropout: float = 0.0):
+    def __init__(self, linear: nn.Module, rank: int, scale: float = 20.0, dropout: float = 0.0) -> None:
         super().__init__(linear, rank, scale, dropout)
         self.m = mx.linalg.norm(plain_weight(linear).astype(mx.float32), axis=1)
 
@@ -143,7 +143,7 @@ class LoRAEmbedding(LoRALinear):
 class DoRAEmbedding(LoRAEmbedding):
     """The same with the length of each word's row, ``m``, as a parameter of its own."""
 
-    def __init__(self, linear: nn.Module, rank: int, scale: float = 20.0, dropout: float = 0.0):
+    def __init__(self, linear: nn.Module, rank: int, scale: float = 20.0, dropout: float = 0.0) -> None:
         super().__init__(linear, rank, scale, dropout)
         self.m = mx.linalg.norm(plain_weight(linear).astype(mx.float32), axis=1)
 
@@ -305,7 +305,7 @@ def _shapes(layers: dict[str, nn.Module], config: AdapterConfig) -> dict[str, tu
     return shapes
 
 
-def _check(tensors: dict[str, mx.array], expected: dict[str, tuple[int, ...]], folder: Path):
+def _check(tensors: dict[str, mx.array], expected: dict[str, tuple[int, ...]], folder: Path) -> None:
     """``ValueError`` unless the tensors have these names and shapes, and numbers for values."""
     for name in sorted(tensors.keys() | expected.keys()):
         if name not in expected:

@@ -30,7 +30,7 @@ def plain_mask(length: int, cache: Any, window: int | None) -> mx.array | str | 
     return "causal" if length > 1 else None
 
 
-def check_caches(caches: list[Any], layers: int):
+def check_caches(caches: list[Any], layers: int) -> None:
     """``ValueError`` unless there is a cache of keys and values for each layer.
 
     mlx-lm's other kinds are of other networks: the states of recurrent ones (``ArraysCache``), several caches of a
@@ -84,6 +84,6 @@ def _looks(offset: int, length: int, window: int | None) -> mx.array:
     return query >= key if window is None else (query >= key) & (query - key < window)
 
 
-def _check_keeps(cache: Any, what: str):
+def _check_keeps(cache: Any, what: str) -> None:
     if cache is not None and getattr(cache, "max_size", None):
         raise ValueError(f"{what} can't be combined with a rotating cache, whose keys move; leave one out.")

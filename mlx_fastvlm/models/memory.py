@@ -23,7 +23,7 @@ TOWER_BYTES = {mx.DeviceType.cpu: (0, 430), mx.DeviceType.gpu: (100_000_000, 660
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
-def check_memory(name: str, model: FastVlmForConditionalGeneration, image_size: int):
+def check_memory(name: str, model: FastVlmForConditionalGeneration, image_size: int) -> None:
     """``OSError`` where less memory is free than a model, its weights not read yet, and one image need.
 
     An estimate: it knows the weights to the byte, and leaves out a long conversation's KV cache.
@@ -71,7 +71,7 @@ def _free_in_container() -> int | None:
     return max(0, limit - used + int(statistics.get("inactive_file", 0)))
 
 
-def give_back():
+def give_back() -> None:
     """Let buffers go that nothing uses any more.
 
     MLX keeps them for arrays to come. What it lets go, glibc keeps where something in use lies behind it: over 50,000

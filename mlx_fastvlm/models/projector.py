@@ -23,7 +23,7 @@ class FastVlmMultiModalProjector(nn.Module):
         ValueError: for an activation or a projector type that is not known.
     """
 
-    def __init__(self, config: FastVlmConfig):
+    def __init__(self, config: FastVlmConfig) -> None:
         super().__init__()
         if config.projector_hidden_act not in ACTIVATIONS:
             raise ValueError(

@@ -40,7 +40,7 @@ class Rotary:
     With "dynamic", each row's base follows from that row's own last position; in transformers from the batch's.
     """
 
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig) -> None:
         self._head_dim, self._base = config.head_dim, config.rope_theta
         self._rope = config.rope_scaling or {"rope_type": "default"}
         self._length = config.max_position_embeddings

@@ -33,7 +33,7 @@ class SummedLinear(nn.Module):
         group: of the processes.
     """
 
-    def __init__(self, linear: nn.Module, group: mx.distributed.Group):
+    def __init__(self, linear: nn.Module, group: mx.distributed.Group) -> None:
         super().__init__()
         self.linear = linear
         self._group = group
@@ -87,7 +87,7 @@ def load_share(
     return model, processor
 
 
-def _cut(model: FastVlmForConditionalGeneration, group: mx.distributed.Group):
+def _cut(model: FastVlmForConditionalGeneration, group: mx.distributed.Group) -> None:
     """Put shares in the place of the decoder's matrices; nothing is read yet."""
     if group.size() == 1:
         return
@@ -102,14 +102,14 @@ def _cut(model: FastVlmForConditionalGeneration, group: mx.distributed.Group):
         mlp["down_proj"] = SummedLinear(mlp.down_proj, group)
 
 
-def _read(model: FastVlmForConditionalGeneration):
+def _read(model: FastVlmForConditionalGeneration) -> None:
     """Layer by layer: of a matrix on disk, the share stays and the rest is let go."""
     for layer in model.language_model.layers:
         mx.eval(layer.parameters())
     mx.eval(model.parameters())
 
 
-def _check(model: FastVlmForConditionalGeneration, size: int):
+def _check(model: FastVlmForConditionalGeneration, size: int) -> None:
     config = model.config.text_config
     shared = {
         "attention heads": config.num_attention_heads,
@@ -139,7 +139,7 @@ def _linears(module: nn.Module) -> list[nn.Module]:
     return [module[name] for name in names if name in module]
 
 
-def _check_linear(linear: nn.Module):
+def _check_linear(linear: nn.Module) -> None:
     if isinstance(linear, SummedLinear):
         raise UsageError("The decoder is sharded already; load the model again.")
     if not isinstance(linear, LINEAR):

@@ -23,11 +23,11 @@ _computed = _forked = False
 class _AtTheEnd:
     """Python drops a thread's locals in that thread, before it counts as ended."""
 
-    def __del__(self):
+    def __del__(self) -> None:
         mx.clear_streams()
 
 
-def end_streams_with_thread():
+def end_streams_with_thread() -> None:
     """Called by whatever begins to compute in a thread that others may have started; costs next to nothing again.
 
     Raises:
@@ -44,7 +44,7 @@ def end_streams_with_thread():
         _of_thread.end = _AtTheEnd()
 
 
-def _in_child():
+def _in_child() -> None:
     global _forked
     _forked = _computed
 

@@ -34,7 +34,9 @@ class DepthwiseConv2d(nn.Module):
         kernel_size: side of the square kernel in pixels, odd; the padding keeps (stride 1) or halves (stride 2) sizes.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, bias: bool = True):
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, bias: bool = True
+    ) -> None:
         super().__init__()
         self.weight = mx.zeros((out_channels, kernel_size, kernel_size, 1))
         if bias:
@@ -57,7 +59,7 @@ class Stem(nn.Module):
     timm's ``convolutional_stem``; FastViT, section 3.2.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, channels, kernel_size=3, stride=2, padding=1)
         self.depthwise = DepthwiseConv2d(channels, channels, kernel_size=3, stride=2)
@@ -80,7 +82,7 @@ class Downsample(nn.Module):
         activate_between: whether an activation follows the first convolution, as in the released models.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, activate_between: bool = True):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, activate_between: bool = True) -> None:
         super().__init__()
         self.depthwise = DepthwiseConv2d(in_channels, out_channels, kernel_size, stride=2)
         self.act_between = GELU() if activate_between else nn.Identity()
@@ -96,7 +98,7 @@ class Downsample(nn.Module):
 class GatedDownsample(Downsample):
     """The same with a squeeze-and-excitation behind the first convolution (timm's ``se_downsamples``)."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, activate_between: bool = True):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, activate_between: bool = True) -> None:
         super().__init__(in_channels, out_channels, kernel_size, activate_between)
         self.se = SqueezeExcite(out_channels, gate_width(out_channels))
 
@@ -112,7 +114,7 @@ class ConvMlp(nn.Module):
     timm's ``ConvMlp`` of FastViT, with its BatchNorm and the layer scale behind it folded in.
     """
 
-    def __init__(self, channels: int, hidden: int):
+    def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
         self.conv = DepthwiseConv2d(channels, channels, kernel_size=7, bias=False)  # its bias is in fc1's
         self.fc1 = nn.Linear(channels, hidden)
@@ -127,7 +129,7 @@ class ConvMlp(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention over all pixels, heads of 32 channels (timm's ``Attention`` of FastViT)."""
 
-    def __init__(self, channels: int, head_dim: int):
+    def __init__(self, channels: int, head_dim: int) -> None:
         super().__init__()
         self.qkv = nn.Linear(channels, 3 * channels, bias=False)
         self.proj = nn.Linear(channels, channels)
@@ -155,7 +157,7 @@ class RepMixerBlock(nn.Module):
     timm's ``RepMixerBlock``; FastViT, section 3.1.
     """
 
-    def __init__(self, channels: int, hidden: int, kernel_size: int):
+    def __init__(self, channels: int, hidden: int, kernel_size: int) -> None:
         super().__init__()
         self.token_mixer = DepthwiseConv2d(channels, channels, kernel_size)
         self.mlp = ConvMlp(channels, hidden)
@@ -172,7 +174,7 @@ class AttentionBlock(nn.Module):
     timm's ``AttentionBlock``; FastViT, section 3.2.
     """
 
-    def __init__(self, channels: int, hidden: int, head_dim: int):
+    def __init__(self, channels: int, hidden: int, head_dim: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels, eps=1e-5)
         self.token_mixer = Attention(channels, head_dim)
@@ -190,7 +192,7 @@ class Stage(nn.Module):
     timm's ``FastVitStage``; FastVLM paper, figure 2.
     """
 
-    def __init__(self, config: VisionConfig, index: int):
+    def __init__(self, config: VisionConfig, index: int) -> None:
         super().__init__()
         channels = config.embed_dims[index]
         hidden = int(channels * config.mlp_ratios[index])
@@ -229,7 +231,7 @@ class SqueezeExcite(nn.Module):
         width: channels inside.
     """
 
-    def __init__(self, channels: int, width: int):
+    def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(channels, width)
         self.fc2 = nn.Linear(width, channels)
@@ -257,7 +259,7 @@ class FinalConv(nn.Module):
     timm's ``final_conv``; Apple's ``conv_exp``.
     """
 
-    def __init__(self, in_channels: int, out_channels: int):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.depthwise = DepthwiseConv2d(in_channels, out_channels, kernel_size=3)
         self.se = SqueezeExcite(out_channels, out_channels // 16)
@@ -292,7 +294,7 @@ class FastViTHD(nn.Module):
         gradient_checkpointing: while training, forget what the blocks computed and compute it again for the gradients.
     """
 
-    def __init__(self, config: VisionConfig):
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.gradient_checkpointing = False
         self.stem = Stem(config.embed_dims[0])

@@ -32,7 +32,7 @@ def _on_gpu() -> bool:
     return mx.default_device().type == mx.DeviceType.gpu
 
 
-def hold(model: nn.Module):
+def hold(model: nn.Module) -> None:
     """Wire a model, until :func:`release` was called as often. Does nothing where there is no Metal."""
     global _before
     limit = most()
@@ -47,7 +47,7 @@ def hold(model: nn.Module):
         _before = before if first else _before
 
 
-def release(key: int):
+def release(key: int) -> None:
     """Undo one :func:`hold` of the model with this ``id``."""
     with _lock:
         if key not in _answering:

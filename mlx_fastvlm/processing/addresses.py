@@ -51,7 +51,7 @@ def resolve(host: str, port: int, *, public: bool) -> list[Address]:
     return allowed
 
 
-def check_literal(host: str):
+def check_literal(host: str) -> None:
     """``OSError`` where a host is written as an address that is not public, in any of the system's notations.
 
     For hosts that a proxy will look up: nothing is looked up here.

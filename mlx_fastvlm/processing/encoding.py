@@ -26,7 +26,7 @@ class _Plain:
     text: str = ""
     said: list[tuple[int, int]] = field(default_factory=list)
 
-    def add(self, text: str, author: Author):
+    def add(self, text: str, author: Author) -> None:
         if author is not Author.TEMPLATE and text:
             self.said.append((len(self.text), len(self.text) + len(text)))
         self.text += text
@@ -50,7 +50,7 @@ class PromptEncoder:
     are plain words (``USER:``) can't be protected, since nothing tells a user's from its own.
     """
 
-    def __init__(self, tokenizer: Tokenizer, eos_token_ids: frozenset[int], template: str):
+    def __init__(self, tokenizer: Tokenizer, eos_token_ids: frozenset[int], template: str) -> None:
         self._tokenizer = tokenizer
         # Special tokens are recognised here alone, in the template's text and never in a user's.
         tokenizer.encode_special_tokens = True
@@ -151,7 +151,7 @@ class PromptEncoder:
         return sorted(cuts)
 
 
-def _mark_special(tokenizer: Tokenizer, eos_token_ids: frozenset[int]):
+def _mark_special(tokenizer: Tokenizer, eos_token_ids: frozenset[int]) -> None:
     """What ends a turn is special, whatever the files call it, or a user could type it."""
     added = tokenizer.get_added_tokens_decoder().items()
     turns = [token for id, token in added if id in eos_token_ids or token.content.startswith("<|")]

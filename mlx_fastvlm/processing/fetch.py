@@ -73,7 +73,7 @@ def _in_time(transfer: _Transfer, url: str) -> tuple[bytes, str]:
     """
     outcome: queue.SimpleQueue[tuple[bytes, str] | BaseException] = queue.SimpleQueue()
 
-    def run():
+    def run() -> None:
         try:
             outcome.put(transfer.run(url))
         except BaseException as error:
@@ -94,14 +94,14 @@ def _in_time(transfer: _Transfer, url: str) -> tuple[bytes, str]:
 class _Transfer:
     """One URL and its redirects."""
 
-    def __init__(self, private: bool):
+    def __init__(self, private: bool) -> None:
         self._private = private
         self._socket: socket.socket | None = None
         self._stopped = False
         self._own_host: str | None = None  # that the user named, as long as no redirect has led elsewhere
         self._own_address: Address | None = None  # that it led to
 
-    def stop(self):
+    def stop(self) -> None:
         """End it from another thread."""
         self._stopped = True
         if self._socket is not None:
@@ -141,7 +141,7 @@ class _Transfer:
             return [self._own_address.with_port(hop.port)]
         return resolve(hop.host, hop.port, public=not (first and self._private))
 
-    def _watch(self, opened: socket.socket):
+    def _watch(self, opened: socket.socket) -> None:
         self._socket = opened
         if self._stopped:
             raise TimeoutError("it was stopped")
@@ -206,12 +206,12 @@ class _PinnedConnection(http.client.HTTPConnection):
 
     address: Address
 
-    def __init__(self, hop: _Hop, addresses: list[Address], watch: Callable[[socket.socket], None]):
+    def __init__(self, hop: _Hop, addresses: list[Address], watch: Callable[[socket.socket], None]) -> None:
         super().__init__(hop.host, hop.port)
         self.default_port = 443 if hop.tls else 80  # which the header Host leaves out
         self._tls, self._addresses, self._watch = hop.tls, addresses, watch
 
-    def connect(self):
+    def connect(self) -> None:
         self.sock, self.address = connect(self._addresses, URL_TIMEOUT, self._watch)
         if self._tls:
             context = ssl.create_default_context()

@@ -119,7 +119,7 @@ def _is_heif(file: BinaryIO) -> bool:
     return head[4:8] == b"ftyp" and head[8:] in _HEIF_BRANDS
 
 
-def _register_heif():
+def _register_heif() -> None:
     """Teach Pillow HEIC, where the optional package for it is there."""
     try:
         import pillow_heif  # noqa: PLC0415 - an extra, which may be missing
@@ -179,7 +179,7 @@ def _seek_frames(image: Image.Image, name: str, count: int, frames: int, most: i
             yield place
 
 
-def _check_size(image: Image.Image, name: str, most: int):
+def _check_size(image: Image.Image, name: str, most: int) -> None:
     """Before the frame at hand is decoded."""
     width, height = image.size
     if not width or not height:

@@ -134,7 +134,7 @@ def _spread(content: Any, counts) -> Any:
     return parts
 
 
-def check_marks(marks: int, images: int):
+def check_marks(marks: int, images: int) -> None:
     """``ValueError`` unless there are as many ``<image>`` marks as images."""
     if marks != images:
         raise ValueError(

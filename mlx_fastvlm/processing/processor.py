@@ -125,7 +125,7 @@ class FastVlmProcessor:
         folder = find_checkpoint(path_or_repo, revision, needed=("*.json", "merges.txt", "*.jinja"))
         return cls.from_folder(folder, FastVlmConfig.from_file(folder / "config.json"))
 
-    def save_pretrained(self, folder: str | Path):
+    def save_pretrained(self, folder: str | Path) -> None:
         """Write tokenizer, template and image settings to a folder, which is made if there is none.
 
         The model's ``config.json`` has to be there too for :meth:`from_pretrained`; its ``save_pretrained`` writes it.
@@ -373,7 +373,7 @@ class FastVlmProcessor:
                 ids.append(id)
         return ids
 
-    def _check_length(self, texts: Iterable[str]):
+    def _check_length(self, texts: Iterable[str]) -> None:
         """``ValueError`` for texts that no model could read, before time is taken for them."""
         length = sum(map(len, texts))
         if length > self.max_characters:

@@ -16,7 +16,7 @@ Processor = Any  # FastVlmProcessor, which imports this file
 
 def write_processor(
     folder: Path, tokenizer: Tokenizer, processor: Processor, template: str, name: str = "LlavaProcessor"
-):
+) -> None:
     """Write them to ``folder``.
 
     Args:

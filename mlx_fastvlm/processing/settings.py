@@ -103,7 +103,7 @@ def read_image_settings(folder: Path, whole: dict[str, Any], config: FastVlmConf
 class _Settings:
     """One file's settings."""
 
-    def __init__(self, place: str, described: dict[str, Any], config: FastVlmConfig):
+    def __init__(self, place: str, described: dict[str, Any], config: FastVlmConfig) -> None:
         self._place, self._config = place, config
         self._values = DEFAULTS | {name: value for name, value in described.items() if value is not None}
 
@@ -130,7 +130,7 @@ class _Settings:
     def _wrong(self, what: str) -> ValueError:
         return ValueError(f"{self._place}: {what}.")
 
-    def _check_names(self):
+    def _check_names(self) -> None:
         processor = self._values.get("image_processor_type", PROCESSORS[0])
         if processor not in PROCESSORS:
             raise self._wrong(f"images for {str(processor)[:50]} are not supported, only for {PROCESSORS[1]}")
@@ -222,7 +222,7 @@ class _Settings:
 
 
 @functools.cache
-def _warn(place: str, name: str):
+def _warn(place: str, name: str) -> None:
     """Once for each name."""
     warnings.warn(
         f"{place}: {name} is not known here and ignored; if it changes how images are prepared, answers may differ.",

@@ -41,7 +41,7 @@ class ChatTemplate:
         variables: what it may ask for beside the messages, such as ``bos_token``.
     """
 
-    def __init__(self, source: str, variables: dict[str, str] | None = None):
+    def __init__(self, source: str, variables: dict[str, str] | None = None) -> None:
         if len(source) > MAX_LENGTH:
             raise ValueError(f"The checkpoint's chat template has {len(source)} characters; don't trust it.")
         self._variables = variables or {}

@@ -76,7 +76,7 @@ def _added_tokens(folder: Path, settings: dict[str, Any]) -> dict[int, AddedToke
 class Detokenizer:
     """Token by token -> text, in whole characters."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
         self._held: list[int] = []  # tokens whose text has not come out yet
@@ -128,7 +128,7 @@ def read_eos_token_ids(tokenizer: Tokenizer, config: FastVlmConfig, *files: dict
     return frozenset(ids).union(id for id in found if id is not None)
 
 
-def check_image_token(tokenizer: Tokenizer, image_token_id: int, eos_token_ids: frozenset[int], template: str):
+def check_image_token(tokenizer: Tokenizer, image_token_id: int, eos_token_ids: frozenset[int], template: str) -> None:
     """``ValueError`` where the id that stands for an image is also one that a text or the chat template can have."""
     token = tokenizer.id_to_token(image_token_id) if image_token_id >= 0 else None
     if token is None or token == IMAGE_MARK:

@@ -91,7 +91,7 @@ def _decoded(
 class _Film:
     """The first video stream of an open file."""
 
-    def __init__(self, container: Any, name: str, max_pixels: int):
+    def __init__(self, container: Any, name: str, max_pixels: int) -> None:
         self._container, self._stream, self._name = container, container.streams.video[0], name
         self._max_pixels = max_pixels
         self._frames_decoded = self._pixels_decoded = 0
@@ -156,7 +156,7 @@ class _Film:
             if frame.pts is not None:
                 yield float((frame.pts - start) * stream.time_base), frame
 
-    def _check(self, pixels: int):
+    def _check(self, pixels: int) -> None:
         self._frames_decoded += 1
         self._pixels_decoded += pixels
         if pixels > self._max_pixels:

@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _setting(group: Any, flag: str, kind: type, help: str):
+def _setting(group: Any, flag: str, kind: type, help: str) -> None:
     default = getattr(_DEFAULTS, flag.removeprefix("--").replace("-", "_"))
     metavar = "N" if kind in (int, float) else "TEXT"
     group.add_argument(flag, type=kind, default=default, metavar=metavar, help=f"{help} ({default})")

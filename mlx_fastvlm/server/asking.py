@@ -53,7 +53,7 @@ class Dialect:
 class Asking:
     """The application behind an endpoint that answers."""
 
-    def __init__(self, path: str, dialect: Dialect, service: Service):
+    def __init__(self, path: str, dialect: Dialect, service: Service) -> None:
         self._path, self._dialect, self._service = path, dialect, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send):
@@ -82,7 +82,7 @@ class _Request:
     record: Record
     client: str
 
-    async def answer(self, scope: Scope, receive: Receive, send: Send):
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response.
 
         Raises:
@@ -122,7 +122,7 @@ class _Request:
         self.record.stream = ask.stream
         return ask, questions
 
-    async def _answer(self, ask: Ask, work: Work, writer: Writer, asgi: tuple[Scope, Receive, Send]):
+    async def _answer(self, ask: Ask, work: Work, writer: Writer, asgi: tuple[Scope, Receive, Send]) -> None:
         scope, receive, send = asgi
         notes = _Notes(self.record, self.service, work)
         if ask.stream:
@@ -134,7 +134,7 @@ class _Request:
         await json_response(writer.whole())(scope, receive, send)
 
 
-async def _stream(work: Work, writer: Writer, notes: _Notes, stream: EventStream):
+async def _stream(work: Work, writer: Writer, notes: _Notes, stream: EventStream) -> None:
     """Send the answers as they come; an error that comes once the response has begun goes into it."""
     chunks = writer.begin()  # which go with the first others
     with stream.kept_alive():
@@ -211,12 +211,12 @@ def _light(ask: Ask) -> Ask:
 class _Notes:
     """Notes sizes and times of what is answered, in the record and the metrics."""
 
-    def __init__(self, record: Record, service: Service, work: Work):
+    def __init__(self, record: Record, service: Service, work: Work) -> None:
         self.record, self._metrics, self._work = record, service.metrics, work
         self._n = work.questions[0].n
         self._last: dict[int, float] = {}
 
-    def note(self, some: list[Event]):
+    def note(self, some: list[Event]) -> None:
         now = time.perf_counter()
         for event in some:
             if isinstance(event, Said):
@@ -224,7 +224,7 @@ class _Notes:
             elif isinstance(event, End) and self._work.taken is not None:
                 self.record.queued = self._work.taken - self.record.start
 
-    def _note_token(self, said: Said, now: float):
+    def _note_token(self, said: Said, now: float) -> None:
         record, response = self.record, said.response
         record.answer_tokens += 1
         if said.index in self._last:

@@ -26,7 +26,7 @@ class ClientLeft(Exception):
 class Bodies:
     """The bodies that are in memory. All together are bounded, and those of one client by half of that."""
 
-    def __init__(self, settings: ServerSettings):
+    def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
         self._held: Counter[str] = Counter()
 
@@ -39,14 +39,14 @@ class Bodies:
         finally:
             body.release()
 
-    def take(self, client: str, count: int):
+    def take(self, client: str, count: int) -> None:
         """Make room for so many bytes more, or ``RequestError``."""
         most = max(self._settings.max_bodies, 2 * self._settings.max_body)
         if self._held.total() + count > most or self._held[client] + count > most // 2:
             raise queue_full(retry_after=1)
         self._held[client] += count
 
-    def give_back(self, client: str, count: int):
+    def give_back(self, client: str, count: int) -> None:
         self._held[client] -= count
         if not self._held[client]:
             del self._held[client]
@@ -59,7 +59,7 @@ class Body:
         held: how many of its bytes are in memory.
     """
 
-    def __init__(self, bodies: Bodies, client: str):
+    def __init__(self, bodies: Bodies, client: str) -> None:
         self._bodies, self._client, self.held = bodies, client, 0
 
     async def read(self, receive: Receive, headers: Headers, settings: ServerSettings) -> bytes:
@@ -76,7 +76,7 @@ class Body:
         except asyncio.TimeoutError:
             raise too_slow(settings.body_timeout) from None
 
-    def release(self):
+    def release(self) -> None:
         """It is not in memory any more."""
         self._bodies.give_back(self._client, self.held)
         self.held = 0
@@ -103,7 +103,7 @@ def _declared(headers: Headers) -> int:
     return int(lengths[0]) if lengths and lengths[0].isdigit() else 0
 
 
-def wants_json(headers: Headers):
+def wants_json(headers: Headers) -> None:
     """``RequestError`` unless the body is announced as JSON.
 
     A page of another origin can send a form or plain text without asking first, but never this.

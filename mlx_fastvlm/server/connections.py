@@ -33,13 +33,13 @@ class _Guarded(H11Protocol):
 
     limits: ServerSettings
 
-    def __init__(self, *arguments: Any, **options: Any):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.silent_since: float | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: Any):
+    def connection_made(self, transport: Any) -> None:
         if len(self.connections) >= self.limits.max_connections and not self._make_room():
             transport.abort()
         super().connection_made(transport)
@@ -60,15 +60,15 @@ class _Guarded(H11Protocol):
     def address(self) -> str:
         return self.client[0] if self.client else ""
 
-    def data_received(self, data: bytes):
+    def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._watch()
 
-    def on_response_complete(self):
+    def on_response_complete(self) -> None:
         super().on_response_complete()
         self._note_silence()  # between two requests, uvicorn's own timer runs
 
-    def _watch(self):
+    def _watch(self) -> None:
         """Time the other side while it sends a head, or a body that nobody wants any more."""
         self._note_silence()
         if not self._answered:
@@ -80,37 +80,37 @@ class _Guarded(H11Protocol):
     def _answered(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
-    def _note_silence(self):
+    def _note_silence(self) -> None:
         if not self._answered and not self.cycle.more_body:
             self.silent_since = None
         elif self.silent_since is None:
             self.silent_since = self.loop.time()
 
-    def _stop_head_timer(self):
+    def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
-    def pause_writing(self):
+    def pause_writing(self) -> None:
         super().pause_writing()
         if self._write_timer is None:
             self._write_timer = self.loop.call_later(self.limits.write_timeout, self.transport.abort)
 
-    def resume_writing(self):
+    def resume_writing(self) -> None:
         super().resume_writing()
         self._stop_write_timer()
 
-    def _stop_write_timer(self):
+    def _stop_write_timer(self) -> None:
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
 
-    def connection_lost(self, exc: Exception | None):
+    def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
         self._stop_write_timer()
         super().connection_lost(exc)
 
-    def send_400_response(self, msg: str):
+    def send_400_response(self, msg: str) -> None:
         """For what is no HTTP, or has a head of more than 64 KB."""
         error = RequestError("This is no valid HTTP request, or its head is too large.", code="invalid_http")
         body = to_json(error.body)

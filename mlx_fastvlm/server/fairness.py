@@ -33,7 +33,7 @@ class FairQueue(Generic[Item]):
     def __len__(self) -> int:
         return sum(map(len, self._lines.copy().values()))
 
-    def put(self, item: Item, client: str, cost: int = 1):
+    def put(self, item: Item, client: str, cost: int = 1) -> None:
         """Let an item wait; ``QueueClosed`` after :meth:`close`."""
         with self._changed:
             if self._closed:
@@ -58,7 +58,7 @@ class FairQueue(Generic[Item]):
             self._tidy(client)
             return item
 
-    def discard(self, item: Item):
+    def discard(self, item: Item) -> None:
         """Take out an item whose client has gone; one that is not there is none to take out."""
         with self._changed:
             for client, line in self._lines.items():
@@ -78,7 +78,7 @@ class FairQueue(Generic[Item]):
             self._tidy(client)
             return item
 
-    def _tidy(self, client: str):
+    def _tidy(self, client: str) -> None:
         """Forget clients that wait for nothing and owe nothing."""
         if not self._lines[client]:
             del self._lines[client]
@@ -95,7 +95,7 @@ class FairQueue(Generic[Item]):
             self._woken = False
             return happened
 
-    def wake(self):
+    def wake(self) -> None:
         """Let :meth:`wait` return, the one that runs or else the next."""
         with self._changed:
             self._woken = True

@@ -31,7 +31,7 @@ OPEN_FOLDER = "/page/"
 class Guard:
     """Lets through what may ask; answers the rest, and browsers' questions about other origins (CORS), itself."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings):
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
         self._origins = frozenset(origin.lower() for origin in settings.allow_origins)
         self._keys = [key.encode() for key in settings.api_keys]
@@ -129,7 +129,7 @@ def _is_unspecified(host: str) -> bool:
 
 
 def _with_origin(send: Send, origin: bytes) -> Send:
-    async def with_origin(message: Message):
+    async def with_origin(message: Message) -> None:
         if message["type"] == "http.response.start":
             message = {**message, "headers": [*message["headers"], *_allowing(origin)]}
         await send(message)

@@ -48,7 +48,7 @@ class Record:
     first: float | None = None
     code: str | None = None
 
-    def write(self):
+    def write(self) -> None:
         """Log it, now that it has ended; what only probes ask for is no news."""
         level = logging.DEBUG if self.endpoint in QUIET and self.status == 200 else logging.INFO
         log.log(level, "request", extra={"fields": self.fields()})
@@ -79,7 +79,7 @@ class Recorder:
     What no handler has caught ends here, so that nobody logs it with a client's words in it.
     """
 
-    def __init__(self, app: ASGIApp, count: Callable[[Record], None]):
+    def __init__(self, app: ASGIApp, count: Callable[[Record], None]) -> None:
         self._app, self._count = app, count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send):
@@ -88,7 +88,7 @@ class Recorder:
         record = Record(method=scope["method"], client=scope["client"][0] if scope["client"] else "")
         scope.setdefault("state", {})["record"] = record
 
-        async def noted(message: Message):
+        async def noted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
                 message = {**message, "headers": [*message["headers"], (b"x-request-id", record.id.encode())]}
@@ -124,7 +124,7 @@ def where(error: BaseException) -> str:
     return " < ".join([type(error).__name__, *(f"{frame.filename}:{frame.lineno}" for frame in reversed(frames))])
 
 
-def set_up(level: str):
+def set_up(level: str) -> None:
     """Let the server's lines, and uvicorn's, go to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())

@@ -41,10 +41,10 @@ class Metrics:
     def _histogram(self, name: str, help: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(f"fastvlm_{name}", help, registry=self._registry, buckets=buckets)
 
-    def _gauge(self, name: str, help: str, read: Callable[[], float]):
+    def _gauge(self, name: str, help: str, read: Callable[[], float]) -> None:
         Gauge(f"fastvlm_{name}", help, registry=self._registry).set_function(read)
 
-    def watch(self, worker: Worker, waiting: Callable[[], int], open_requests: Callable[[], int]):
+    def watch(self, worker: Worker, waiting: Callable[[], int], open_requests: Callable[[], int]) -> None:
         """Read these whenever somebody asks. What is MLX's, the worker has read before."""
         self._gauge("open_requests", "Requests that were accepted and are not answered yet.", open_requests)
         self._gauge("queue_length", "Requests that wait for their turn.", waiting)
@@ -59,7 +59,7 @@ class Metrics:
         self._gauge("prefix_cache_hits", "Prompts that begin like an earlier one.", lambda: prompts.hits)
         self._gauge("prefix_cache_misses", "Prompts that do not.", lambda: prompts.misses)
 
-    def count(self, record: Record):
+    def count(self, record: Record) -> None:
         """A request that has ended."""
         self._requests.labels(record.endpoint, str(record.status or "none")).inc()
         if record.cancelled:

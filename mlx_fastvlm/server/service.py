@@ -43,7 +43,7 @@ class Service:
         exit: ends the process, whatever else still runs in it.
     """
 
-    def __init__(self, settings: ServerSettings, load: Load, exit: Callable[[int], object] = os._exit):
+    def __init__(self, settings: ServerSettings, load: Load, exit: Callable[[int], object] = os._exit) -> None:
         self.settings, self._exit = settings, exit
         self.waiting: FairQueue[Work] = FairQueue()
         self._post = Post()
@@ -100,7 +100,7 @@ class Service:
             return "The part of the server that answers does not respond; it will be ended soon."
         return "The server is being stopped; try again when it is back." if self.stopping else None
 
-    def check(self):
+    def check(self) -> None:
         """``RequestError`` where nothing can be answered now."""
         trouble = self.trouble
         if trouble is not None:
@@ -117,7 +117,7 @@ class Service:
             task.cancel()
             self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _look_after(self):
+    async def _look_after(self) -> None:
         """A worker that ended or hangs can't be mended in here: clients are told, then the process ends."""
         lost_since: float | None = None
         while True:
@@ -134,7 +134,7 @@ class Service:
                 log.critical("the process ends, so that it is started again")
                 self._exit(EXIT_CODE)
 
-    def end_all(self):
+    def end_all(self) -> None:
         """Tell every client that waits that nothing will come."""
         for work in self._works:
             work.inbox.put_nowait(End(unavailable(self.trouble or "The server is being stopped.", retry_after=5)))

@@ -32,7 +32,7 @@ FILES = 256  # that are open beside connections
 GRACE = 5.0  # seconds for clients to be told, and for the worker to end, once the time to drain is over
 
 
-def serve(settings: ServerSettings, load: Load):
+def serve(settings: ServerSettings, load: Load) -> None:
     """Answer requests until SIGTERM or SIGINT.
 
     Raises:
@@ -51,7 +51,7 @@ def serve(settings: ServerSettings, load: Load):
             _end(service)
 
 
-def allow_files(count: int):
+def allow_files(count: int) -> None:
     """Let the process open so many files, as far as the system allows: launchd and many shells begin with 256."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
@@ -77,7 +77,7 @@ def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:
     return found[0][0], found[0][4]
 
 
-def _end(service: Service):
+def _end(service: Service) -> None:
     """Let the worker go. Python can't end while it computes, so where it does not hear, nothing else is waited for."""
     if not service.worker.stop(0.5 if service.worker.loading else GRACE):
         log.critical("the worker did not end; the process ends without it")
@@ -92,7 +92,7 @@ class Server(uvicorn.Server):
     are told. The second ends it at once.
     """
 
-    def __init__(self, service: Service):
+    def __init__(self, service: Service) -> None:
         self._service = service
         self._loop: asyncio.AbstractEventLoop | None = None
         settings = service.settings
@@ -114,7 +114,7 @@ class Server(uvicorn.Server):
             )
         )
 
-    async def startup(self, sockets=None):
+    async def startup(self, sockets=None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         for listener in sockets or []:
@@ -122,7 +122,7 @@ class Server(uvicorn.Server):
             told = {"host": host, "port": port, "model": self._service.settings.served_name}
             log.info("ready", extra={"fields": told})
 
-    def handle_exit(self, sig, frame):
+    def handle_exit(self, sig, frame) -> None:
         """For signals. uvicorn's own would raise them again at the end, and the process would not end with 0."""
         if self.should_exit:
             self.force_exit = True
@@ -131,6 +131,6 @@ class Server(uvicorn.Server):
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._drain)
 
-    def _drain(self):
+    def _drain(self) -> None:
         assert self._loop is not None
         self._loop.call_later(self._service.settings.drain, self._service.end_all)

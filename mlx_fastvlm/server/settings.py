@@ -83,7 +83,7 @@ class ServerSettings(Limits):
         if self.image_root is not None and not self.image_root.is_dir():
             raise UsageError(f"image_root {self.image_root} is no folder; give one that holds images.")
 
-    def _check_keys(self):
+    def _check_keys(self) -> None:
         for key in self.api_keys:
             if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
                 raise UsageError("An API key must have at least 8 visible ASCII characters and no spaces.")
@@ -93,7 +93,7 @@ class ServerSettings(Limits):
                 "give --api-key, or listen on 127.0.0.1."
             )
 
-    def _check_origins(self):
+    def _check_origins(self) -> None:
         for origin in self.allow_origins:
             scheme, mark, rest = origin.partition("://")
             if scheme not in ("http", "https") or not mark or not rest or "/" in rest or "*" in rest:

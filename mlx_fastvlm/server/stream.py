@@ -40,7 +40,7 @@ def watched(inbox: asyncio.Queue[Event], receive: Receive, left: float, limit: f
         task.cancel()
 
 
-async def _watch(inbox: asyncio.Queue[Event], receive: Receive):
+async def _watch(inbox: asyncio.Queue[Event], receive: Receive) -> None:
     """uvicorn tells of a closed connection only to whoever waits for it."""
     while (await receive())["type"] != "http.disconnect":
         pass
@@ -69,24 +69,24 @@ class EventStream:
         begun: whether its head has been sent, so that an error has to come inside of it.
     """
 
-    def __init__(self, send: Send, keep_alive: float):
+    def __init__(self, send: Send, keep_alive: float) -> None:
         self._send, self._keep_alive = send, keep_alive
         self._lock = asyncio.Lock()
         self._sent = asyncio.get_running_loop().time()
         self.begun = False
 
-    async def write(self, chunks: list[Chunk]):
+    async def write(self, chunks: list[Chunk]) -> None:
         """Send chunks of the dialect, in one piece."""
         if chunks:
             await self._write(b"".join(map(_event, chunks)))
 
-    async def close(self, done: bool):
+    async def close(self, done: bool) -> None:
         """End the response, with OpenAI's last line where the dialect has it."""
         if done:
             await self._write(DONE)
         await self._send({"type": "http.response.body", "body": b""})
 
-    async def _write(self, data: bytes):
+    async def _write(self, data: bytes) -> None:
         async with self._lock:
             if not self.begun:
                 self.begun = True
@@ -104,7 +104,7 @@ class EventStream:
         finally:
             task.cancel()
 
-    async def _comment(self):
+    async def _comment(self) -> None:
         while True:
             quiet = asyncio.get_running_loop().time() - self._sent
             if quiet >= self._keep_alive:

@@ -90,11 +90,11 @@ class Post:
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def open(self):
+    def open(self) -> None:
         """Called in the loop."""
         self._loop = asyncio.get_running_loop()
 
-    def send(self, deliveries: list[Delivery]):
+    def send(self, deliveries: list[Delivery]) -> None:
         """Called in any thread; does not wait."""
         if not deliveries or self._loop is None:
             return
@@ -104,6 +104,6 @@ class Post:
             pass
 
 
-def _hand_out(deliveries: list[Delivery]):
+def _hand_out(deliveries: list[Delivery]) -> None:
     for work, event in deliveries:
         work.inbox.put_nowait(event)

@@ -75,7 +75,9 @@ class Worker:
         vision_cache, prefix_cache: what the engine keeps of images and beginnings of prompts.
     """
 
-    def __init__(self, load: Load, waiting: FairQueue[Work], max_rows: int, send: Callable[[list[Delivery]], None]):
+    def __init__(
+        self, load: Load, waiting: FairQueue[Work], max_rows: int, send: Callable[[list[Delivery]], None]
+    ) -> None:
         self._load, self._waiting, self._max_rows, self._send = load, waiting, max_rows, send
         self._thread = threading.Thread(target=self._run, name="mlx", daemon=True)
         self._loaded = threading.Event()
@@ -92,10 +94,10 @@ class Worker:
 
     # For other threads
 
-    def start(self):
+    def start(self) -> None:
         self._thread.start()
 
-    def wait_until_loaded(self):
+    def wait_until_loaded(self) -> None:
         """Raises what loading raised."""
         self._loaded.wait()
         if self.error is not None:
@@ -125,7 +127,7 @@ class Worker:
 
     # In the thread
 
-    def _run(self):
+    def _run(self) -> None:
         try:
             self._begin()
             while not self._stopping:
@@ -138,7 +140,7 @@ class Worker:
             self._end()
             self._loaded.set()
 
-    def _begin(self):
+    def _begin(self) -> None:
         model, processor = self._load()
         if self._stopping:
             return
@@ -152,7 +154,7 @@ class Worker:
         )
         self._loaded.set()
 
-    def _end(self):
+    def _end(self) -> None:
         """Let go of everything that MLX made, in the thread that made it."""
         deliveries: list[Delivery] = []
         for running in self._running:
@@ -163,7 +165,7 @@ class Worker:
         self._running, self.rows, self._busy_since = [], 0, None
         self._model = self.engine = None
 
-    def _turn(self):
+    def _turn(self) -> None:
         """One step, or a rest until there is something to do."""
         self._busy_since = time.perf_counter()
         deliveries: list[Delivery] = []
@@ -178,29 +180,29 @@ class Worker:
             self._busy_since = None
             self._rest()
 
-    def _rest(self):
+    def _rest(self) -> None:
         self._note()
         if not self._waiting.wait(IDLE):
             give_back()
             self._note()
             self._waiting.wait()
 
-    def _note(self):
+    def _note(self) -> None:
         self.rows = sum(len(running.open) for running in self._running)
         self.memory = Memory(mx.get_active_memory(), mx.get_cache_memory(), mx.get_peak_memory())
 
-    def _drop_cancelled(self):
+    def _drop_cancelled(self) -> None:
         for running in self._running:
             if running.work.cancelled:
                 self._give_up(running)
         self._running = [running for running in self._running if not running.work.cancelled]
 
-    def _give_up(self, running: _Running):
+    def _give_up(self, running: _Running) -> None:
         for place in running.open:
             running.asked[place][1].close()
         running.open = []
 
-    def _admit(self, deliveries: list[Delivery]):
+    def _admit(self, deliveries: list[Delivery]) -> None:
         """Take as many requests as there is room for, so that the others' turns are decided as late as can be."""
         assert self.engine is not None
         while self.engine.room and (work := self._waiting.take()) is not None:
@@ -217,13 +219,13 @@ class Worker:
             else:
                 self._running.append(running)
 
-    def _ask(self, running: _Running, question: Question):
+    def _ask(self, running: _Running, question: Question) -> None:
         assert self.engine is not None
         answers = self.engine.enqueue_n(question.n, question.request, question.options, running.work.start)
         running.open += range(len(running.asked), len(running.asked) + len(answers))
         running.asked += [(question, answer) for answer in answers]
 
-    def _step(self, deliveries: list[Delivery]):
+    def _step(self, deliveries: list[Delivery]) -> None:
         assert self.engine is not None
         try:
             self.engine.step()
@@ -238,7 +240,7 @@ class Worker:
                 self._give_up(newest)
                 deliveries.append((newest.work, End(_plain(error))))
 
-    def _collect(self, deliveries: list[Delivery]):
+    def _collect(self, deliveries: list[Delivery]) -> None:
         """What the step has brought, and the ends of the requests that it ended."""
         for running in self._running:
             for place in list(running.open):

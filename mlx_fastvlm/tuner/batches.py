@@ -63,7 +63,7 @@ def epoch(samples: list[Sample], batch_size: int, seed: int, number: int) -> lis
 class Order:
     """The batches of all steps, from 0 on."""
 
-    def __init__(self, samples: list[Sample], batch_size: int, seed: int):
+    def __init__(self, samples: list[Sample], batch_size: int, seed: int) -> None:
         self._samples, self._batch_size, self._seed = samples, batch_size, seed
         self._per_epoch = -(-len(samples) // batch_size)
         self._number, self._epoch = -1, [[samples[0]]]

@@ -157,7 +157,7 @@ def _images_beside(row: dict[str, Any], place: str) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _check_turns(messages: Messages, place: str):
+def _check_turns(messages: Messages, place: str) -> None:
     """``ValueError`` unless user and assistant take turns, the assistant has the last word, and says something.
 
     The answers become :class:`AnswerText`, in which nothing is a mark; their ids are still to come.

@@ -22,12 +22,12 @@ class Log:
         path: replaced, unless ``resume``; then what was told of iterations that are trained again is forgotten.
     """
 
-    def __init__(self, path: Path, resume: bool = False):
+    def __init__(self, path: Path, resume: bool = False) -> None:
         self._path = path
         self.told: list[dict[str, Any]] = []
         self._before = _read(path) if resume else []
 
-    def add(self, report: Report):
+    def add(self, report: Report) -> None:
         """Write one more."""
         if not self.told:
             self.told = [line for line in self._before if line["iteration"] < report.iteration]
@@ -48,10 +48,10 @@ class TensorBoard:
         UsageError: the package is missing.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self._writer = tensorboard_writer()(str(folder))
 
-    def add(self, report: Report):
+    def add(self, report: Report) -> None:
         """Write one more; it can be seen at once."""
         told = report.to_dict()
         iteration = told.pop("iteration")
@@ -82,7 +82,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def plot_losses(told: list[dict[str, Any]], path: Path, title: str):
+def plot_losses(told: list[dict[str, Any]], path: Path, title: str) -> None:
     """Training and validation losses over the iterations; needs matplotlib."""
     from matplotlib.figure import Figure  # noqa: PLC0415  an extra
 

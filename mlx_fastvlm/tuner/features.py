@@ -47,7 +47,7 @@ class ImageFeatures:
         processor: FastVlmProcessor,
         image_size: int | None = None,
         folder: Path | None = None,
-    ):
+    ) -> None:
         self._model, self._processor, self._image_size = model, processor, image_size
         self.of_pixels = trains(model, "vision_tower")
         self._projects = not trains(model, "multi_modal_projector")
@@ -61,7 +61,7 @@ class ImageFeatures:
             )
             self._folder = folder
 
-    def prepare(self, samples: list[Sample], progress: Progress = lambda done, total: None):
+    def prepare(self, samples: list[Sample], progress: Progress = lambda done, total: None) -> None:
         """Compute what is not kept yet for these samples' images; a trained tower's are only decoded, as a check.
 
         Args:
@@ -111,7 +111,7 @@ class ImageFeatures:
         except (ValueError, OSError) as error:
             raise ValueError(f"{place}: {error}") from None
 
-    def _compute(self, images: list[tuple[ImageSource, str]]):
+    def _compute(self, images: list[tuple[ImageSource, str]]) -> None:
         pixels = mx.concatenate([self._pixels([image], place) for image, place in images])
         features = self._model.vision_tower(pixels).last_hidden_state.flatten(1, 2)
         if self._projects:
@@ -145,7 +145,7 @@ class ImageFeatures:
         except ValueError:  # damaged: it is computed again
             return None
 
-    def _keep(self, name: str, features: mx.array):
+    def _keep(self, name: str, features: mx.array) -> None:
         if self._folder is None:
             mx.eval(features)
             self._kept[name] = features

@@ -69,7 +69,7 @@ def _fused(adapter: LoRALinear, dequantize: bool) -> nn.Module:
     return layer.to_quantized(like.group_size, like.bits, like.mode)
 
 
-def dequantize_model(model: nn.Module):
+def dequantize_model(model: nn.Module) -> None:
     """Unpack a model's quantized layers, in place, to the type of their scales."""
     plain: list[tuple[str, nn.Module]] = []
     for name, layer in model.named_modules():

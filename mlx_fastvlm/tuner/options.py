@@ -115,7 +115,7 @@ class TrainingOptions:
             )
         self._check_optimizer()
 
-    def _check_optimizer(self):
+    def _check_optimizer(self) -> None:
         require(self.optimizer in OPTIMIZERS, f"optimizer must be one of {', '.join(OPTIMIZERS)}", self.optimizer)
         if self.weight_decay is not None:
             require(self.optimizer in DECAYS, f"weight_decay needs one of {', '.join(DECAYS)}", self.optimizer)

@@ -18,7 +18,7 @@ T = TypeVar("T")
 class Ranks:
     """This process among those that ``mlx.launch`` has started; alone if it has not, and then nothing is sent."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         group = mx.distributed.init()
         self.rank, self.count = group.rank(), group.size()
 
@@ -45,12 +45,12 @@ class Ranks:
             start += array.size
         return tree_unflatten(summed)
 
-    def wait(self):
+    def wait(self) -> None:
         """Return when all ranks have come so far."""
         if self.count > 1:
             mx.eval(mx.distributed.all_sum(mx.zeros(1)))
 
-    def agree(self, what: Any):
+    def agree(self, what: Any) -> None:
         """``ValueError``, on every rank, unless all ranks have the same of something that has a ``repr``."""
         if self.count == 1:
             return

@@ -45,11 +45,11 @@ class Report:
 class Clock:
     """What has happened since the last report."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._start, self._loss = time.perf_counter(), 0.0
         self._answer_tokens = self._tokens = self._images = 0
 
-    def count(self, batches: list[list[Sample]], loss: float, answer_tokens: int):
+    def count(self, batches: list[list[Sample]], loss: float, answer_tokens: int) -> None:
         samples = [sample for some in batches for sample in some]
         self._loss += loss
         self._answer_tokens += answer_tokens
@@ -71,14 +71,14 @@ class Clock:
     def stopped(self) -> Pause:
         return Pause(self)
 
-    def forget(self, seconds: float):
+    def forget(self, seconds: float) -> None:
         self._start += seconds
 
 
 class Pause:
     """A time that does not count."""
 
-    def __init__(self, clock: Clock):
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
 
     def __enter__(self):

@@ -170,7 +170,7 @@ def image_source(value: Any, folder: Path, place: str) -> ImageSource:
     return path
 
 
-def check_image(source: ImageSource, place: str):
+def check_image(source: ImageSource, place: str) -> None:
     """``ValueError`` unless a file begins as an image does that can be read; it is not decoded yet."""
     try:
         file, name = open_source(source)

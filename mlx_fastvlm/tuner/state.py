@@ -35,7 +35,7 @@ def weights_of(folder: Path, step: int) -> Path:
 
 def save(
     folder: Path, step: int, model: nn.Module, optimizer: optim.Optimizer, config: AdapterConfig, plan: dict[str, Any]
-):
+) -> None:
     """Write what a training has reached after so many iterations.
 
     Args:
@@ -79,7 +79,7 @@ def resume(folder: Path, model: nn.Module, optimizer: optim.Optimizer, plan: dic
     return step
 
 
-def load_weights(path: Path, model: nn.Module):
+def load_weights(path: Path, model: nn.Module) -> None:
     """Take up trained weights from a file, in place.
 
     Raises:
@@ -93,14 +93,14 @@ def load_weights(path: Path, model: nn.Module):
     model.load_weights(list(tensors.items()), strict=False)
 
 
-def _take_up(optimizer: optim.Optimizer, arrays: dict[str, mx.array], model: nn.Module, path: Path):
+def _take_up(optimizer: optim.Optimizer, arrays: dict[str, mx.array], model: nn.Module, path: Path) -> None:
     optimizer.init(model.trainable_parameters())
     expected = {f"optimizer.{name}": array for name, array in tree_flatten(optimizer.state)}
     _check_shapes(arrays, expected, path)
     optimizer.state = tree_unflatten([(name.removeprefix("optimizer."), x) for name, x in arrays.items()])
 
 
-def _check_shapes(found: dict[str, mx.array], expected: dict[str, mx.array], path: Path):
+def _check_shapes(found: dict[str, mx.array], expected: dict[str, mx.array], path: Path) -> None:
     for name in sorted(found.keys() | expected.keys()):
         if name not in found or name not in expected or found[name].shape != expected[name].shape:
             raise ValueError(

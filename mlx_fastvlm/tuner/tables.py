@@ -81,7 +81,7 @@ class ParquetTable:
         ValueError: pyarrow is missing, or the file is none of parquet.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self.name, self._path, parquet = path.name, path, pyarrow_parquet()
         try:
             self._file = parquet.ParquetFile(path, memory_map=False)
@@ -105,7 +105,7 @@ class ParquetTable:
                 self._rows = next(self._batches).to_pylist()
         return self._rows[number - self._start]
 
-    def _go_to_group_of(self, number: int):
+    def _go_to_group_of(self, number: int) -> None:
         group = start = 0
         while number >= start + self._groups[group]:
             start += self._groups[group]
@@ -118,7 +118,7 @@ class ParquetTable:
 class DatasetTable:
     """A split of a data set of Hugging Face's ``datasets``; images are not decoded by it."""
 
-    def __init__(self, dataset: Any, name: str):
+    def __init__(self, dataset: Any, name: str) -> None:
         self.name, self._dataset = name, dataset.with_format("arrow")
         self._start = 0
         self._rows: list[dict[str, Any]] = []

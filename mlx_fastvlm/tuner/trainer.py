@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -161,7 +161,7 @@ class _Trainer:
         train_set: list[Sample],
         valid_set: list[Sample],
         options: TrainingOptions,
-    ):
+    ) -> None:
         if not train_set:
             raise ValueError("There is nothing to train on; the data has no train set.")
         self.model, self.processor, self.options = model, processor, options
@@ -182,7 +182,7 @@ class _Trainer:
         self.features: ImageFeatures
         self._clock = Clock()
 
-    def prepare_features(self, progress: Callable[[int, int], None]):
+    def prepare_features(self, progress: Callable[[int, int], None]) -> None:
         options = self.options
         folder = None if options.feature_folder is None else Path(options.feature_folder).expanduser()
         self.features = ImageFeatures(self.model, self.processor, options.image_size, folder)
@@ -205,7 +205,7 @@ class _Trainer:
             plan["processes"] = self.ranks.count  # whose sums are rounded otherwise
         return {**plan, **self.config.to_dict(), "train set": digest.hexdigest()[:32]}
 
-    def resume(self):
+    def resume(self) -> None:
         assert self.folder is not None
         self.done = self.saved = state.resume(self.folder, self.model, self.optimizer, self.plan)
         if self.done >= self.options.iters:
@@ -214,7 +214,7 @@ class _Trainer:
                 "(--iters)."
             )
 
-    def run(self):
+    def run(self) -> None:
         options, model = self.options, self.model
         if options.grad_checkpoint:
             model.gradient_checkpointing_enable()
@@ -242,7 +242,7 @@ class _Trainer:
         before = self.done - self.options.grad_accumulation_steps
         return self.done // every > before // every or self.done == self.options.iters
 
-    def _update(self, gradients_of: Callable[..., tuple[mx.array, Any]]):
+    def _update(self, gradients_of: Callable[..., tuple[mx.array, Any]]) -> None:
         """One update, of the gradients of so many batches, as if they were one."""
         first, count = self.done, self.options.grad_accumulation_steps
         mx.random.seed(_seed(self.options.seed, first) ^ self.ranks.rank)  # so that dropout needs no state to go on
@@ -272,7 +272,7 @@ class _Trainer:
         self.answer_tokens += tokens
         self._clock.count(batches, _number(total), tokens)
 
-    def _give_up(self, batches: list[list[Sample]], loss: float, norm: float):
+    def _give_up(self, batches: list[list[Sample]], loss: float, norm: float) -> NoReturn:
         """What is known of an update that can't be made; the weights before it are saved, if they are any good."""
         what = f"a loss of {loss}" if not math.isfinite(loss) else f"gradients of length {norm}"
         rows = [sample.place for samples in batches for sample in samples]
@@ -288,20 +288,20 @@ class _Trainer:
     def _is_finite(self) -> bool:
         return all(mx.isfinite(x).all().item() for x in state.trained(self.model).values())
 
-    def _evaluate(self):
+    def _evaluate(self) -> None:
         if not self.valid_set or self.options.val_batches == 0:
             return
         sizes = {"batch_size": self.options.batch_size, "batches": self.options.val_batches}
         loss = evaluate(self.model, self.processor, self.valid_set, self.features, **sizes, ranks=self.ranks)
         self._tell(Report(self.done, valid_loss=loss))
 
-    def _save(self):
+    def _save(self) -> None:
         if self.folder is not None:
             if self.ranks.is_first:
                 state.save(self.folder, self.done, self.model, self.optimizer, self.config, self.plan)
             self.saved = self.done
 
-    def _tell(self, told: Report):
+    def _tell(self, told: Report) -> None:
         if self.ranks.is_first:
             self.report(told)
 
@@ -315,7 +315,7 @@ def _number(x: mx.array) -> float:
     return float(x.item())  # type: ignore[arg-type]  # a real one
 
 
-def _bound_cache():
+def _bound_cache() -> None:
     """Batches of many lengths would each leave their arrays behind."""
     if mx.get_cache_memory() > MOST_CACHED:
         mx.clear_cache()

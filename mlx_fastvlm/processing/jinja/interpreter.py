@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
@@ -66,7 +66,7 @@ class _Continue(Exception):
 class _Scope:
     """Variables of a block, and around it those of the blocks that it is in."""
 
-    def __init__(self, around: _Scope | None, values: dict[str, Any] | None = None):
+    def __init__(self, around: _Scope | None, values: dict[str, Any] | None = None) -> None:
         self.around, self.values = around, {} if values is None else values
 
     def find(self, name: str) -> Any:
@@ -83,7 +83,7 @@ class _Scope:
 class _Expressions:
     """Evaluates expressions. A method is named after the kind of node that it is for."""
 
-    def __init__(self, budget: Budget):
+    def __init__(self, budget: Budget) -> None:
         self.budget = budget
 
     def evaluate(self, node: nodes.Node, scope: _Scope) -> Any:
@@ -248,7 +248,7 @@ class Interpreter(_Expressions):
         self._write(body, scope, written)
         return joined(written, self.budget)
 
-    def _write(self, body: list[nodes.Node], scope: _Scope, written: list[str]):
+    def _write(self, body: list[nodes.Node], scope: _Scope, written: list[str]) -> None:
         for node in body:
             self.budget.step()
             method = getattr(self, f"_do_{type(node).__name__}", None)
@@ -256,7 +256,7 @@ class Interpreter(_Expressions):
                 raise unneeded(f"{{% {type(node).__name__.lower()} %}}")
             method(node, scope, written)
 
-    def _do_Output(self, node: nodes.Output, scope: _Scope, written: list[str]):
+    def _do_Output(self, node: nodes.Output, scope: _Scope, written: list[str]) -> None:
         for child in node.nodes:
             # Nothing is escaped here, so `safe` means nothing; but only where its result goes no further.
             if isinstance(child, nodes.Filter) and child.name == "safe" and child.node is not None:
@@ -271,7 +271,7 @@ class Interpreter(_Expressions):
                 return self._write(case.body, scope, written)
         return self._write(node.else_, scope, written)
 
-    def _do_For(self, node: nodes.For, scope: _Scope, written: list[str]):
+    def _do_For(self, node: nodes.For, scope: _Scope, written: list[str]) -> None:
         if node.recursive:
             raise unneeded("recursive loops")
         values = self.evaluate(node.iter, scope)
@@ -297,16 +297,16 @@ class Interpreter(_Expressions):
             if self.evaluate(node.test, inner):
                 yield value
 
-    def _do_Break(self, node: nodes.Node, scope: _Scope, written: list[str]):
+    def _do_Break(self, node: nodes.Node, scope: _Scope, written: list[str]) -> NoReturn:
         raise _Break
 
-    def _do_Continue(self, node: nodes.Node, scope: _Scope, written: list[str]):
+    def _do_Continue(self, node: nodes.Node, scope: _Scope, written: list[str]) -> NoReturn:
         raise _Continue
 
-    def _do_Assign(self, node: nodes.Assign, scope: _Scope, written: list[str]):
+    def _do_Assign(self, node: nodes.Assign, scope: _Scope, written: list[str]) -> None:
         self._assign(node.target, self.evaluate(node.node, scope), scope)
 
-    def _assign(self, target: nodes.Node, value: Any, scope: _Scope):
+    def _assign(self, target: nodes.Node, value: Any, scope: _Scope) -> None:
         if isinstance(target, nodes.Name):
             scope.values[target.name] = value
         elif isinstance(target, nodes.NSRef):
@@ -323,11 +323,11 @@ class Interpreter(_Expressions):
         else:
             raise unneeded(f"{{% set %}} of a {type(target).__name__.lower()}")
 
-    def _do_AssignBlock(self, node: nodes.AssignBlock, scope: _Scope, written: list[str]):
+    def _do_AssignBlock(self, node: nodes.AssignBlock, scope: _Scope, written: list[str]) -> None:
         text = self._run(node.body, _Scope(scope))
         self._assign(node.target, self._filtered(node.filter, text, scope), scope)
 
-    def _do_FilterBlock(self, node: nodes.FilterBlock, scope: _Scope, written: list[str]):
+    def _do_FilterBlock(self, node: nodes.FilterBlock, scope: _Scope, written: list[str]) -> None:
         filtered = self._filtered(node.filter, self._run(node.body, _Scope(scope)), scope)
         written.append(to_text(filtered, self.budget))
 
@@ -339,16 +339,16 @@ class Interpreter(_Expressions):
         args, named = self._arguments(node, scope)
         return apply_filter(node.name, self._filtered(node.node, value, scope), self.budget, *args, **named)
 
-    def _do_With(self, node: nodes.With, scope: _Scope, written: list[str]):
+    def _do_With(self, node: nodes.With, scope: _Scope, written: list[str]) -> None:
         inner = _Scope(scope)
         for target, value in zip(node.targets, self._all(node.values, scope)):
             self._assign(target, value, inner)
         self._write(node.body, inner, written)
 
-    def _do_Scope(self, node: nodes.Scope, scope: _Scope, written: list[str]):
+    def _do_Scope(self, node: nodes.Scope, scope: _Scope, written: list[str]) -> None:
         self._write(node.body, _Scope(scope), written)
 
-    def _do_Macro(self, node: nodes.Macro, scope: _Scope, written: list[str]):
+    def _do_Macro(self, node: nodes.Macro, scope: _Scope, written: list[str]) -> None:
         def call(budget: Budget, *args: Any, **named: Any) -> str:
             return self._run(node.body, self._bound(node, scope, args, named))
 

@@ -13,7 +13,7 @@ _MISSING = object()
 class Loop:
     """A running ``for``: its elements, and what ``loop`` tells of them. It looks ahead only when it is asked to."""
 
-    def __init__(self, values: Any, budget: Budget):
+    def __init__(self, values: Any, budget: Budget) -> None:
         self._values, self._iterator, self._budget = values, iterate(values, budget), budget
         self._length: int | None = None
         self._before = self._current = self._after = self._changed = _MISSING

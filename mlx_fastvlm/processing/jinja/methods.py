@@ -31,7 +31,7 @@ def attribute(value: Any, name: str, budget: Budget) -> Any:
     return value[name] if isinstance(value, dict) and name in value else Undefined(f"there is no {name[:50]!r}")
 
 
-def _is_text(*values: Any):
+def _is_text(*values: Any) -> None:
     for value in values:
         if not isinstance(value, str):
             raise Refused(f"it uses {kind(value)} where a text is needed")

@@ -20,7 +20,7 @@ def to_text(value: Any, budget: Budget) -> str:
     return joined(printed, budget)
 
 
-def _print(value: Any, printed: list[str], budget: Budget):
+def _print(value: Any, printed: list[str], budget: Budget) -> None:
     """Python's ``repr``, in pieces."""
     budget.step()
     if value is None or isinstance(value, NUMBERS):
@@ -72,12 +72,14 @@ def to_json(
 class _Json:
     """JSON, in pieces."""
 
-    def __init__(self, budget, ensure_ascii: bool, indent: int | None, between: str, colon: str, sort_keys: bool):
+    def __init__(
+        self, budget, ensure_ascii: bool, indent: int | None, between: str, colon: str, sort_keys: bool
+    ) -> None:
         self._budget, self._indent, self._between, self._colon = budget, indent, between, colon
         self._ensure_ascii, self._sort_keys = ensure_ascii, sort_keys
         self.written: list[str] = []
 
-    def write(self, value: Any, level: int):
+    def write(self, value: Any, level: int) -> None:
         """A value, whose elements are indented by ``level``."""
         self._budget.step()
         if value is None or isinstance(value, NUMBERS):
@@ -92,7 +94,7 @@ class _Json:
         else:
             raise Refused(f"it makes JSON of {kind(value)}")
 
-    def _lines(self, brackets: str, entries: list[tuple[list[str], Any]], level: int):
+    def _lines(self, brackets: str, entries: list[tuple[list[str], Any]], level: int) -> None:
         self.written.append(brackets[0])
         for i, (name, element) in enumerate(entries):
             self.written += [self._between if i else "", self._newline(level), *name]

@@ -34,25 +34,25 @@ class Budget:
         characters: of texts to read and to make.
     """
 
-    def __init__(self, steps: int, characters: int):
+    def __init__(self, steps: int, characters: int) -> None:
         self.steps, self.characters = steps, characters
 
-    def step(self, count: int = 1):
+    def step(self, count: int = 1) -> None:
         self.steps -= count
         if self.steps < 0:
             raise Refused("it takes too many steps")
 
-    def read(self, *texts: str):
+    def read(self, *texts: str) -> None:
         """Before texts are gone through."""
         for text in texts:
             self.spend(len(text))
             self.cut(text)
 
-    def cut(self, text: str):
+    def cut(self, text: str) -> None:
         """Before something is cut from a text, for which its pieces are gone through."""
         self.spend(_PIECE * (len(pieces_of(text)) - 1))
 
-    def spend(self, characters: int):
+    def spend(self, characters: int) -> None:
         """Before so many characters are read or made."""
         self.characters -= max(characters, 0)
         if self.characters < 0:
@@ -62,7 +62,7 @@ class Budget:
 class Undefined:
     """What is not there. It is false, empty and written as nothing; everything else with it is an error."""
 
-    def __init__(self, why: str):
+    def __init__(self, why: str) -> None:
         self.why = why
 
     def __bool__(self) -> bool:
@@ -72,7 +72,7 @@ class Undefined:
 class Namespace:
     """``namespace()``: the one thing that a template can change."""
 
-    def __init__(self, values: dict[str, Any]):
+    def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
 
 

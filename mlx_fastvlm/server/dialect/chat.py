@@ -139,7 +139,7 @@ class Writer:
 
     done = True
 
-    def __init__(self, ask: Ask, served: Served):
+    def __init__(self, ask: Ask, served: Served) -> None:
         self._ask = ask
         self._answers = Answers(ask, served, "chatcmpl")
 

@@ -91,7 +91,7 @@ class Writer:
 
     done = True
 
-    def __init__(self, ask: Ask, served: Served):
+    def __init__(self, ask: Ask, served: Served) -> None:
         self._ask = ask
         self._answers = Answers(ask, served, "cmpl")
         self._offsets = [0] * len(self._answers.all)  # characters of tokens so far

@@ -114,7 +114,7 @@ class Writer:
 
     done = False
 
-    def __init__(self, ask: Ask, served: Served):
+    def __init__(self, ask: Ask, served: Served) -> None:
         self._answers = Answers(ask, served, "decision")
         self._decision: Decision | None = None
 
@@ -125,7 +125,7 @@ class Writer:
         self._answers.all[index].add(response)
         return []
 
-    def decided(self, decision: Decision):
+    def decided(self, decision: Decision) -> None:
         self._decision = decision
 
     def end(self) -> list[Chunk]:

@@ -30,7 +30,7 @@ class RequestError(Exception):
         status: int = 400,
         kind: str = "invalid_request_error",
         retry_after: int | None = None,
-    ):
+    ) -> None:
         super().__init__(message)
         self.message, self.param, self.code = message, param, code
         self.status, self.kind, self.retry_after = status, kind, retry_after

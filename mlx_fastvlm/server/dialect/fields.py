@@ -38,7 +38,7 @@ def _too_deep() -> RequestError:
     return RequestError(f"The body has values inside of values, more than {MAX_DEPTH} deep; send a flatter one.")
 
 
-def _check_depth(value: Any):
+def _check_depth(value: Any) -> None:
     level = [value]
     for _ in range(MAX_DEPTH):
         inner = [child for parent in level for child in (parent.values() if isinstance(parent, dict) else parent)]
@@ -55,7 +55,7 @@ class Fields:
         where: what errors call the object, with a dot behind it; "" for the body itself.
     """
 
-    def __init__(self, values: dict[str, Any], where: str = ""):
+    def __init__(self, values: dict[str, Any], where: str = "") -> None:
         self.values, self.where = values, where
 
     def get(self, name: str) -> Any:
@@ -144,7 +144,7 @@ def brief(text: str) -> str:
     return short(text[:100])
 
 
-def check_unicode(text: str, where: str):
+def check_unicode(text: str, where: str) -> None:
     """``RequestError`` for halves of characters, which JSON can hold and no text can."""
     try:
         text.encode()

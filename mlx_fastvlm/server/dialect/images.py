@@ -96,7 +96,7 @@ def _outside(where: str) -> RequestError:
 class Images:
     """The images of one request, as its fields are read."""
 
-    def __init__(self, served: Served):
+    def __init__(self, served: Served) -> None:
         self._served = served
         self._details: dict[str, str] = {}  # each with the first image that asks for it
         self._bytes = 0
@@ -112,7 +112,7 @@ class Images:
     def film(self, text: str, where: str) -> Source:
         return self._source(text, "film", where)
 
-    def check_count(self, count: int, where: str):
+    def check_count(self, count: int, where: str) -> None:
         """``RequestError`` for more images than a request may have."""
         most = self._served.limits.max_images
         if count > most:
@@ -148,7 +148,7 @@ class Images:
             return Source(text, kind, where)
         return Source(self._path(text, kind, where), kind, where, self._served.limits.image_root)
 
-    def _check_data_uri(self, text: str, where: str):
+    def _check_data_uri(self, text: str, where: str) -> None:
         if "," not in text[:1000]:
             raise RequestError(f"{where} must look like data:image/png;base64,....", where)
         self._bytes += len(text) // 4 * 3

@@ -42,7 +42,7 @@ class Scored:
 class Scores:
     """Tokens wait here until the text that they begin is shown: what a stop string cuts off never is."""
 
-    def __init__(self, served: Served):
+    def __init__(self, served: Served) -> None:
         self._served = served
         self._waiting: list[tuple[int, Scored]] = []
         self._read = self._shown = 0  # bytes of tokens, and of text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ...generation.options import GenerationOptions
 from ...processing.marks import IMAGE_MARK, PlainText
@@ -44,16 +44,16 @@ class Conversation:
         film: of the first message of the user.
     """
 
-    def __init__(self, served: Served):
+    def __init__(self, served: Served) -> None:
         self._served = served
         self.messages: list[dict[str, Any]] = []
         self.images = Images(served)
         self.film: Source | None = None
 
-    def say(self, role: str, content: str | list[Part]):
+    def say(self, role: str, content: str | list[Part]) -> None:
         self.messages.append({"role": role, "content": plain(content) if isinstance(content, str) else content})
 
-    def read(self, body: Fields, name: str, parts: Callable[[Conversation, Fields, str], Iterator[Part]]):
+    def read(self, body: Fields, name: str, parts: Callable[[Conversation, Fields, str], Iterator[Part]]) -> None:
         """Read a list of messages.
 
         Args:
@@ -62,7 +62,7 @@ class Conversation:
         for message in body.objects(name):
             self._read_message(message, parts)
 
-    def _read_message(self, message: Fields, parts: Callable[[Conversation, Fields, str], Iterator[Part]]):
+    def _read_message(self, message: Fields, parts: Callable[[Conversation, Fields, str], Iterator[Part]]) -> None:
         given = message.needed("role", message.text("role"))
         if given in ("tool", "function"):
             message.refuse("role", f"Messages of the role {given} are not served here: the model calls no tools.")
@@ -97,7 +97,7 @@ class Conversation:
         address = url.needed(name, url.text(name))
         return {"type": "image", "image": self.images.image(address, url.where + name, url.one_of("detail", *DETAILS))}
 
-    def take_film(self, url: Fields, name: str, role: str):
+    def take_film(self, url: Fields, name: str, role: str) -> None:
         """A part that is a film: an option of the library, which puts the frames before the first question."""
         address = url.needed(name, url.text(name))
         if role != "user" or any(message["role"] == "user" for message in self.messages):
@@ -139,7 +139,7 @@ def user_says(text: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": plain(text)}]
 
 
-def refuse_part(part: Fields, *known: str):
+def refuse_part(part: Fields, *known: str) -> NoReturn:
     """For a part of a message that is of no kind that this server reads."""
     kind = part.needed("type", part.text("type"))
     raise RequestError(

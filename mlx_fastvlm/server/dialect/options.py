@@ -54,7 +54,7 @@ TOP_LOGPROBS = whole(0, 20)
 NO_TOOLS = "the model calls no tools; ask for JSON by a schema."
 
 
-def check_model(body: Fields, served: Served):
+def check_model(body: Fields, served: Served) -> None:
     """``RequestError`` for another model than the one that is served; a body may name none."""
     name = body.text("model")
     if name is not None and name not in (served.model, *served.aliases):

@@ -124,7 +124,7 @@ def read(body: dict[str, Any], served: Served) -> Ask:
     return Ask(conversation.messages, options, stream=stream, about=about)
 
 
-def _read_input(fields: Fields, conversation: Conversation):
+def _read_input(fields: Fields, conversation: Conversation) -> None:
     given = fields.needed("input", fields.get("input"))
     if isinstance(given, str):
         conversation.say("user", str(fields.text("input")))
@@ -183,7 +183,7 @@ class Writer:
 
     done = False
 
-    def __init__(self, ask: Ask, served: Served):
+    def __init__(self, ask: Ask, served: Served) -> None:
         self._ask = ask
         self._answers = Answers(ask, served, "resp")
         self._item = new_id("msg")

@@ -41,7 +41,7 @@ class Refused:
 Table = dict[str, "Honoured | Ignored | Refused"]
 
 
-def check_table(body: Fields, table: Table):
+def check_table(body: Fields, table: Table) -> None:
     """``RequestError`` for a field that the table refuses."""
     for name, decision in table.items():
         value = body.get(name)

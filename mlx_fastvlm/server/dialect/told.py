@@ -48,7 +48,7 @@ class Told:
 class Answers:
     """All answers of a request, and what every body about them begins with."""
 
-    def __init__(self, ask: Ask, served: Served, prefix: str):
+    def __init__(self, ask: Ask, served: Served, prefix: str) -> None:
         self._n = ask.n
         self.all = [Told(Scores(served)) for _ in range(ask.n * len(ask.prompts))]
         self.id = new_id(prefix)
