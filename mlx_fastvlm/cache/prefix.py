@@ -11,31 +11,36 @@ from typing import TYPE_CHECKING, Any
 import mlx.core as mx
 
 from ..errors import require, require_whole
+from .beginnings import Beginnings
 from .kv import KVCache
 from .parameters import Parameters, parameters_of
-from .prompt import Contents, Token, in_common
+from .prompt import Contents, Token
 
 if TYPE_CHECKING:
     from ..models.fastvlm import FastVlmModel
     from .policy import CachePolicy
 
-MAX_PROMPTS = 256  # each is compared with each new one
+MAX_PROMPTS = 256
 
 
 @dataclass
 class _Prompt:
-    """What the decoder made of a prompt: for each layer keys and values, (1, heads, tokens, head_dim).
+    """What the decoder made of a prompt: for each layer keys and values, (1, heads, tokens, head_dim)."""
 
-    It holds the model, whose ``id`` would be another's some day, and what its parameters were then.
-    """
-
-    model: Any
-    parameters: Parameters
     arrays: list[tuple[mx.array, mx.array]]
 
     @cached_property
     def nbytes(self) -> int:
         return sum(keys.nbytes + values.nbytes for keys, values in self.arrays)
+
+
+@dataclass
+class _Model:
+    """A model, which is held as its ``id`` would be another's some day, what its parameters were, and what it read."""
+
+    model: Any
+    parameters: Parameters
+    prompts: Beginnings
 
 
 class PrefixCache:
@@ -60,6 +65,7 @@ class PrefixCache:
         self.max_bytes = max_bytes
         self.hits = self.misses = 0
         self._prompts: OrderedDict[tuple[int, tuple[Token, ...]], _Prompt] = OrderedDict()  # by model and tokens
+        self._models: dict[int, _Model] = {}
         self._lock = threading.Lock()
 
     @staticmethod
@@ -73,19 +79,22 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._prompts)
 
-    def _of(self, model: FastVlmModel, parameters: Parameters) -> list[tuple[Token, ...]]:
-        """A model's prompts; those that its parameters of today did not make are forgotten."""
-        known = [key for key in self._prompts if key[0] == id(model)]
-        for key in [key for key in known if self._prompts[key].parameters is not parameters]:
-            del self._prompts[key]
-        return [key[1] for key in known if key in self._prompts]
+    def _prompts_of(self, model: FastVlmModel, parameters: Parameters) -> Beginnings:
+        """A model's prompts; those that these parameters did not make are forgotten."""
+        known = self._models.get(id(model))
+        if known is None:
+            return Beginnings()
+        if known.parameters is not parameters:
+            for tokens in list(known.prompts):
+                self._forget(id(model), tokens)
+            return Beginnings()
+        return known.prompts
 
     def find(self, model: FastVlmModel, tokens: list[Token]) -> Contents | None:
         """The longest beginning that is known of a prompt, as a prompt cache holds it; None if there is none."""
         parameters = parameters_of(model)
         with self._lock:
-            best = max(self._of(model, parameters), key=lambda known: in_common(known, tokens), default=())
-            count = in_common(best, tokens)
+            best, count = self._prompts_of(model, parameters).longest(tokens)
             if count == 0:
                 self.misses += 1
                 return None
@@ -94,7 +103,7 @@ class PrefixCache:
             caches = [_beginning(keys, values, count) for keys, values in self._prompts[id(model), best].arrays]
             return Contents(list(best[:count]), 0, model, caches, parameters)
 
-    def put(self, model: FastVlmModel, tokens: list[Token], caches: list[KVCache], parameters: Parameters) -> None:
+    def put(self, model: FastVlmModel, tokens: list[Token], caches: list[KVCache], parameters: Parameters):
         """Keep what caches hold that have read exactly these tokens. A prompt that another begins with is not kept.
 
         Args:
@@ -102,16 +111,24 @@ class PrefixCache:
         """
         new = tuple(tokens)
         with self._lock:
-            common = {known: in_common(known, new) for known in self._of(model, parameters)}
-            if len(new) in common.values():
+            prompts = self._prompts_of(model, parameters)
+            if prompts.longest(new)[1] == len(new):
                 return
-            for known in [known for known, count in common.items() if count == len(known)]:
-                del self._prompts[id(model), known]
             arrays = [(_copy(cache, cache.keys), _copy(cache, cache.values)) for cache in caches]
             mx.async_eval(arrays)  # whatever thread needs them next
-            self._prompts[id(model), new] = _Prompt(model, parameters, arrays)
+            self._models.setdefault(id(model), _Model(model, parameters, prompts))
+            replaced = prompts.add(new)
+            if replaced is not None:
+                del self._prompts[id(model), replaced]
+            self._prompts[id(model), new] = _Prompt(arrays)
             while len(self._prompts) > MAX_PROMPTS or self.nbytes > self.max_bytes:
-                self._prompts.popitem(last=False)
+                self._forget(*next(iter(self._prompts)))
+
+    def _forget(self, model: int, tokens: tuple[Token, ...]) -> None:
+        del self._prompts[model, tokens]
+        self._models[model].prompts.remove(tokens)
+        if not self._models[model].prompts:
+            del self._models[model]
 
 
 def _copy(cache: KVCache, x: mx.array | None) -> mx.array:

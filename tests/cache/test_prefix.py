@@ -91,7 +91,6 @@ def test_it_is_bounded_and_forgets_the_longest_unused(wide):
 
 
 def test_its_prompts_are_counted_too(wide, monkeypatch):
-    """Each is compared with every new one, so there are never many, however small they are."""
     monkeypatch.setattr(prefix, "MAX_PROMPTS", 3)
     cache = PrefixCache()
     engine = Engine(*wide, prefix_cache=cache)
@@ -99,6 +98,14 @@ def test_its_prompts_are_counted_too(wide, monkeypatch):
         ask(engine, "a", system=system)
     assert len(cache) == 3
     assert ask(engine, "a", system="g")[1].cached_tokens > ask(engine, "a", system="a")[1].cached_tokens
+
+
+def test_it_holds_no_model_that_it_has_nothing_of(wide, untied_model):
+    cache = PrefixCache()
+    ask(Engine(*wide, prefix_cache=cache), "a")
+    cache.max_bytes = cache.nbytes
+    ask(Engine(*untied_model, prefix_cache=cache), "a")
+    assert len(cache) == len(cache._models) == 1
 
 
 def test_another_model_finds_nothing(wide, untied_model):
