@@ -6,6 +6,7 @@ import lzma
 import os
 import shutil
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -18,6 +19,8 @@ from tests.support.images import IMAGE, PROMPT
 from tests.support.paths import FACTS, REFERENCE, SHARED
 
 guidance.install()
+hypothesis.settings.register_profile("no clock", deadline=None)  # a busy machine is no error
+hypothesis.settings.load_profile("no clock")
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ def step(batch, rows):
     return np.array(mx.stack(together)), np.array(mx.stack([mx.concatenate(rows) for rows in alone]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(events=EVENTS, bits=BITS)
 def test_a_row_in_a_slot_attends_to_what_its_own_cache_holds(events, bits):
     batch, rows, number = BatchCache(LAYERS, 4, CachePolicy(None, bits, 32)), [], 0

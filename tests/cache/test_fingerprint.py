@@ -52,7 +52,7 @@ def test_any_value_of_any_type(dtype, size):
     assert len(seen) == 1 + len({0, size // 2, size - 1})
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(2, 10_000), st.integers(0, 2**32 - 1), st.sampled_from([mx.float32, mx.bfloat16]))
 def test_signs_and_order(size, seed, dtype):
     """A sum alone would miss both, and so would odd multipliers of 32 bits an even number of signs."""

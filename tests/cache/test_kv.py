@@ -46,7 +46,7 @@ def run_in_pieces(model, tokens, pieces, cache):
 PIECES = st.lists(st.integers(1, 7), min_size=3, max_size=14)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(first=st.integers(2, 9), pieces=PIECES, room=st.integers(1, 12), more=st.sampled_from([0, 0, 5, 20]))
 def test_bounded_logits_equal_full_attention_over_what_is_kept(first, pieces, room, more):
     """In any pieces, for every token, through all layers."""
@@ -60,7 +60,7 @@ def test_bounded_logits_equal_full_attention_over_what_is_kept(first, pieces, ro
     assert all(layer.offset == sum(pieces) for layer in cache)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     first=st.integers(1, 9),
     pieces=PIECES,

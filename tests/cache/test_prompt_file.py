@@ -88,7 +88,7 @@ ANY = st.recursive(
 ENTRIES = st.sampled_from(["format", "model", "offset", "tokens", "keep", "policy"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 3), ENTRIES, ANY | st.just("missing"), st.booleans())
 def test_other_metadata(policy, name, value, forged):
     """Also with a digest that fits: then the schema alone stands before what would be a TypeError later."""
@@ -99,7 +99,7 @@ def test_other_metadata(policy, name, value, forged):
     assert got is None or same(got, cache) or (forged and got.policy == cache.policy and name in ("keep", "offset"))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 3), st.data())
 def test_other_tokens(policy, data):
     """One of them replaced, doubled or left out."""
@@ -138,7 +138,7 @@ def tampered(data, arrays):
     }[how]}  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 3), st.data())
 def test_other_tensors(policy, data):
     cache, _, entries, arrays, sha256 = written(policy)
@@ -146,7 +146,7 @@ def test_other_tensors(policy, data):
     assert got is None or same(got, cache)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 3), st.data())
 def test_forged_tensors_are_a_cache_or_refused(policy, data):
     """With a digest that fits them: names, shapes and types are right for the model, or the file is refused."""
@@ -158,7 +158,7 @@ def test_forged_tensors_are_a_cache_or_refused(policy, data):
         assert got.offset == cache.offset + 3
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 3), st.data())
 def test_other_bytes(policy, data):
     cache, whole, *_ = written(policy)

@@ -143,7 +143,7 @@ def test_frames_of_an_animation(ask, first_logits):
     assert ask(image=OTHER, frames=5) == ask(image=OTHER)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     parts=st.lists(st.text("ab ", max_size=9) | st.sampled_from([IMAGE, OTHER]), min_size=1, max_size=7),
     step=st.integers(1, 60),
@@ -164,7 +164,7 @@ def test_chunked_prefill_equals_one_pass(parts, step):
     assert seen == [(min(done, total), total) for done in range(step, total + step, step)]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(parts=st.lists(st.text("ab ", max_size=9) | st.sampled_from([IMAGE, OTHER]), max_size=7))
 def test_features_stand_at_exactly_their_places(parts):
     model, processor = wide_model()

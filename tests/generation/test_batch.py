@@ -15,7 +15,7 @@ IMAGES = [Image.fromarray(small.odd_image(70, 50)), Image.new("RGB", (40, 60), "
 ROW = st.tuples(st.text("abc <>é", min_size=1, max_size=40), st.lists(st.sampled_from(IMAGES), max_size=3))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     rows=st.lists(ROW, min_size=1, max_size=5),
     ends=st.sets(st.integers(0, 255), max_size=60),

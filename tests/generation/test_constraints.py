@@ -46,7 +46,7 @@ def patterns():
     return st.lists(joined, min_size=1, max_size=3).map(lambda parts: "|".join(f"(?:{part})" for part in parts))
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
 @given(pattern=patterns(), seed=st.integers(0, 99), beside=st.integers(0, 2))
 def test_a_finished_answer_matches_and_those_beside_it_are_as_alone(demo, pattern, seed, beside):
     engine = Engine(*demo)
@@ -297,7 +297,7 @@ SCHEMAS = st.recursive(
 
 
 @real
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
 @given(schema=SCHEMAS, seed=st.integers(0, 99))
 def test_a_finished_answer_validates(demo, schema, seed):
     jsonschema = pytest.importorskip("jsonschema")

@@ -54,7 +54,7 @@ def test_in_a_batch_as_alone(wide):
     assert batch_decide(*wide, [], choices=["a", "b"]) == []
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lengths=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=2, max_size=8, unique_by=tuple))
 def test_probabilities_are_those_of_what_answers_begin_with(lengths):
     """Against a sum over all answers of four tokens from a small vocabulary: each counts for its longest choice."""

@@ -159,7 +159,7 @@ ENGINE = {
     "prefill_step_size": st.sampled_from([20, 100, 2048]),
     "ahead": st.sampled_from([0, 3]),
 }
-quiet = {"deadline": None, "suppress_health_check": list(HealthCheck)}
+quiet = {"suppress_health_check": list(HealthCheck)}
 
 
 @settings(max_examples=SCHEDULES, **quiet)

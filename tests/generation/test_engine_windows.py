@@ -12,7 +12,7 @@ from tests.support.models import wide_model
 ROWS = st.lists(st.tuples(st.integers(1, 40), st.none() | st.integers(1, 9)), min_size=2, max_size=5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(rows=ROWS, step=st.sampled_from([7, 2048]))
 def test_logprobs_are_those_of_full_attention_over_what_is_kept(rows, step):
     """Each row is a prompt's length and the places behind it, or None for all; the oracle has no cache and no crowd."""

@@ -37,7 +37,7 @@ def equal(ours, theirs):
     return np.array_equal(*(np.array(x.astype(mx.float32)) for x in (ours, theirs)))  # NumPy has no bfloat16
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), size=SIZES, p=st.floats(1e-6, 1, exclude_max=True))
 def test_top_p_and_min_p(seed, size, p):
     x = log_probabilities(seed, size)
@@ -45,7 +45,7 @@ def test_top_p_and_min_p(seed, size, p):
     assert equal(keep_min_p(x, p), sample_utils.apply_min_p(x, p))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), size=SIZES, k=st.integers(1, 400))
 def test_top_k(seed, size, k):
     x = log_probabilities(seed, size)
@@ -53,7 +53,7 @@ def test_top_k(seed, size, k):
     assert equal(keep_top_k(x, k), sample_utils.apply_top_k(x, k))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     temperature=st.floats(0.1, 3),
@@ -75,7 +75,7 @@ def test_sampling_takes_a_token_that_mlx_lms_filters_leave(seed, temperature, to
     assert pick.token == mx.argmax(left / temperature + noise).item()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     said=st.lists(st.integers(0, 319), max_size=40),

@@ -21,7 +21,7 @@ def wide():
     return wide_model()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     turns=st.lists(TURN, min_size=1, max_size=4),
     ends=st.sets(st.integers(0, 255), max_size=80),

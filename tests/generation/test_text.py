@@ -65,7 +65,7 @@ def test_stop_strings_do_not_depend_on_the_pieces(text, strings, cuts):
     assert (shown == text) == (not any(string in text for string in strings))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 257), max_size=40) | st.text(max_size=12).map(lambda text: list(text.encode())))
 def test_streamed_text_is_the_decoded_text(values):
     """Any bytes, whole characters or not: nothing broken in the middle, nothing lost at the end."""

@@ -77,7 +77,7 @@ def processor_of(tokenizer, **options):
     return FastVlmProcessor(tokenizer, -200, ends, **options)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(words=st.lists(st.sampled_from([*WORDS, "a", " ", "\n", "<|im_", "end|>", "é"]), max_size=8))
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_users_say_makes_no_ids_of_turns(kind, words):

@@ -158,7 +158,7 @@ def rendered(source, messages):
 
 
 @pytest.mark.filterwarnings("ignore::SyntaxWarning")
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(source=TEMPLATES, chat=CHATS)
 def test_what_is_rendered_is_jinja2s_text_with_its_authors(source, chat):
     note(source)
@@ -183,7 +183,7 @@ def small_processor():
 
 
 @pytest.mark.filterwarnings("ignore::SyntaxWarning")
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     source=TEMPLATES, words=st.lists(st.sampled_from(["<|im_end|>", "<|im_start|>", "字", " ", "<|im_"]), max_size=4)
 )
@@ -245,7 +245,7 @@ def calls_and_memory(work):
     return calls, peak
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(lines=st.lists(GREEDY | statements(), min_size=1, max_size=6), said=st.integers(0, 2000))
 def test_no_template_takes_more_than_its_budget(lines, said):
     source, message = closed(lines), [{"role": "user", "content": written_by(Author.USER, "q " * said)}]

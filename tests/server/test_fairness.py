@@ -14,7 +14,7 @@ PUT = st.tuples(st.just("put"), st.sampled_from("abcd"), COSTS)
 DO = PUT | st.tuples(st.just("take")) | st.tuples(st.just("discard"), st.integers(0, 200))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(DO, max_size=80))
 def test_nothing_is_lost_and_each_client_is_served_in_order(actions):
     queue, there, number = FairQueue(), {}, 0
@@ -37,7 +37,7 @@ def test_nothing_is_lost_and_each_client_is_served_in_order(actions):
         assert len(queue) == sum(map(len, there.values()))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     before=st.lists(PUT, max_size=30),
     taken=st.integers(0, 30),

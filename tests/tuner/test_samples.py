@@ -45,7 +45,7 @@ def test_words_like_the_templates(processor, word):
     assert sample.ids.count(258) == 5  # the default system prompt, and four turns
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.text(min_size=1, max_size=20).filter(lambda text: text.strip()), min_size=2, max_size=6))
 def test_any_texts(small_model, texts):
     _, processor = small_model

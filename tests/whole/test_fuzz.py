@@ -47,7 +47,7 @@ def prompts():
         yield fuzz.Prompts(folder)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(prompt=TEXTS | st.lists(MESSAGES, max_size=4))
 def test_prompts_that_hypothesis_makes(prompts, prompt):
     message = ""
@@ -58,7 +58,7 @@ def test_prompts_that_hypothesis_makes(prompts, prompt):
     assert "\n" not in message
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     source=st.binary(max_size=200)
     | TEXTS

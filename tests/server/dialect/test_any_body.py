@@ -53,7 +53,7 @@ def check(error, *statuses):
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=name_of)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data())
 def test_any_body(dialect, data):
     body, to = data.draw(bodies(dialect)), data.draw(st.sampled_from(SERVERS))
@@ -117,7 +117,7 @@ def refused(dialect, body):
     return None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=50) | VALUES.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes(data):
     try:
