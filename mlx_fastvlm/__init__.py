@@ -98,7 +98,7 @@ __all__ = ["__version__", *_HOME]
 class _Package(types.ModuleType):
     """Keeps ``mlx_fastvlm.generate`` the function, though importing the submodule of that name would rebind it."""
 
-    def __setattr__(self, name, value) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         if not (name in _HOME and isinstance(value, types.ModuleType)):
             super().__setattr__(name, value)
 
@@ -113,7 +113,7 @@ if not TYPE_CHECKING:  # or a type checker would believe in any name
         return value
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted(__all__)
 
 

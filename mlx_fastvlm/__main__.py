@@ -51,7 +51,9 @@ def main(argv: list[str] | None = None) -> int:
         advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
         print(f"error: there is no command {command!r}; {advice}", file=sys.stderr)
         return 2
-    return importlib.import_module(f"{__package__}.{MODULES.get(command, command)}").main(flags)
+    module = importlib.import_module(f"{__package__}.{MODULES.get(command, command)}")
+    code: int = module.main(flags)
+    return code
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def _check_report(parser: argparse.ArgumentParser, arguments: argparse.Namespace
         parser.error("--report takes one --image-size")
 
 
-def _benchmark(arguments: argparse.Namespace):
+def _benchmark(arguments: argparse.Namespace) -> None:
     if arguments.repeats < 1 or arguments.tokens < 1:
         raise UsageError("--repeats and --tokens must be at least 1.")
     if arguments.quick:

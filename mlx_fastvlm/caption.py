@@ -85,7 +85,7 @@ def _outlive_others() -> None:
     """mlx.launch ends all ranks as soon as one has failed or has records of errors; here none needs the others."""
     told = False
 
-    def go_on(*_) -> None:
+    def go_on(*_: object) -> None:
         nonlocal told
         if not told:
             print("another rank has ended with an error; this one goes on, Ctrl-C ends it", file=sys.stderr)

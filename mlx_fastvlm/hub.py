@@ -73,7 +73,7 @@ def _late_progress() -> Any:
     from huggingface_hub.utils import tqdm  # noqa: PLC0415  as below, slow, and only to download
 
     class Late(tqdm):
-        def __init__(self, *arguments, **options) -> None:
+        def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **{"delay": 1.5, **options})
 
     return Late

@@ -6,7 +6,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from .errors import UsageError, short
 
@@ -59,7 +59,6 @@ def knows_habits(habits: Mapping[str, tuple[tuple[Any, ...], str]]) -> Callable[
                     raise UsageError(f"There is no {name}={short(value)} here; {advice}.")
             return function(*arguments, **keywords)
 
-        known: Any = knowing
-        return known
+        return cast(Function, knowing)
 
     return decorate

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from .models.fastvlm import FastVlmForConditionalGeneration
     from .processing.processor import FastVlmProcessor
     from .tuner.conversations import Conversation
+    from .tuner.reports import Report
     from .tuner.samples import Sample
-    from .tuner.trainer import Report
 
 SPLITS = ("train", "valid", "test")
 # Of what is no option of the training itself; the rest are the dataclasses' defaults.
@@ -65,14 +65,16 @@ def parser() -> argparse.ArgumentParser:
     )
     defaults = {field.name: field.default for kind in (TrainingOptions, AdapterConfig) for field in fields(kind)}
 
-    def add(group, flag: str, kind: Any, words: str, metavar: str = "N", choices: Any = None, short: Any = ()) -> None:
+    def add(
+        group: Any, flag: str, kind: Any, words: str, metavar: str = "N", choices: Any = None, short: Any = ()
+    ) -> None:
         default = defaults.get(flag[2:].replace("-", "_"), OWN.get(flag[2:].replace("-", "_")))
         said = "" if default is None or words.endswith(")") else f" ({default})"
         group.add_argument(
             *short, flag, type=kind, metavar=None if choices else metavar, choices=choices, help=words + said
         )
 
-    def switch(group, flag: str, words: str, **how: Any) -> None:
+    def switch(group: Any, flag: str, words: str, **how: Any) -> None:
         group.add_argument(flag, action="store_true", default=None, help=words, **how)
 
     model = parser.add_argument_group("model")
@@ -291,7 +293,7 @@ class _Counter:
     def __init__(self, bars: ProgressBars) -> None:
         self._bars, self._done = bars, 0
 
-    def __call__(self, step: str, done: int, total: int):
+    def __call__(self, step: str, done: int, total: int) -> None:
         self._bars(step, done - self._done, total)
         self._done = done
 

@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 import warnings
+from types import TracebackType
 
 
 def prefer_openblas() -> None:
@@ -45,7 +46,7 @@ def hush_interrupts() -> None:
         return
     default = sys.excepthook
 
-    def hook(kind, error, traceback) -> None:
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt):
             sys.stderr.write("interrupted\n")
         else:

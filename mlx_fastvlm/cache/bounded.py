@@ -11,15 +11,19 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.cache import RotatingKVCache
 
+Stored = tuple[tuple[mx.array, ...], ...]  # keys and values, each packed, scales, biases
 
-class BoundedKVCache(RotatingKVCache):
+
+class BoundedKVCache(RotatingKVCache):  # type: ignore[misc]  # mlx_lm has no types
     """mlx-lm's rotating cache, which overwrites the oldest of the tokens behind the protected ones.
 
     A token sees the first ``keep`` tokens and the last ``max_size - keep`` up to itself, no matter in what pieces the
     tokens came.
     """
 
-    def make_mask(self, length: int, window_size: int | None = None, return_array: bool = False):
+    def make_mask(
+        self, length: int, window_size: int | None = None, return_array: bool = False
+    ) -> mx.array | str | None:
         """The mask for ``length`` new tokens: None, "causal", or (length, keys) of bool.
 
         mlx-lm's own slides its window over the protected tokens too, so that the later tokens of a follow-up question
@@ -31,7 +35,8 @@ class BoundedKVCache(RotatingKVCache):
         if offset + length <= self.max_size and not return_array:
             return "causal"
         query, key = mx.arange(offset, offset + length)[:, None], mx.arange(offset + length)
-        return (key <= query) & ((key < self.keep) | (query - key < self.max_size - self.keep))
+        seen: mx.array = (key <= query) & ((key < self.keep) | (query - key < self.max_size - self.keep))
+        return seen
 
     def in_order(self, x: mx.array) -> mx.array:
         """One of its arrays (batch, heads, places, ...) from the oldest token to the latest, without free places."""
@@ -71,7 +76,7 @@ class BoundedQuantizedKVCache(BoundedKVCache):
         """How many tokens the arrays have places for."""
         return 0 if self.keys is None else self.keys[0].shape[2]
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[tuple[mx.array, ...], ...]:
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> Stored:
         """Keys and values (batch, heads, new tokens, head_dim) -> all that are kept, quantized."""
         new = tuple(tuple(mx.quantize(x, group_size=self.group_size, bits=self.bits)) for x in (keys, values))
         length = keys.shape[2]
@@ -84,10 +89,11 @@ class BoundedQuantizedKVCache(BoundedKVCache):
             self._write(new)
         self.offset += length
         if self.offset < self._room:
-            return tree_map(lambda x: x[..., : self.offset, :], (self.keys, self.values))
+            held: Stored = tree_map(lambda x: x[..., : self.offset, :], (self.keys, self.values))
+            return held
         return self.keys, self.values
 
-    def _append(self, new) -> None:
+    def _append(self, new: Stored) -> None:
         """Several tokens: in temporal order behind the others, each with its whole window still there."""
         ordered = tree_map(self.in_order, (self.keys, self.values))
         overflow = ordered[0][0].shape[2] - self.max_size + 1
@@ -96,7 +102,7 @@ class BoundedQuantizedKVCache(BoundedKVCache):
         )
         self._idx = self._room
 
-    def _write(self, new) -> None:
+    def _write(self, new: Stored) -> None:
         """One token: over the oldest, or into free places, which grow by ``step`` at a time."""
         if self._idx == self._room < self.max_size:
             places = min(self.step, self.max_size - self._room)

@@ -46,7 +46,9 @@ class KVCache:
         """One of its arrays (batch, heads, places, ...) from the oldest token to the latest, without free places."""
         return x[..., : self.offset, :]
 
-    def make_mask(self, length: int, window_size: int | None = None, return_array: bool = False):
+    def make_mask(
+        self, length: int, window_size: int | None = None, return_array: bool = False
+    ) -> mx.array | str | None:
         """The mask for ``length`` new tokens: None for one, "causal", or (length, keys) of bool.
 
         Args:

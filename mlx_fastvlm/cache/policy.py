@@ -35,7 +35,7 @@ class CachePolicy:
     kv_bits: int | None = None
     kv_group_size: int = 64
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_whole("max_kv_size", self.max_kv_size, optional=True)
         require_whole("kv_bits", self.kv_bits, optional=True)
         require_whole("kv_group_size", self.kv_group_size)

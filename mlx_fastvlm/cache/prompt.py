@@ -87,7 +87,7 @@ class PromptCache:
             cache._contents = contents
         return cache
 
-    def __deepcopy__(self, _: dict) -> PromptCache:
+    def __deepcopy__(self, _: dict[int, Any]) -> PromptCache:
         """A cache of the same contents that goes its own way: a conversation can be forked."""
         with self.at_rest() as contents:
             own = replace(contents, tokens=list(contents.tokens), caches=copy.deepcopy(contents.caches))

@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx_lm.models.cache
 
 
-class QuantizedKVCache(mlx_lm.models.cache.QuantizedKVCache):
+class QuantizedKVCache(mlx_lm.models.cache.QuantizedKVCache):  # type: ignore[misc]  # mlx_lm has no types
     """mlx-lm's cache of this name."""
 
     def in_order(self, x: mx.array) -> mx.array:

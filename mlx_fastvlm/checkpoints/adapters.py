@@ -48,7 +48,7 @@ class AdapterConfig:
     dropout: float = 0.0
     keys: tuple[str, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.fine_tune_type in KINDS, f"fine_tune_type must be one of {', '.join(KINDS)}", self.fine_tune_type)
         for name, least in (("num_layers", -1), ("rank", 1)):
             value = getattr(self, name)

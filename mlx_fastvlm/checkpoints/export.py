@@ -113,7 +113,7 @@ def to_transformers(
     return replace(weights, tensors=timm_form(tensors)), config.to_dict()
 
 
-def check_transformers(config: FastVlmConfig, modules: dict[str, dict]) -> None:
+def check_transformers(config: FastVlmConfig, modules: dict[str, dict[str, Any]]) -> None:
     """``ValueError`` for projectors that transformers' FastVLM does not know, and towers that no file tells timm.
 
     And for quantized modules.

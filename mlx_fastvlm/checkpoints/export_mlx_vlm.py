@@ -7,6 +7,7 @@ Both read one layout: the tower under Apple's names with BatchNorms and layer sc
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +101,7 @@ def to_mlx_vlm(
     return replace(weights, tensors=tensors, modules=modules), _config(config, modules, eos)
 
 
-def check_mlx_vlm(config: FastVlmConfig, modules: dict[str, dict]) -> None:
+def check_mlx_vlm(config: FastVlmConfig, modules: dict[str, dict[str, Any]]) -> None:
     """``ValueError`` for what mlx-vlm and mlx-swift-lm don't compute, by the field's name."""
     text, vision = config.text_config, config.vision_config
     own_heads = text.head_dim * text.num_attention_heads != text.hidden_size
@@ -165,7 +166,7 @@ def _neutral(block: str, width: int, dtype: mx.Dtype, attention: bool) -> dict[s
     }
 
 
-def _namer(config: FastVlmConfig):
+def _namer(config: FastVlmConfig) -> Callable[[str], str]:
     """Our names -> mlx-vlm's, of tensors and modules."""
     numbers = {part: number for number, part in enumerate(network_parts(config.vision_config))}
     single = config.projector_layers == 1 and config.projector_type == "linear"
@@ -183,7 +184,7 @@ def _namer(config: FastVlmConfig):
     return rename
 
 
-def _config(config: FastVlmConfig, modules: dict[str, dict], eos: set[int]) -> dict[str, Any]:
+def _config(config: FastVlmConfig, modules: dict[str, dict[str, Any]], eos: set[int]) -> dict[str, Any]:
     """``config.json``; the keys that mlx-swift-lm demands, the ones that mlx-vlm reads, and the source's others."""
     text = config.text_config.to_dict()
     read_text = config.extra.get("text_config") or {}

@@ -56,7 +56,7 @@ class Layout:
 
     name: str
     marker: str
-    renames: tuple[tuple[str, str | Callable[[re.Match], str]], ...] = ()
+    renames: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = ()
     numbered: bool = False
     channels_last: bool = False
     folded: bool = False
@@ -155,7 +155,7 @@ def canonical_names(layout: Layout, names: Iterable[str], config: VisionConfig) 
     """Each of a layout's tensor names -> its canonical name, without those that inference does not use."""
     parts = network_parts(config)
 
-    def part(match: re.Match) -> str:
+    def part(match: re.Match[str]) -> str:
         index = int(match[1])
         return f"vision_tower.{parts[index]}." if index < len(parts) else match[0]
 

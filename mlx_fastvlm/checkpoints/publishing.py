@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ..hub import upload
 from .targets import TARGETS
@@ -37,7 +38,7 @@ def front_matter(terms: dict[str, str], base_model: str | None, layout: str, qua
 
 
 def publish(
-    folder: Path, repo: str, modules: dict[str, dict], layout: str, private: bool, base_model: str | None
+    folder: Path, repo: str, modules: dict[str, dict[str, Any]], layout: str, private: bool, base_model: str | None
 ) -> None:
     """Give a checkpoint in a folder its model card, and upload both.
 

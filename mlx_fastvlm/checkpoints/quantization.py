@@ -21,7 +21,9 @@ BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 
 
-def settings(tensors: dict[str, mx.array], module: str, quantization: dict[str, Any] | None, source: str) -> dict:
+def settings(
+    tensors: dict[str, mx.array], module: str, quantization: dict[str, Any] | None, source: str
+) -> dict[str, Any]:
     """How one module is quantized: ``{"group_size", "bits", "mode"}``.
 
     Args:
@@ -70,7 +72,7 @@ def _check_parts(tensors: dict[str, mx.array], module: str, mode: str, source: s
 
 def quantized_modules(
     tensors: dict[str, mx.array], quantization: dict[str, Any] | None, sources: dict[str, str]
-) -> dict[str, dict]:
+) -> dict[str, dict[str, Any]]:
     """The settings of every quantized module among ``tensors``; scales that belong to no weight are passed over.
 
     Args:
@@ -84,13 +86,13 @@ def quantized_modules(
     }
 
 
-def quantize_modules(model: nn.Module, modules: dict[str, dict]) -> None:
+def quantize_modules(model: nn.Module, modules: dict[str, dict[str, Any]]) -> None:
     """Give the model quantized layers, with these settings, where a checkpoint has them."""
     if modules:
         nn.quantize(model, class_predicate=lambda path, _: modules.get(path, False))
 
 
-def dequantized(tensors: dict[str, mx.array], modules: dict[str, dict]) -> dict[str, mx.array]:
+def dequantized(tensors: dict[str, mx.array], modules: dict[str, dict[str, Any]]) -> dict[str, mx.array]:
     """The tensors with these modules' weights unpacked to float32. Nothing is computed yet."""
     tensors = dict(tensors)
     for module, how in modules.items():
@@ -135,7 +137,7 @@ class Plan:
         kept: modules left in full precision because the group size does not divide their width.
     """
 
-    modules: dict[str, dict]
+    modules: dict[str, dict[str, Any]]
     kept: list[str]
 
 
@@ -183,7 +185,9 @@ def plan(
 
 
 def quantized(
-    tensors: dict[str, mx.array], modules: dict[str, dict], packed_before: Mapping[str, tuple[mx.array, ...]] = {}
+    tensors: dict[str, mx.array],
+    modules: dict[str, dict[str, Any]],
+    packed_before: Mapping[str, tuple[mx.array, ...]] = {},
 ) -> dict[str, mx.array]:
     """The tensors with these modules' weights packed, or as they were packed before. Nothing is computed yet."""
     tensors = dict(tensors)
@@ -193,7 +197,7 @@ def quantized(
     return tensors
 
 
-def config_entry(modules: dict[str, dict]) -> dict[str, Any] | None:
+def config_entry(modules: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
     """``config.json``'s ``quantization``: the commonest settings, as mlx-lm reads them, then every module's own."""
     if not modules:
         return None
@@ -201,7 +205,7 @@ def config_entry(modules: dict[str, dict]) -> dict[str, Any] | None:
     return {**dict(common), **modules}
 
 
-def modules_of(model: nn.Module) -> dict[str, dict]:
+def modules_of(model: nn.Module) -> dict[str, dict[str, Any]]:
     """The settings of every quantized module, by name."""
     return {
         name: {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}

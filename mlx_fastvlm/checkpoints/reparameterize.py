@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
@@ -215,7 +215,7 @@ def _squeeze_excite(weights: _Weights, source: str, target: str, width: int, ins
     yield from zip((f"{target}.{part}" for part in shapes), taken)
 
 
-def _modules(config: VisionConfig) -> Iterator[tuple[Callable[..., Named], tuple]]:
+def _modules(config: VisionConfig) -> Iterator[tuple[Callable[..., Named], tuple[Any, ...]]]:
     """The tower's modules, stem first: (how to fold, its arguments)."""
     first = config.embed_dims[0]
     yield _conv, ("stem.0", "stem.conv", (first, 3, 3, 3))

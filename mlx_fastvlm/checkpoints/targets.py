@@ -27,7 +27,7 @@ class Target:
         library: the hub's name of the library that loads it.
     """
 
-    check: Callable[[FastVlmConfig, dict[str, dict]], None]
+    check: Callable[[FastVlmConfig, dict[str, dict[str, Any]]], None]
     export: Callable[[Weights, FastVlmConfig, FastVlmProcessor | None, Path], tuple[Weights, dict[str, Any]]]
     made_for: str
     library: str

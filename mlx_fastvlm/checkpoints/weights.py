@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import mlx.core as mx
 
@@ -16,6 +16,8 @@ from .reparameterize import reparameterize_tower
 
 if TYPE_CHECKING:
     from ..config import FastVlmConfig
+
+Value = TypeVar("Value")
 
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
@@ -120,7 +122,7 @@ class Weights:
     """
 
     tensors: dict[str, mx.array]
-    modules: dict[str, dict]
+    modules: dict[str, dict[str, Any]]
     tied: bool
     layout: str
     folder: Path = Path()
@@ -186,15 +188,15 @@ def read_weights(
 TOWER = "vision_tower."
 
 
-def _tower(named: dict) -> dict:
+def _tower(named: dict[str, Value]) -> dict[str, Value]:
     return {name: value for name, value in named.items() if name.startswith(TOWER)}
 
 
-def _without_tower(named: dict) -> dict:
+def _without_tower(named: dict[str, Value]) -> dict[str, Value]:
     return {name: value for name, value in named.items() if not name.startswith(TOWER)}
 
 
-def _unprefixed(named: dict) -> dict:
+def _unprefixed(named: dict[str, Value]) -> dict[str, Value]:
     return {name.removeprefix(TOWER): value for name, value in named.items()}
 
 

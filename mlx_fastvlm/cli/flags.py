@@ -150,7 +150,7 @@ def choices(text: str) -> list[str]:
     return [choice.strip() for choice in text.split(",")]
 
 
-def _number(group, flag: str, kind: type, help: str, *aliases: str) -> None:
+def _number(group: argparse._ArgumentGroup, flag: str, kind: type, help: str, *aliases: str) -> None:
     default = getattr(_DEFAULTS, flag.removeprefix("--").replace("-", "_"))
     group.add_argument(flag, *aliases, type=kind, default=default, metavar="N", help=f"{help} ({default})")
 

@@ -8,8 +8,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 from .. import __version__
 from ..errors import UsageError
@@ -53,12 +53,14 @@ class Parser(argparse.ArgumentParser):
     Where it takes ``words``, they may stand anywhere among the flags.
     """
 
-    def __init__(self, **options) -> None:
+    def __init__(self, **options: Any) -> None:
         # An abbreviation that works today is ambiguous once there is another flag.
         super().__init__(allow_abbrev=False, **{"formatter_class": Help, **options})
         self.add_argument("--version", action="version", version=f"mlx-fastvlm {__version__}")
 
-    def parse_args(self, args=None, namespace=None):
+    def parse_args(  # type: ignore[override]  # its stub tells one kind of namespace from another
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         parsed, unknown = self.parse_known_args(args, namespace)
         if hasattr(parsed, "words") and not any(word.startswith("-") for word in unknown):
             parsed.words, unknown = [*parsed.words, *unknown], []

@@ -20,10 +20,10 @@ class DatasetProgress:
     def __enter__(self) -> DatasetProgress:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def __call__(self, summary: Summary):
+    def __call__(self, summary: Summary) -> None:
         done = summary.answered + summary.errors
         # Records of an earlier run count as there from the beginning, or the rate would be theirs too.
         self._bar.total = None if summary.total is None else max(done, summary.total - summary.skipped)

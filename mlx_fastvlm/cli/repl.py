@@ -48,7 +48,7 @@ class Repl:
         }
         self._show([file for source in images for file in expanded(source)])
 
-    def run(self):
+    def run(self) -> None:
         """Until /quit or the end of the input."""
         print("/help lists the commands.", file=sys.stderr)
         while True:
@@ -69,7 +69,7 @@ class Repl:
             except (ValueError, OSError) as error:
                 print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr)
 
-    def _handle(self, line: str):
+    def _handle(self, line: str) -> None:
         word, _, rest = line.partition(" ")
         if word in self._commands:
             return self._commands[word](rest.strip())

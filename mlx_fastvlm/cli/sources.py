@@ -81,7 +81,13 @@ class Images(argparse.Action):
     The rest are ``spilled``: words of the question.
     """
 
-    def __call__(self, parser, namespace, values: Any, option_string=None):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
         first, *others = values
         images = [first, *(word for word in others if is_source(word) or ("*" in word and " " not in word))]
         setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), *images])

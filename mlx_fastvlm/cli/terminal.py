@@ -50,11 +50,11 @@ class ProgressBars:
     def __enter__(self) -> ProgressBars:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         for bar in self._bars.values():
             bar.close()
 
-    def __call__(self, step: str, amount: int, total: int):
+    def __call__(self, step: str, amount: int, total: int) -> None:
         from tqdm import tqdm  # noqa: PLC0415  slow to import, and most commands show no bar
 
         if step not in self._bars:

@@ -71,7 +71,7 @@ class FastVlmConfig:
     quantization: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.vision_config, dict):
             vision: dict[str, Any] = as_json(self.vision_config)
             self.extra = {"vision_config": vision, **self.extra}

@@ -97,7 +97,7 @@ class TextConfig:
     sliding_window: int | None = None
     rope_scaling: dict[str, Any] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_whole("text_config", "num_hidden_layers", self.num_hidden_layers, MOST["layers"])
         check_whole("text_config", "vocab_size", self.vocab_size, MOST["vocabulary"])
         for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"):

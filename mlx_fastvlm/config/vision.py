@@ -51,7 +51,7 @@ class VisionConfig:
     image_size: int = 1024
     se_downsamples: list[bool] = None  # type: ignore[assignment]  # __post_init__ sets it
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._check_stages()
         self._check_gates()
         for depth, width, ratio in zip(self.layers, self.embed_dims, self.mlp_ratios):
@@ -135,7 +135,7 @@ class VisionConfig:
     @property
     def patch_size(self) -> int:
         """Pixels per token along one side (64): the stem's stride 4 times 2 for each downsampling."""
-        return 4 * 2 ** sum(self.downsamples)
+        return int(4 * 2 ** sum(self.downsamples))
 
     @property
     def timm_has_its_positions(self) -> bool:

@@ -39,7 +39,7 @@ TOGETHER = (
 def calibrated(
     model: FastVlmForConditionalGeneration,
     processor: FastVlmProcessor,
-    modules: dict[str, dict],
+    modules: dict[str, dict[str, Any]],
     types: dict[str, mx.Dtype],
     calibration: Calibration,
     progress: Callable[[str, int, int], None],
@@ -96,7 +96,8 @@ class _Watched:
     def __call__(self, x: mx.array) -> mx.array:
         tokens = x.flatten(0, -2)
         self.moments = self.moments + tokens.T @ tokens
-        return self.layer(x)
+        y: mx.array = self.layer(x)
+        return y
 
 
 def _place(layer: Any, name: str) -> tuple[Any, str]:
@@ -125,10 +126,11 @@ def _factor(moments: mx.array) -> np.ndarray:
     channels = np.arange(len(damped))
     mean = damped[channels, channels].mean()
     damped[channels, channels] += DAMPING * mean if mean > 0 else 1
-    return np.linalg.cholesky(np.linalg.inv(damped)).T
+    factor: np.ndarray = np.linalg.cholesky(np.linalg.inv(damped)).T
+    return factor
 
 
-def rounded(weight: mx.array, factor: np.ndarray, how: dict) -> Packed:
+def rounded(weight: mx.array, factor: np.ndarray, how: dict[str, Any]) -> Packed:
     """A matrix (outputs, inputs) in codes, group by group, each with the scale and bias that MLX gives it then."""
     size, bits = how["group_size"], how["bits"]
     rest = np.array(weight.astype(mx.float32), np.float64)

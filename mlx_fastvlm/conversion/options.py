@@ -73,7 +73,7 @@ class ConversionOptions:
     command: str | None = None
     progress: Progress = no_progress
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("quantize", "q_vision", "q_mixed", "dequantize", "public", "force"):
             require(isinstance(getattr(self, name), bool), f"{name} must be True or False", getattr(self, name))
         require(self.layout in LAYOUTS, f"layout must be one of {', '.join(LAYOUTS)}", self.layout)

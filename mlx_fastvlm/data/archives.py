@@ -10,6 +10,7 @@ import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import PIL.Image
 
@@ -24,6 +25,8 @@ BYTES_PER_FILE = 2**30
 _END = bytes(2 * BLOCK)
 _RECORD = "caption.json"
 _OURS = ("txt", _RECORD)
+
+Sample = tuple[str, int, int, Record]  # its name, where it begins and ends, and its record
 
 
 class TarSink:
@@ -81,7 +84,7 @@ class TarSink:
                     _sync_file(file)
         self._recover()
 
-    def _replace_unfinished(self, kept) -> None:
+    def _replace_unfinished(self, kept: list[Sample]) -> None:
         with atomic_file(self._unfinished) as file, file.open("wb") as copy:
             _copy(self._unfinished, kept, copy)
             _sync_file(copy)
@@ -148,7 +151,7 @@ class TarSink:
         return name
 
 
-def _samples(path: Path, cut_off: bool = False) -> Iterator[tuple[str, int, int, Record]]:
+def _samples(path: Path, cut_off: bool = False) -> Iterator[Sample]:
     """Of each whole sample of a shard of ours: its name, where it begins and ends, and its record.
 
     Args:
@@ -169,14 +172,14 @@ def _samples(path: Path, cut_off: bool = False) -> Iterator[tuple[str, int, int,
         raise ValueError(f"{path} holds other things than captions; give another --output.") from None
 
 
-def _copy(part: Path, samples, file) -> None:
+def _copy(part: Path, samples: list[Sample], file: BinaryIO) -> None:
     with part.open("rb") as source:
         for _, start, end, _ in samples:
             source.seek(start)
             file.write(source.read(end - start))
 
 
-def _sync_file(file) -> None:
+def _sync_file(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
 

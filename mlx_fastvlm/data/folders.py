@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from .items import Item, image_suffixes
@@ -49,7 +49,7 @@ def _walk(folder: Path, below: str, known: set[str], visited: set[tuple[int, int
             yield Item(key, folder / entry.name)
 
 
-def _is(entry: os.DirEntry, kind) -> bool:
+def _is(entry: os.DirEntry[str], kind: Callable[[os.DirEntry[str]], bool]) -> bool:
     try:
         return kind(entry)
     except OSError:  # a link in a circle

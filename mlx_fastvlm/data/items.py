@@ -40,7 +40,7 @@ class Item:
     loader: Callable[[], tuple[bytes, dict[str, bytes]]] | None = field(default=None, repr=False)
     more: list[Item] = field(default_factory=list, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # A name of a file need not be UTF-8; what is written must be, and must be the same when it is read again.
         self.key = self.key.encode("utf-8", "backslashreplace").decode()
 

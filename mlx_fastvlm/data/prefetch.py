@@ -53,7 +53,7 @@ class Prefetch(Generic[Prepared]):
     def __enter__(self) -> Prefetch[Prepared]:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         """No item is begun any more; those at hand end in their own time, and nobody sees them."""
         with self._changed:
             self._closed = True

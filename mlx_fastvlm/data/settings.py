@@ -18,7 +18,9 @@ def settings_file(output: Path) -> Path:
 
 def plain(settings: Settings) -> Settings:
     """The settings as they come back from JSON; what it has no word for, by its name."""
-    return json.loads(json.dumps(settings, default=lambda value: getattr(value, "__qualname__", type(value).__name__)))
+    text = json.dumps(settings, default=lambda value: getattr(value, "__qualname__", type(value).__name__))
+    read: Settings = json.loads(text)
+    return read
 
 
 def read_settings(output: Path, name: str | None) -> Settings | None:

@@ -20,7 +20,7 @@ class Shard:
     index: int = 0
     count: int = 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
             raise UsageError(f"A shard must look like 0/8, from 0/8 to 7/8, got {self.index}/{self.count}.")
 

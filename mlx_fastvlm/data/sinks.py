@@ -90,7 +90,7 @@ class Destination:
     retry_errors: bool = False
     records_per_file: int = 10_000
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.append_as is not None and not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.append_as):
             raise UsageError(f"A name to append as has letters, digits, - and _ only, got {short(self.append_as)}.")
         if self.records_per_file < 1:

@@ -87,7 +87,7 @@ def _parts(source: str) -> list[Part]:
         if not found:
             raise FileNotFoundError(f"{path} has no images; for archives in it, give a pattern such as {path}/*.tar.")
         # Its images one by one, so that their number is known at once.
-        return [lambda item=item: [item] for item in found]  # type: ignore[misc]
+        return [lambda item=item: [item] for item in found]  # type: ignore[misc]  # it infers no lambda with a default
     if path.is_file():
         return [_part(path, path.name)]
     if glob.has_magic(source):

@@ -43,7 +43,7 @@ class Task:
     by: str | None = None
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise UsageError(f"There is no metric {self.metric!r}; there are {', '.join(METRICS)}.")
         require_whole("The bootstrap's seed", self.seed)

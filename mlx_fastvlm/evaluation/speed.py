@@ -26,6 +26,7 @@ from ..cache.policy import make_cache
 from ..generation.decoding import prefill, step
 
 if TYPE_CHECKING:
+    from ..cache.kv import KVCache
     from ..models.fastvlm import FastVlmForConditionalGeneration
     from ..processing.processor import FastVlmProcessor
 
@@ -101,7 +102,7 @@ def measure(
         took["projector"], features = timed(lambda x=features: model.multi_modal_projector(x.flatten(1, 2)))
         caches = make_cache(model)
 
-        def read(features=features, caches=caches) -> mx.array:
+        def read(features: mx.array = features, caches: list[KVCache] = caches) -> mx.array:
             words = model.get_input_embeddings()(text)
             embeddings = mx.concatenate([features.astype(words.dtype), words], axis=1)
             return mx.argmax(prefill(model, embeddings, caches, 2048), axis=-1)
@@ -109,7 +110,7 @@ def measure(
         took["prefill"], token = timed(read)
         took["first_token"] = sum(took.values())
 
-        def answer(token=token, caches=caches):
+        def answer(token: mx.array = token, caches: list[KVCache] = caches) -> mx.array:
             for _ in range(tokens):
                 token = mx.argmax(step(model, token, caches), axis=-1)
                 mx.async_eval(token)
@@ -141,7 +142,7 @@ def machine() -> dict[str, str]:
         "backend": mx.default_device().type.name,
         "system": platform.platform(),
         "python": platform.python_version(),
-        "mlx": mx.__version__,  # type: ignore[attr-defined]
+        "mlx": mx.__version__,  # type: ignore[attr-defined]  # its stub lacks it
         "mlx_fastvlm": __version__,
     }
 

@@ -68,5 +68,5 @@ def json_line(value: object) -> str:
     return re.sub("[\x7f-\x9f]", lambda control: f"\\u{ord(control[0]):04x}", text)
 
 
-def write_json(path: Path, value: dict | list) -> None:
+def write_json(path: Path, value: dict[str, Any] | list[Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

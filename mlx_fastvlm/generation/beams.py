@@ -100,7 +100,8 @@ def beam_search(
     def stops(sequences: np.ndarray) -> np.ndarray:
         flat = mx.array(sequences.reshape(-1, sequences.shape[-1]))
         done = np.array(stopped(flat, ends, options, record)).reshape(sequences.shape[:2])
-        return done | (sequences.shape[-1] >= most)
+        ended: np.ndarray = done | (sequences.shape[-1] >= most)
+        return ended
 
     while True:
         scores = chain(decoder.ids, logits - mx.logsumexp(logits, axis=-1, keepdims=True))

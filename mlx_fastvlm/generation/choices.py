@@ -89,7 +89,8 @@ def _logprobs(
     All first tokens are told by the prompt's own logits. What choices have in common behind them is read once.
     """
     first = normalise(logits)[0]
-    logprobs: Any = first[mx.array([ids[0] for ids in tokens])].tolist()
+    chosen = first[mx.array([ids[0] for ids in tokens])]
+    logprobs: list[float] = chosen.tolist()  # type: ignore[assignment]  # it has one axis
     paths = _paths(tokens)
     scored: dict[Tokens, list[int]] = {path: [] for path in paths}  # the choices that are scored along each
     for i, ids in enumerate(tokens):

@@ -108,7 +108,7 @@ def describe(name: str, value: Any) -> str:
 def _from_json_schema(matcher: Any, value: Any) -> str:
     schema = json_schema(value)
     try:  # free white space is what small models fall into, and never leave
-        return matcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
+        return str(matcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False}))
     except ValueError as error:
         raise UsageError(f"json_schema can't be compiled ({one_line(str(error))}); correct it.") from None
 
@@ -146,19 +146,19 @@ def _schema_of(kind: type) -> Any:
 
 def _from_regex(matcher: Any, value: Any) -> str:
     require(isinstance(value, str) and value != "", "regex must be a text that is not empty", value)
-    return matcher.grammar_from_regex(value)
+    return str(matcher.grammar_from_regex(value))
 
 
 def _from_choices(matcher: Any, value: Any) -> str:
     several = isinstance(value, (list, tuple)) and bool(value) and all(isinstance(choice, str) for choice in value)
     require(several, "choices must be a list of texts", value)
     require(all(value), "choices must not hold an empty text", value)
-    return matcher.grammar_from_regex("|".join(map(re.escape, dict.fromkeys(value))))
+    return str(matcher.grammar_from_regex("|".join(map(re.escape, dict.fromkeys(value)))))
 
 
 def _from_grammar(matcher: Any, value: Any) -> str:
     require(isinstance(value, str) and value.strip() != "", "grammar must be a text in lark's notation", value)
-    return matcher.grammar_from_lark(value)
+    return str(matcher.grammar_from_lark(value))
 
 
 DESCRIPTIONS: dict[str, Callable[[Any, Any], str]] = {

@@ -61,7 +61,7 @@ class Job:
     threads: int = 4
     dedupe: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_batch_size(self.batch_size)
         require_whole("threads", self.threads)
         require(self.threads >= 1, "threads must be at least 1", self.threads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict, cast
 
 from ..errors import UsageError
 from .batch import check_batch_size, in_order, pair
@@ -43,11 +43,11 @@ class DecisionOptions(TypedDict, total=False):
 
 def decision_options(options: GenerationOptions) -> DecisionOptions:
     """Those of the options that a decision has; ``UsageError`` where another is given."""
-    given: Any = {f.name: value for f in fields(options) if (value := getattr(options, f.name)) != f.default}
+    given = {f.name: value for f in fields(options) if (value := getattr(options, f.name)) != f.default}
     for name in given:
         if name not in DecisionOptions.__annotations__:
             raise UsageError(f"A decision among choices samples nothing and keeps no cache; leave out {name}.")
-    return given
+    return cast(DecisionOptions, given)
 
 
 def decide(

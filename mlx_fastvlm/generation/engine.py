@@ -86,7 +86,7 @@ class Engine:
         self._rows: list[Row] = []  # in the order of their arrival; all else about them can be made again from these
         self._crowds: dict[Any, Crowd] = {}
         self._unfinished = False  # whether a step was begun that has not come to its end
-        self._wired: weakref.finalize | None = None
+        self._wired: weakref.finalize[..., Any] | None = None
         self.steps = 0
 
     @lists_options

@@ -161,7 +161,7 @@ class GenerationOptions:
     prefill_step_size: int = 2048
     progress: Progress | None = None
 
-    def __new__(cls, *_, **options):
+    def __new__(cls, *_: Any, **options: Any) -> GenerationOptions:
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
@@ -169,7 +169,7 @@ class GenerationOptions:
                 raise TypeError(f"There is no option {name}" + (f"; did you mean {near[0]}?" if near else "."))
         return super().__new__(cls)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._check_counts()
         self._check_seed()
         self._check_sampling()

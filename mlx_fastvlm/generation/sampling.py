@@ -59,11 +59,13 @@ class Pick:
 
     @property
     def token(self) -> int:
-        return self.choice.read[0][self.index]
+        token: int = self.choice.read[0][self.index]
+        return token
 
     @property
     def largest(self) -> float:
-        return self.choice.read[1][self.index]
+        largest: float = self.choice.read[1][self.index]
+        return largest
 
     @property
     def logprob(self) -> float | None:
@@ -202,8 +204,7 @@ def any_seed(options: GenerationOptions) -> int:
         return options.seed or 0
     if threading.current_thread() is not threading.main_thread():
         return secrets.randbits(31)
-    seed: Any = mx.random.randint(0, 2**31 - 1).item()
-    return seed
+    return int(mx.random.randint(0, 2**31 - 1).item())  # type: ignore[arg-type]  # a whole one
 
 
 def choose(samplers: list[Sampler], logits: mx.array) -> list[Pick | Exception]:

@@ -69,7 +69,7 @@ class TensorOptions:
     output_hidden_states: bool = False
     output_attentions: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, least in (("num_beams", 1), ("num_return_sequences", 1)):
             require_whole(name, getattr(self, name))
             require(getattr(self, name) >= least, f"{name} must be at least {least}", getattr(self, name))
@@ -180,7 +180,8 @@ class Decoder:
         """Of an output, the last logits; the rest is kept as far as it is asked for."""
         self.hidden_states += [out.hidden_states] if out.hidden_states else []
         self.attentions += [out.attentions] if out.attentions else []
-        return out.logits[:, -1].astype(mx.float32)
+        last: mx.array = out.logits[:, -1].astype(mx.float32)
+        return last
 
     def repeat(self, times: int) -> None:
         """Each row so many times, one after the other."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -42,7 +43,7 @@ def with_gradients_of(plain: Callable[..., mx.array], fast: Callable[..., mx.arr
     function = mx.custom_function(fast)
 
     @function.vjp
-    def _(primals, cotangent, output):
+    def _(primals: Any, cotangent: mx.array, output: mx.array) -> Any:
         inputs = list(primals) if isinstance(primals, (tuple, list)) else [primals]
         gradients = mx.vjp(plain, inputs, [cotangent])[1]
         return gradients if len(inputs) > 1 else gradients[0]
@@ -197,7 +198,7 @@ def _some_outputs(x: mx.array, layer: nn.Module, share: slice) -> mx.array:
         return mx.quantized_matmul(x, *packed, True, layer.group_size, layer.bits, layer.mode)
     # OpenBLAS multiplies a small matrix as it lies, a larger one only once it has copied it in another order.
     blocks = _blocks(*weight.shape, tokens) if tokens <= FEW else 1
-    y = x[None] @ weight.reshape(blocks, -1, weight.shape[1]).swapaxes(-1, -2)
+    y: mx.array = x[None] @ weight.reshape(blocks, -1, weight.shape[1]).swapaxes(-1, -2)
     return y.swapaxes(0, 1).reshape(tokens, -1)
 
 
@@ -305,7 +306,7 @@ def depthwise_conv2d(
 
 
 @functools.cache
-def _band_convolution(stride: int, rows: int, strips: int):
+def _band_convolution(stride: int, rows: int, strips: int) -> Callable[..., mx.array]:
     """The convolution of a band as products with banded matrices, one for each channel and row of the kernel.
 
     A band of a channel is cut into strips, STRIP outputs wide; a row of a strip, times the matrix whose columns hold

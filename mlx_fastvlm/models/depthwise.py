@@ -16,7 +16,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,8 @@ def own(
     """By this package's kernel; gradients are those of ``theirs``."""
     function: Any = mx.custom_function(lambda x, weight, *more: kernels.depthwise(x, weight, stride, ending, *more))
 
-    @function.vjp
-    def _(primals, cotangents, outputs):
+    @function.vjp  # type: ignore[untyped-decorator]  # its stub has no types
+    def _(primals: Sequence[mx.array], cotangents: Any, outputs: Any) -> list[mx.array]:
         cotangents = cotangents if isinstance(cotangents, (list, tuple)) else [cotangents]
         return mx.vjp(lambda *inputs: theirs(*inputs), list(primals), list(cotangents))[1]
 
@@ -87,7 +87,7 @@ def own(
 
 
 def _key(x: mx.array, weight: mx.array, stride: int, ending: str) -> Key:
-    return (*x.shape[1:], *weight.shape[:2], stride, ending, str(x.dtype))  # type: ignore[return-value]
+    return (*x.shape[1:], *weight.shape[:2], stride, ending, str(x.dtype))  # type: ignore[return-value]  # five numbers
 
 
 # Proving

@@ -246,7 +246,8 @@ class FastVlmModel(Habits):
                 "pass input_ids."
             )
         placeholder = self.get_input_embeddings()(mx.array(self.config.image_token_id))
-        return (inputs_embeds == placeholder).all(axis=-1)
+        found: mx.array = (inputs_embeds == placeholder).all(axis=-1)
+        return found
 
     def embed(
         self,
@@ -394,7 +395,7 @@ class FastVlmForConditionalGeneration(FastVlmModel):
         is_first_iteration: bool = False,
         use_cache: bool = True,
         position_ids: mx.array | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         """The arguments of one step of a generation loop, ``model(**inputs)`` (transformers' ``GenerationMixin``).
 
@@ -430,7 +431,8 @@ class FastVlmForConditionalGeneration(FastVlmModel):
         """(..., text hidden size) -> (..., vocabulary size)."""
         if "lm_head" in self:
             return self.lm_head(hidden_states)
-        return self.language_model.embed_tokens.as_linear(hidden_states)
+        logits: mx.array = self.language_model.embed_tokens.as_linear(hidden_states)
+        return logits
 
     @knows_habits(CALLING)
     def __call__(  # type: ignore[override]  # noqa: PLR0913  transformers' signature, labels in the midst

@@ -125,7 +125,8 @@ class GpuDepthwiseConv2d(vision.DepthwiseConv2d):
 def convolved(conv: nn.Module, act: nn.Module, x: mx.array) -> mx.array:
     """``act(conv(x))``: bias and GELU in one kernel."""
     if type(act) is not GpuGELU:
-        return act(conv(x))
+        y: mx.array = act(conv(x))
+        return y
     if type(conv) is GpuDepthwiseConv2d:
         return conv.gelu(x)
     if type(conv) is nn.Conv2d and "bias" in conv:

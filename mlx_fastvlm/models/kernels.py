@@ -177,7 +177,7 @@ def depthwise(x: mx.array, weight: mx.array, stride: int, ending: str, *more: mx
     rows, columns = PATCH[stride]
     shape = (batch, -(-height // stride), -(-width // stride), outputs)
     written = ENDINGS[ending][1]
-    return _kernel(which, ending)(
+    computed: list[mx.array] = _kernel(which, ending)(
         inputs=[x, weight, *more],
         template=[
             ("T", x.dtype),
@@ -192,3 +192,4 @@ def depthwise(x: mx.array, weight: mx.array, stride: int, ending: str, *more: mx
         output_shapes=[shape] * len(written),
         output_dtypes=[x.dtype] * len(written),
     )
+    return computed

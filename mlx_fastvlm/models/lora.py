@@ -26,7 +26,8 @@ EMBEDDING = (nn.Embedding, nn.QuantizedEmbedding)
 def plain_weight(linear: nn.Module) -> mx.array:
     """A layer's matrix, (outputs, inputs), unpacked if it is quantized; then in float32."""
     if "scales" not in linear:
-        return linear.weight
+        weight: mx.array = linear.weight
+        return weight
     # Unpacked in the type of its scales, of which a product needs more digits than they have.
     parts: list[Any] = [linear.scales, linear.get("biases")]
     if linear.mode == "affine":
@@ -51,6 +52,11 @@ class LoRALinear(nn.Module):
         rank, scale, dropout: see :class:`AdapterConfig`.
     """
 
+    linear: nn.Module
+    scale: mx.array
+    lora_a: mx.array
+    lora_b: mx.array
+
     _zero = "lora_b"  # the matrix that begins as zero, so that the adapter adds nothing yet
 
     def __init__(self, linear: nn.Module, rank: int, scale: float = 20.0, dropout: float = 0.0) -> None:
@@ -72,7 +78,8 @@ class LoRALinear(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """(..., inputs) -> (..., outputs), in the type of ``x``."""
-        return self.linear(x) + self.update_of(x).astype(x.dtype)
+        y: mx.array = self.linear(x)
+        return y + self.update_of(x).astype(x.dtype)
 
     def update_of(self, x: mx.array) -> mx.array:
         """What the adapter adds, (..., outputs), float32."""
@@ -95,7 +102,7 @@ class DoRALinear(LoRALinear):
         self.m = mx.linalg.norm(plain_weight(linear).astype(mx.float32), axis=1)
 
     def __call__(self, x: mx.array) -> mx.array:
-        y = self.linear(x)
+        y: mx.array = self.linear(x)
         bias = self.linear.get("bias")
         if bias is not None:
             y = y - bias
@@ -124,16 +131,17 @@ class LoRAEmbedding(LoRALinear):
     @property
     def weight(self) -> mx.array:
         """The embedding's own, as others ask it for its type."""
-        return self.linear.weight
+        weight: mx.array = self.linear.weight
+        return weight
 
     def __call__(self, x: mx.array) -> mx.array:
         """Ids -> (..., width)."""
-        y = self.linear(x)
+        y: mx.array = self.linear(x)
         return y + (self.scale * (self.lora_a[x] @ self.lora_b)).astype(y.dtype)
 
     def as_linear(self, x: mx.array) -> mx.array:
         """(..., width) -> (..., words)."""
-        y = self.linear.as_linear(x)
+        y: mx.array = self.linear.as_linear(x)
         return y + (self.scale * ((self.dropout(x) @ self.lora_b.T) @ self.lora_a.T)).astype(y.dtype)
 
     def adapted_weight(self) -> mx.array:

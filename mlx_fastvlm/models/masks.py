@@ -24,7 +24,9 @@ def plain_mask(length: int, cache: Any, window: int | None) -> mx.array | str | 
         if window is not None:
             _check_keeps(cache, "The model's sliding windows")
         # With a window, some caches of mlx-lm's ask for an array.
-        return cache.make_mask(length, return_array=window is not None and length > 1, window_size=window)
+        mask: mx.array | str | None
+        mask = cache.make_mask(length, return_array=window is not None and length > 1, window_size=window)
+        return mask
     if window is not None and length > window:
         return _looks(0, length, window)
     return "causal" if length > 1 else None

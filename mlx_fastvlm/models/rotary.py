@@ -77,14 +77,16 @@ class Rotary:
             return self._dynamic(position_ids)[:, None, None, None] ** -pairs
         inverse = self._base**-pairs
         if self._kind == "linear":
-            return inverse / self._rope["factor"]
+            slower: mx.array = inverse / self._rope["factor"]
+            return slower
         if self._kind == "yarn":
             return self._yarn(inverse)
         return self._llama3(inverse) if self._kind == "llama3" else inverse
 
     def _dynamic(self, position_ids: mx.array) -> mx.array:
         """Each row's base, which grows with its length beyond the model's own."""
-        factor, dim = self._rope["factor"], self._head_dim
+        factor: float = self._rope["factor"]
+        dim = self._head_dim
         length = mx.maximum(position_ids.max(axis=-1).astype(mx.float32) + 1, self._length)
         return self._base * (factor * length / self._length - (factor - 1)) ** (dim / (dim - 2))
 
@@ -105,23 +107,28 @@ class Rotary:
 
     def _llama3(self, inverse: mx.array) -> mx.array:
         rope = self._rope
-        known, low, high = (
-            rope[name] for name in ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
-        )
+        known: float = rope["original_max_position_embeddings"]
+        low: float = rope["low_freq_factor"]
+        high: float = rope["high_freq_factor"]
+        factor: float = rope["factor"]
         turns = known * inverse / (2 * math.pi)
         fast = mx.clip((turns - low) / (high - low), 0, 1)
-        return inverse / rope["factor"] * (1 - fast) + inverse * fast
+        return inverse / factor * (1 - fast) + inverse * fast
 
 
 def _yarn_factor(rope: dict[str, Any], length: int) -> float:
-    return rope.get("factor") or length / rope["original_max_position_embeddings"]
+    factor: float = rope.get("factor") or length / rope["original_max_position_embeddings"]
+    return factor
 
 
 def _attention_factor(rope: dict[str, Any], length: int) -> float:
     """What YaRN multiplies queries and keys with."""
     if "attention_factor" in rope:
-        return rope["attention_factor"]
+        given: float = rope["attention_factor"]
+        return given
     stretched = math.log(max(_yarn_factor(rope, length), 1))
-    if rope.get("mscale") and rope.get("mscale_all_dim"):
-        return (0.1 * rope["mscale"] * stretched + 1) / (0.1 * rope["mscale_all_dim"] * stretched + 1)
+    some: float | None = rope.get("mscale")
+    every: float | None = rope.get("mscale_all_dim")
+    if some and every:
+        return (0.1 * some * stretched + 1) / (0.1 * every * stretched + 1)
     return 0.1 * stretched + 1

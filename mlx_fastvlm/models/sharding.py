@@ -78,8 +78,7 @@ def load_share(
     force: bool = False,
 ) -> tuple[FastVlmForConditionalGeneration, FastVlmProcessor]:
     """:func:`load` and :func:`shard`, with memory checked for this process's share; arguments and errors are theirs."""
-    options = {"dtype": dtype, "revision": revision, "adapter_path": adapter_path}
-    model, processor = load(path_or_repo, lazy=True, **options)  # type: ignore[arg-type]
+    model, processor = load(path_or_repo, lazy=True, dtype=dtype, revision=revision, adapter_path=adapter_path)
     _cut(model, group)
     if not force:
         memory.check_memory(str(path_or_repo), model, processor.image_settings.size)

@@ -28,7 +28,7 @@ def _count() -> int:
     if sys.platform != "linux":
         return 1  # Accelerate, on a Mac, spreads by itself
     try:
-        threads = ctypes.CDLL(None).openblas_get_num_threads()
+        threads: int = ctypes.CDLL(None).openblas_get_num_threads()
     except AttributeError:  # the BLAS in MLX's wheel has one
         threads = 1
     return max(1, min(8, len(os.sched_getaffinity(0)) // threads))

@@ -6,7 +6,7 @@ import contextlib
 import ipaddress
 import socket
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _IPV6_PUBLIC = ipaddress.IPv6Network("2000::/3")
 _IPV6_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # its last 32 bits are an IPv4 address, reached through a gateway
@@ -16,7 +16,7 @@ class Address(NamedTuple):
     """Where a socket connects to: the family and the address as the ``socket`` module has them."""
 
     family: socket.AddressFamily
-    sockaddr: tuple
+    sockaddr: tuple[Any, ...]
 
     def with_port(self, port: int) -> Address:
         return Address(self.family, (self.sockaddr[0], port, *self.sockaddr[2:]))

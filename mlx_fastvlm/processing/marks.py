@@ -20,7 +20,7 @@ class AnswerText(PlainText):
 
     ids: tuple[int, ...]
 
-    def __new__(cls, text: str, ids: Iterable[int]):
+    def __new__(cls, text: str, ids: Iterable[int]) -> AnswerText:
         answer = super().__new__(cls, text)
         answer.ids = tuple(ids)
         return answer

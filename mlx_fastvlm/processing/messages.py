@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .marks import IMAGE_MARK, PlainText
@@ -114,7 +114,7 @@ def _source(part: dict[str, Any]) -> Any:
     return url
 
 
-def _spread(content: Any, counts) -> Any:
+def _spread(content: Any, counts: Iterator[int]) -> Any:
     """The content with each mark as often as its source has images, and no sources."""
     if isinstance(content, PlainText):
         return content

@@ -76,7 +76,7 @@ class FastVlmProcessor:
     max_characters: int = CHARACTERS_PER_TOKEN * 32768
     max_pixels: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._encoder = PromptEncoder(self.tokenizer, self.eos_token_ids, self.chat_template)
 
     def __repr__(self) -> str:
@@ -399,5 +399,5 @@ def _text(parts: list[dict[str, Any]]) -> str:
     return concatenated(broken[1:])
 
 
-def _as_list(value) -> list:
+def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]

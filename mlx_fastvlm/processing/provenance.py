@@ -35,7 +35,7 @@ class Text(str):
 
     pieces: tuple[Piece, ...]
 
-    def __new__(cls, pieces: Iterable[Piece]):
+    def __new__(cls, pieces: Iterable[Piece]) -> Text:
         pieces = tuple(pieces)
         text = super().__new__(cls, "".join(piece.text for piece in pieces))
         text.pieces = pieces

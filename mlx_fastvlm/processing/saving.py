@@ -52,7 +52,7 @@ def write_processor(
     write_json(folder / "generation_config.json", {"eos_token_id": eos, "pad_token_id": processor.pad_token_id})
 
 
-def preprocessor_config(processor: Processor) -> dict:
+def preprocessor_config(processor: Processor) -> dict[str, Any]:
     """How images are prepared, as a ``CLIPImageProcessor`` states it."""
     settings = processor.image_settings
     resize = 1.0 if settings.resize is None else settings.resize
@@ -75,10 +75,11 @@ def preprocessor_config(processor: Processor) -> dict:
 
 def checkpoint_template(processor: Processor, template: str) -> str:
     """``template``, if the checkpoint's own asks about an image in the same words; else its own."""
+    own: str = processor.chat_template
     question = [{"role": "user", "content": f"{IMAGE_MARK}\nWhat is this?"}]
     try:
         asked = processor.apply_chat_template(question)
     except ValueError:  # it fails at every prompt
-        return processor.chat_template
+        return own
     usual = replace(processor, chat_template=template).apply_chat_template(question)
-    return template if asked == usual else processor.chat_template
+    return template if asked == usual else own

@@ -141,9 +141,10 @@ class _Settings:
                 _warn(self._place, name[:50])
 
     def _flag(self, name: str) -> bool:
-        if not isinstance(self._values[name], bool):
+        value = self._values[name]
+        if not isinstance(value, bool):
             raise self._wrong(f"{name} must be true or false")
-        return self._values[name]
+        return value
 
     def _colours(self, name: str) -> tuple[float, ...]:
         values = self._values[name]

@@ -175,7 +175,7 @@ def _times(duration: float | None, fps: float, most: int) -> list[float]:
 
 def _upright(frame: Any) -> Image.Image:
     """A frame as a PIL image, turned as the film asks."""
-    image = frame.to_image()
+    image: Image.Image = frame.to_image()
     turn = round(getattr(frame, "rotation", 0) or 0) % 360
     return image.rotate(turn, expand=True) if turn else image
 

@@ -56,7 +56,7 @@ class Asking:
     def __init__(self, path: str, dialect: Dialect, service: Service) -> None:
         self._path, self._dialect, self._service = path, dialect, service
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record: Record = scope["state"]["record"]
         record.endpoint = self._path
         client = self._client(scope)

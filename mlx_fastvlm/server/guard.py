@@ -42,7 +42,7 @@ class Guard:
         elif not is_loopback(settings.host):
             self._hosts.add(settings.host.lower())
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         try:

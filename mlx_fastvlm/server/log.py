@@ -82,7 +82,7 @@ class Recorder:
     def __init__(self, app: ASGIApp, count: Callable[[Record], None]) -> None:
         self._app, self._count = app, count
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         record = Record(method=scope["method"], client=scope["client"][0] if scope["client"] else "")

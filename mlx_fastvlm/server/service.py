@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from .body import Bodies
 from .dialect.ask import Served
-from .dialect.errors import queue_full, unavailable
+from .dialect.errors import RequestError, queue_full, unavailable
 from .fairness import FairQueue, QueueClosed
 from .metrics import Metrics
 from .work import End, Post, Work
@@ -163,7 +163,7 @@ class Service:
                 self._preparing.pop(client, None)
             self._seconds += (time.perf_counter() - start - self._seconds) / 16
 
-    def too_many(self):
+    def too_many(self) -> RequestError:
         """``RequestError`` that says when to come again: after what is there, as fast as it went lately."""
         rounds = self._open.total() / self.settings.max_rows
         return queue_full(min(60, max(1, math.ceil(self._seconds * rounds))))

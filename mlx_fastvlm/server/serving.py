@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 import sys
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
@@ -114,7 +115,7 @@ class Server(uvicorn.Server):
             )
         )
 
-    async def startup(self, sockets=None) -> None:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         for listener in sockets or []:
@@ -122,7 +123,7 @@ class Server(uvicorn.Server):
             told = {"host": host, "port": port, "model": self._service.settings.served_name}
             log.info("ready", extra={"fields": told})
 
-    def handle_exit(self, sig, frame) -> None:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """For signals. uvicorn's own would raise them again at the end, and the process would not end with 0."""
         if self.should_exit:
             self.force_exit = True

@@ -66,7 +66,7 @@ class ServerSettings(Limits):
     drain: float = 30.0
     log_level: str = "info"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type == "int":

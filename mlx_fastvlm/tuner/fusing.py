@@ -66,7 +66,8 @@ def _fused(adapter: LoRALinear, dequantize: bool) -> nn.Module:
     layer = _plain_layer(adapter.adapted_weight().astype(like.scales.dtype if packed else like.weight.dtype), like)
     if not packed or dequantize:
         return layer
-    return layer.to_quantized(like.group_size, like.bits, like.mode)
+    quantized: nn.Module = layer.to_quantized(like.group_size, like.bits, like.mode)
+    return quantized
 
 
 def dequantize_model(model: nn.Module) -> None:

@@ -88,7 +88,7 @@ class TrainingOptions:
     val_batches: int = 25
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         counts = ("iters", "batch_size", "grad_accumulation_steps", "max_seq_length")
         for name in (*counts, "steps_per_report", "steps_per_eval", "save_every"):
             require_whole(name, getattr(self, name))

@@ -81,8 +81,8 @@ class Pause:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self._start = time.perf_counter()
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._clock.forget(time.perf_counter() - self._start)

@@ -42,7 +42,8 @@ class StoredImage:
         value: Any = self.table.row(self.number)
         for key in self.keys:
             value = value[key]
-        return value["bytes"] if isinstance(value, dict) else value
+        image: bytes = value["bytes"] if isinstance(value, dict) else value
+        return image
 
     def __str__(self) -> str:
         return f"{self.table.name}, row {self.number + 1}: {'/'.join(map(str, self.keys))}"

@@ -81,8 +81,10 @@ def test_no_file_is_too_long():
 
 
 def test_exceptions_say_why():
-    """A ``noqa`` names its rule, and after two spaces the reason."""
+    """A ``noqa`` or a ``type: ignore`` names its rule, and after two spaces the reason."""
     for file in [*PACKAGE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
             for rules, reason in re.findall(r"# (?:ruff: )?noqa: ([A-Z0-9, ]+?)((?:  .*)?)$", line):
                 assert reason.strip(), f"{file}:{number} gives no reason for {rules}"
+            for rules, reason in re.findall(r"# type: ignore\[([a-z, -]+)\]((?:  .*)?)$", line):
+                assert reason.strip(), f"{file}:{number} gives no reason for ignoring {rules}"

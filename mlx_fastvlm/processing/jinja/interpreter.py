@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 
 from .filters import apply_filter, holds
 from .functions import FUNCTIONS
@@ -47,7 +48,7 @@ class Generation(Extension):
 
     tags = {"generation"}  # noqa: RUF012  (jinja2 declares it so)
 
-    def parse(self, parser):
+    def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True)).set_lineno(line)
 
@@ -265,7 +266,7 @@ class Interpreter(_Expressions):
             self.budget.read(text)
             written.append(text)
 
-    def _do_If(self, node: nodes.If, scope: _Scope, written: list[str]):
+    def _do_If(self, node: nodes.If, scope: _Scope, written: list[str]) -> None:
         for case in (node, *node.elif_):
             if self.evaluate(case.test, scope):
                 return self._write(case.body, scope, written)

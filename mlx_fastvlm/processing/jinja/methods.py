@@ -63,7 +63,7 @@ def _starting(name: str) -> Callable[..., bool]:
         _is_text(*choices)
         budget.step(len(choices))
         budget.read(*choices)
-        return getattr(str, name)(text, wanted)
+        return bool(getattr(str, name)(text, wanted))
 
     return starts
 
@@ -180,7 +180,7 @@ def indented(text: str, budget: Budget, width: int | str = 4, first: bool = Fals
     return joined(written, budget)
 
 
-def _get(value: dict, budget: Budget, name: Any, default: Any = None) -> Any:
+def _get(value: dict[Any, Any], budget: Budget, name: Any, default: Any = None) -> Any:
     return value.get(key(name), default)
 
 

@@ -73,7 +73,7 @@ class _Json:
     """JSON, in pieces."""
 
     def __init__(
-        self, budget, ensure_ascii: bool, indent: int | None, between: str, colon: str, sort_keys: bool
+        self, budget: Budget, ensure_ascii: bool, indent: int | None, between: str, colon: str, sort_keys: bool
     ) -> None:
         self._budget, self._indent, self._between, self._colon = budget, indent, between, colon
         self._ensure_ascii, self._sort_keys = ensure_ascii, sort_keys

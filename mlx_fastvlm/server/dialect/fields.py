@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from ...errors import one_line, short
 from .errors import RequestError
 
 MAX_VALUES = 200_000  # of a body, strings of any length counting as one: a few bytes each can cost a hundred in memory
 MAX_DEPTH = 64
+
+Value = TypeVar("Value")
 
 
 def parse(body: bytes) -> dict[str, Any]:
@@ -71,13 +73,13 @@ class Fields:
         return value
 
     def text(self, name: str) -> str | None:
-        value = self._typed(name, (str,), "a string")
+        value: str | None = self._typed(name, (str,), "a string")
         if value is not None:
             check_unicode(value, self.where + name)
         return value
 
     def whole(self, name: str, least: int | None = None, most: int | None = None) -> int | None:
-        value = self._typed(name, (int, float), "a whole number")
+        value: int | float | None = self._typed(name, (int, float), "a whole number")
         if isinstance(value, float):
             if not value.is_integer():  # which infinity is not either
                 self.refuse(name, f"{self.where}{name} must be a whole number, got {value!r}.")
@@ -89,16 +91,18 @@ class Fields:
         return value
 
     def number(self, name: str) -> float | None:
-        value = self._typed(name, (int, float), "a number")
+        value: float | None = self._typed(name, (int, float), "a number")
         if value is not None and not _is_finite(value):
             self.refuse(name, f"{self.where}{name} must be a finite number, got {short(value)}.")
         return value
 
     def flag(self, name: str) -> bool | None:
-        return self._typed(name, (bool,), "true or false")
+        value: bool | None = self._typed(name, (bool,), "true or false")
+        return value
 
     def items(self, name: str) -> list[Any] | None:
-        return self._typed(name, (list,), "a list")
+        value: list[Any] | None = self._typed(name, (list,), "a list")
+        return value
 
     def inner(self, name: str) -> Fields | None:
         """An object in this one."""
@@ -132,7 +136,7 @@ class Fields:
             self.refuse(name, f"{self.where}{name} must be {' or '.join(map(repr, values))}, got {brief(value)}.")
         return value
 
-    def needed(self, name: str, value: Any) -> Any:
+    def needed(self, name: str, value: Value | None) -> Value:
         """The value, or an error where it is not given."""
         if value is None:
             self.refuse(name, f"{self.where}{name} is missing; give it.")
