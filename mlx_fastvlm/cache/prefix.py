@@ -103,7 +103,7 @@ class PrefixCache:
             caches = [_beginning(keys, values, count) for keys, values in self._prompts[id(model), best].arrays]
             return Contents(list(best[:count]), 0, model, caches, parameters)
 
-    def put(self, model: FastVlmModel, tokens: list[Token], caches: list[KVCache], parameters: Parameters):
+    def put(self, model: FastVlmModel, tokens: list[Token], caches: list[KVCache], parameters: Parameters) -> None:
         """Keep what caches hold that have read exactly these tokens. A prompt that another begins with is not kept.
 
         Args:
