@@ -7,6 +7,7 @@ the keys already, so the order of places means nothing to attention, and rows of
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +142,8 @@ class BatchLayer:
     """One decoder layer's keys and values, each (slots, key heads, places, head_dim); None while empty."""
 
     def __init__(self, batch: BatchCache) -> None:
-        self._batch = batch
+        # A circle would keep the arrays of a crowd that has ended until Python looks for circles, which may be never.
+        self._batch = weakref.proxy(batch)
         self._held: Any = None
 
     @property

@@ -1,9 +1,10 @@
 """Runs of ``fastvlm caption`` that end at random moments, again and again, and what they leave in the end.
 
-    python -m tests.support.interrupted_runs [--moments 30] [--images 150] [--seed 0] [--kinds jsonl parquet tar]
+    python -m tests.support.interrupted_runs [--moments 30] [--kills 0] [--images 150] [--seed 0] [--kinds tar ...]
 
 For each kind of output: at as many moments the run gets ``kill -9`` or Ctrl-C, or its files can't grow beyond a few
-kilobytes, as on a full disk; and now and then one of the tar shards is replaced meanwhile by one with the same keys.
+kilobytes, as on a full disk, and at more until ``--kills`` of them were ``kill -9``; and now and then one of the tar
+shards is replaced meanwhile by one with the same keys.
 Then a run to the end follows, and where one of the others had reached it before its moment, another output is begun.
 Every key has to be there once, in whole lines and files, and the texts have to be those of a run that nothing has
 disturbed. Exit code 1 if not.
@@ -90,6 +91,7 @@ def check(work, kind, images, texts):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--moments", type=int, default=30)
+    parser.add_argument("--kills", type=int, default=0, help="how many of them are kill -9 at least (0)")
     parser.add_argument("--images", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kinds", nargs="+", default=KINDS, choices=KINDS)
@@ -107,11 +109,15 @@ def main():
         texts = {record["key"]: record["text"] for record in read_records(folder, "jsonl", "whole")}
         for kind in args.kinds:
             ends, rounds = Counter(), 0
-            while ends.total() < args.moments:
+
+            def wanted(ends=ends):
+                return ends.total() < args.moments or ends["killed"] < args.kills
+
+            while wanted():
                 work = folder / f"{kind}-{rounds}"
                 work.mkdir()
                 output = work / f"out.{kind}"
-                while ends.total() < args.moments:
+                while wanted():
                     end = disturb(folder, output, rng, args.images, seconds)
                     if end == "had ended":
                         break
