@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="replace the folder if it has content, and round even if that loses what was learned",
+        help="replace the folder if it has content, and round even if that loses what was learnt",
     )
     packing = parser.add_argument_group("quantization")
     packing.add_argument(

@@ -1,4 +1,4 @@
-"""``python -m mlx_fastvlm.lora``: fine-tune a FastVLM on own images and answers."""
+"""``python -m mlx_fastvlm.lora``: fine-tune a FastVLM on your own images and answers."""
 
 from __future__ import annotations
 
@@ -84,8 +84,14 @@ def parser() -> argparse.ArgumentParser:
     switch(model, "--force", "load it even if memory seems too small")
 
     data = parser.add_argument_group("data")
-    add(data, "--data", Path, "a folder with train.jsonl, and perhaps valid.jsonl and test.jsonl, or one file", "DIR")
-    add(data, "--image-folder", Path, "folder that relative image paths start from (the data's)", "DIR")
+    add(
+        data,
+        "--data",
+        Path,
+        "a folder with train.jsonl and, if you like, valid.jsonl and test.jsonl; or one file",
+        "DIR",
+    )
+    add(data, "--image-folder", Path, "relative image paths start here (the data's folder)", "DIR")
     add(
         data,
         "--image-size",
@@ -99,8 +105,8 @@ def parser() -> argparse.ArgumentParser:
     add(data, "--feature-folder", Path, "cache image features here (ADAPTER_PATH/features)", "DIR")
 
     what = parser.add_argument_group("what is trained")
-    switch(what, "--train", "train")
-    switch(what, "--test", "measure the loss on the test set, of what was trained or of --adapter-path")
+    switch(what, "--train", "train on --data")
+    switch(what, "--test", "measure the loss on the test set, after training or of --adapter-path")
     add(what, "--fine-tune-type", str, "adapters, or all weights", choices=KINDS)
     add(what, "--num-layers", int, "how many decoder layers, from the end; -1 is all")
     switch(what, "--train-projector", "train the projector too")
@@ -110,20 +116,20 @@ def parser() -> argparse.ArgumentParser:
     switch(what, "--train-vision", "train the vision tower too; image features can't be cached then")
     add(what, "--rank", int, "rank of the adapters")
     add(what, "--scale", float, "weight of what an adapter adds: alpha / rank", "X")
-    add(what, "--dropout", float, "dropout of an adapter's input while training", "X")
+    add(what, "--dropout", float, "dropout on the adapters' input while training", "X")
     add(
         what,
         "--keys",
         str,
-        "linear layers to adapt, as self_attn.q_proj,self_attn.v_proj (all of a decoder layer)",
+        "linear layers to adapt, such as self_attn.q_proj,self_attn.v_proj (all in a decoder layer)",
         "NAMES",
     )
 
-    how = parser.add_argument_group("how")
+    how = parser.add_argument_group("how it is trained")
     add(how, "--iters", int, "batches to train on")
     add(how, "--batch-size", int, "rows per batch")
     add(how, "--grad-accumulation-steps", int, "batches per update")
-    add(how, "--learning-rate", float, "after the warm-up", "X")
+    add(how, "--learning-rate", float, "learning rate after the warm-up", "X")
     add(
         how,
         "--lr-schedule",
@@ -132,11 +138,11 @@ def parser() -> argparse.ArgumentParser:
         choices=SCHEDULES,
     )
     add(how, "--warmup", int, "updates over which the rate rises")
-    add(how, "--optimizer", str, "any of these", choices=tuple(OPTIMIZERS))
-    add(how, "--weight-decay", float, "of optimizers that have one (MLX's)", "X")
+    add(how, "--optimizer", str, "optimizer", choices=tuple(OPTIMIZERS))
+    add(how, "--weight-decay", float, "weight decay, for optimizers that have one (MLX's)", "X")
     add(how, "--max-grad-norm", float, "clip gradients to this norm", "X")
     switch(how, "--grad-checkpoint", "use less memory and more time")
-    add(how, "--seed", int, "of the order of rows, new adapters and dropout")
+    add(how, "--seed", int, "seed for the order of rows, new adapters and dropout")
 
     files = parser.add_argument_group("files and reports")
     add(files, "--adapter-path", Path, "folder of the adapters (adapters)", "DIR")

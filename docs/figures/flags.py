@@ -29,7 +29,7 @@ def _command(name):
     for group in parser._action_groups:
         rows = [_row(parser, action) for action in group._group_actions if not set(action.option_strings) & {*LEFT_OUT}]
         if rows:
-            lines += [f"**{_capital(group.title)}**\n", "| flag | |", "|---|---|", *rows, ""]
+            lines += [f"**{_capital(group.title)}**\n", "| flag | what it does |", "|---|---|", *rows, ""]
     return "\n".join(lines)
 
 
@@ -40,7 +40,7 @@ def _row(parser, action):
     names = ", ".join(action.option_strings) or value
     shown = f"{names} {value}".strip() if action.option_strings else value
     text = formatter._get_help_string(action) % {**vars(action), "prog": parser.prog}
-    needed = " Required." if action.required and action.option_strings else ""
+    needed = "; required" if action.required and action.option_strings else ""
     return f"| `{shown}` | {_capital(text)}{needed} |".replace("<", "&lt;")
 
 

@@ -64,7 +64,7 @@ def add_pixel_flags(group: argparse._ArgumentGroup) -> None:
         "--vision-batch-size",
         type=int,
         metavar="N",
-        help="images per pass through the vision tower (several small ones, or one)",
+        help="images per pass through the vision tower (1; more if they are small)",
     )
 
 

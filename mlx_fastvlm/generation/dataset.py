@@ -210,7 +210,7 @@ def _prepared(
 ) -> _Run:
     """A run whose options are known to be right, before anything is written."""
     if options.video is not None:
-        raise UsageError("Captions are of images; ask about a film with generate.")
+        raise UsageError("Captions are of images; ask about a video with generate.")
     if options.prompt_cache is not None:
         raise UsageError("A prompt_cache holds one conversation, and here are many; leave it out.")
     engine = engine_for_all(model, processor, options, job.batch_size)

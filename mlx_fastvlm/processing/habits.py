@@ -9,7 +9,7 @@ ENCODING = {
     "padding": _ROWS,
     "truncation": _WHOLE,
     "max_length": ((None,), "prompts are never cut, so leave it out"),
-    "videos": ((None,), "mlx_fastvlm.generate(..., video=...) takes films"),
+    "videos": ((None,), "mlx_fastvlm.generate(..., video=...) takes videos"),
 }
 TEMPLATE = {
     **ENCODING,

@@ -47,7 +47,7 @@ def read_prompt(
 
 
 def with_video(prompt: Prompt, frames: list[tuple[float, Image]]) -> Messages:
-    """The prompt as messages, with the frames of a film, each behind its time, before the first question."""
+    """The prompt as messages, with the frames of a video, each behind its time, before the first question."""
     messages = user_message(prompt, 0) if isinstance(prompt, str) else prompt
     parts: list[dict[str, Any]] = []
     for time, frame in frames:

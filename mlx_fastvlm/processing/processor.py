@@ -62,7 +62,7 @@ class FastVlmProcessor:
         chat_template: jinja source, of which :mod:`.jinja` renders what is harmless.
         special_tokens: ``bos_token`` and its like, as templates call them, with their texts.
         max_characters: of a prompt; more are refused before they are tokenized, since no model has as many positions.
-        max_pixels: of an image or a film's frame as it comes; larger ones are refused before they are decoded. None is
+        max_pixels: of an image or a video's frame as it comes; larger ones are refused before they are decoded. None is
             the library's own limit, ``processing.images.MAX_PIXELS``.
     """
 
@@ -163,7 +163,7 @@ class FastVlmProcessor:
     def prepare_video(
         self, source: VideoSource, fps: float, max_frames: int, image_size: int | None = None
     ) -> list[tuple[float, Image]]:
-        """Some frames of a film with their times in seconds; see :func:`mlx_fastvlm.load_video`.
+        """Some frames of a video with their times in seconds; see :func:`mlx_fastvlm.load_video`.
 
         One is held at its full size at a time.
         """

@@ -1,4 +1,4 @@
-"""Where an image or a film comes from -> an open file with its bytes, and what errors call it."""
+"""Where an image or a video comes from -> an open file with its bytes, and what errors call it."""
 
 from __future__ import annotations
 

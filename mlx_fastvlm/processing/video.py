@@ -1,4 +1,4 @@
-"""A film -> some of its frames as upright RGB images, each with its time."""
+"""A video -> some of its frames as upright RGB images, each with its time."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .sources import open_source
 
 # FFmpeg's other readers stay shut: playlists and scripts among them lead to further files and addresses.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,flv,ogg,gif"
-MAX_DECODED_PIXELS = 4 * 10**10  # of a film, on the way to the frames that are wanted: ten minutes at 1080p
+MAX_DECODED_PIXELS = 4 * 10**10  # of a video, on the way to the frames that are wanted: ten minutes at 1080p
 MAX_DECODED_FRAMES = 200_000
-LATE = 1.0  # seconds that a film may go on for, by its own account, after its last frame's end
+LATE = 1.0  # seconds that a video may go on for, by its own account, after its last frame's end
 # Frames further apart than so many seconds are sought: FFmpeg then decodes from the key frame before.
 SEEK = 5.0
 
@@ -25,32 +25,32 @@ VideoSource = Any  # a path, URL, data: URI, bytes or open file, as for images; 
 
 
 def load_video(source: VideoSource, fps: float = 1.0, max_frames: int = 8) -> list[tuple[float, Image.Image]]:
-    """Some frames of a film with their times in seconds; see :func:`iter_video`."""
+    """Some frames of a video with their times in seconds; see :func:`iter_video`."""
     return list(iter_video(source, fps, max_frames))
 
 
 def iter_video(
     source: VideoSource, fps: float = 1.0, max_frames: int = 8, max_pixels: int | None = None
 ) -> Iterator[tuple[float, Image.Image]]:
-    """Some frames of a film, one at a time.
+    """Some frames of a video, one at a time.
 
     Args:
-        source: a path, an http(s) URL, a ``data:`` URI, the bytes or an open file of a film: mp4, mov, webm and others
+        source: a path, an http(s) URL, a ``data:`` URI, the bytes or an open file of a video: mp4, mov, webm and others
             that FFmpeg decodes, which needs the package ``av``. Or a list of images; then ``fps`` is how fast they were
             taken.
-        fps: how many frames a second to take. Of a longer film they are further apart, so that they span all of it.
+        fps: how many frames a second to take. Of a longer video they are further apart, so that they span all of it.
         max_frames: at most so many.
         max_pixels: of a frame as it comes; larger ones are refused before they are decoded. None is the library's own
             limit, ``processing.images.MAX_PIXELS``.
 
     Returns:
-        Pairs of seconds since the film's first frame and a PIL image of mode RGB, in order: of each time, the frame
+        Pairs of seconds since the video's first frame and a PIL image of mode RGB, in order: of each time, the frame
         that is nearest to it, with its own time.
 
     Raises:
         UsageError: for an impossible ``fps`` or ``max_frames``, or where ``av`` is missing.
         FileNotFoundError, OSError: it could not be read or fetched.
-        ValueError: it is no film, broken, or too long to be decoded.
+        ValueError: it is no video, broken, or too long to be decoded.
     """
     require(_is_positive(fps), "fps must be a positive number", fps)
     require_whole("max_frames", max_frames)
@@ -97,7 +97,7 @@ class _Film:
         self._frames_decoded = self._pixels_decoded = 0
 
     def frames_at(self, fps: float, max_frames: int) -> Iterator[tuple[float, Image.Image]]:
-        """The frames at times 1/fps apart, or further, so that so many span all of the film."""
+        """The frames at times 1/fps apart, or further, so that so many span all of the video."""
         duration = self._duration()
         frames = self._frames()
         shown, after = next(frames, None), next(frames, None)
@@ -174,7 +174,7 @@ def _times(duration: float | None, fps: float, most: int) -> list[float]:
 
 
 def _upright(frame: Any) -> Image.Image:
-    """A frame as a PIL image, turned as the film asks."""
+    """A frame as a PIL image, turned as the video asks."""
     image: Image.Image = frame.to_image()
     turn = round(getattr(frame, "rotation", 0) or 0) % 360
     return image.rotate(turn, expand=True) if turn else image
@@ -192,7 +192,7 @@ def _av() -> Any:
 
 
 class _VideoError(ValueError):
-    """A whole sentence about a film."""
+    """A whole sentence about a video."""
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ANSWERING = {
     "/v1/chat/completions": Dialect(
-        chat.read, chat.Writer, chat.BODY, "chat.completion", "Conversations with images and films"
+        chat.read, chat.Writer, chat.BODY, "chat.completion", "Conversations with images and videos"
     ),
     "/v1/completions": Dialect(
         completions.read, completions.Writer, completions.BODY, "text_completion", "For old clients: a prompt"

@@ -203,7 +203,7 @@ def _question(ask: Ask, prompt: Any, engine: Engine) -> Question:
 
 
 def _light(ask: Ask) -> Ask:
-    """Without the images and films, which would stay in memory until the answer is written."""
+    """Without the images and videos, which would stay in memory until the answer is written."""
     options = {name: value for name, value in ask.options.items() if name != "video"}
     return replace(ask, prompt="", others=("",) * len(ask.others), options=options)
 

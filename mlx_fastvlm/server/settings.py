@@ -25,7 +25,7 @@ class ServerSettings(Limits):
             status 429.
         max_connections: at once; beyond, the one that has been idle longest is closed.
         max_bodies: bytes of all requests that are not prepared yet; one client's may take half of it.
-        max_pixels: of an image or a film's frame as it comes, before it is decoded.
+        max_pixels: of an image or a video's frame as it comes, before it is decoded.
         allow_origins: origins of pages, such as ``https://chat.example``, that may use the server from a browser.
         allow_hosts: further names by which the server may be addressed.
         decode_threads: requests that are parsed, and whose images are decoded, at a time.

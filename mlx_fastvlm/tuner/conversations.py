@@ -185,5 +185,5 @@ def _answer(content: Any, place: str) -> AnswerText:
     if not isinstance(content, str):
         raise ValueError(f"{place} is an answer and no text.")
     if not content.strip():
-        raise ValueError(f"{place} is an empty answer, of which nothing is learnt; fill or remove it.")
+        raise ValueError(f"{place} is an empty answer, from which nothing is learnt; fill or remove it.")
     return AnswerText(content, ())

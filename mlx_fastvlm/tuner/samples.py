@@ -95,7 +95,7 @@ def _with_ids(message: dict[str, Any], processor: FastVlmProcessor) -> dict[str,
     text = str(message["content"])
     ids = processor.encode_answer(text)
     if not ids:
-        raise ValueError("an answer has no tokens, and nothing is learnt of it; change it.")
+        raise ValueError("an answer has no tokens, and nothing is learnt from it; change it.")
     return {**message, "content": AnswerText(text, ids)}
 
 

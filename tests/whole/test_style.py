@@ -22,14 +22,17 @@ INSTEAD = {
     r"\bso (?:that )?the answer begins soon\b": "so answers start early",
     r"\bgoes with its area\b": "grows with the image's area",
     r"\bthere is no -p\b": "say what there is",
-    r"\bown images\b(?<!your own images)": "your own images",
+    r"\bown images\b(?<!your own images)(?<!their own images)(?<!messages' own images)": "your own images",
     r"\b(?:the|a) numbers? of (?:\w+ )?is (?:\w+ )?are\b": "mind the verb",
 }
 PAGES = [
     "README.md",
     *(
         f"docs/{name}.md"
-        for name in ("index", "generation", "chat", "coming-from", "flags", "conversion", "quantization", "evaluation")
+        for name in (
+            *("index", "generation", "chat", "server", "captions", "conversion", "quantization", "finetuning"),
+            *("evaluation", "scale", "demo", "coming-from", "flags", "names"),
+        )
     ),
 ]
 

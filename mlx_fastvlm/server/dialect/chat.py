@@ -109,7 +109,7 @@ def read_part(conversation: Conversation, part: Fields, role: str) -> Iterator[P
     elif kind == "image_url":
         yield conversation.image(_url(part, kind), "url", role)
     elif kind == "video_url":
-        conversation.take_film(_url(part, kind), "url", role)
+        conversation.take_video(_url(part, kind), "url", role)
     else:
         refuse_part(part, "text", "image_url", "video_url")
 

@@ -1,4 +1,4 @@
-"""Images and films that a request names -> sources that this server may open."""
+"""Images and videos that a request names -> sources that this server may open."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ MAX_URL = 8192  # characters
 
 @dataclass(frozen=True)
 class Source:
-    """Where an image or a film of a request comes from, allowed but not opened yet.
+    """Where an image or a video of a request comes from, allowed but not opened yet.
 
     Attributes:
         text: a ``data:`` URI, a URL, or a path below the server's folder of images.
-        kind: "image" or "film".
+        kind: "image" or "video".
         where: the field that named it.
         root: the folder, of a path.
     """
@@ -109,15 +109,15 @@ class Images:
         self.check_count(self.count, where)
         return self._source(text, "image", where)
 
-    def film(self, text: str, where: str) -> Source:
-        return self._source(text, "film", where)
+    def video(self, text: str, where: str) -> Source:
+        return self._source(text, "video", where)
 
     def check_count(self, count: int, where: str) -> None:
         """``RequestError`` for more images than a request may have."""
         most = self._served.limits.max_images
         if count > most:
             raise RequestError(
-                f"The request has more than {most} images, frames of animations and films counted; send fewer.", where
+                f"The request has more than {most} images, frames of animations and videos counted; send fewer.", where
             )
 
     @property
@@ -183,7 +183,7 @@ def _is_url(text: str) -> bool:
 
 
 def opened(ask: Ask, served: Served) -> Ask:
-    """The same with the bytes of every image and film in it.
+    """The same with the bytes of every image and video in it.
 
     Fetches URLs and reads files, so it belongs into a thread that may wait for minutes.
 

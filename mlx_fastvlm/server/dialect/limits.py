@@ -10,8 +10,8 @@ from pathlib import Path
 class Limits:
     """
     Attributes:
-        max_body: bytes of a request, and of all the images and films that it names.
-        max_images: of a request, the frames of animations and films counted.
+        max_body: bytes of a request, and of all the images and videos that it names.
+        max_images: of a request, the frames of animations and videos counted.
         max_tokens: the most tokens that may be asked for.
         default_max_tokens: the most tokens of an answer to a request that sets no limit.
         max_n: answers to one request.

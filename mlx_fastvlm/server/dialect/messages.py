@@ -41,14 +41,14 @@ class Conversation:
 
     Attributes:
         messages: as the library reads them, images as :class:`Source`.
-        film: of the first message of the user.
+        video: of the first message of the user.
     """
 
     def __init__(self, served: Served) -> None:
         self._served = served
         self.messages: list[dict[str, Any]] = []
         self.images = Images(served)
-        self.film: Source | None = None
+        self.video: Source | None = None
 
     def say(self, role: str, content: str | list[Part]) -> None:
         self.messages.append({"role": role, "content": plain(content) if isinstance(content, str) else content})
@@ -97,22 +97,22 @@ class Conversation:
         address = url.needed(name, url.text(name))
         return {"type": "image", "image": self.images.image(address, url.where + name, url.one_of("detail", *DETAILS))}
 
-    def take_film(self, url: Fields, name: str, role: str) -> None:
-        """A part that is a film: an option of the library, which puts the frames before the first question."""
+    def take_video(self, url: Fields, name: str, role: str) -> None:
+        """A part that is a video: an option of the library, which puts the frames before the first question."""
         address = url.needed(name, url.text(name))
         if role != "user" or any(message["role"] == "user" for message in self.messages):
-            url.refuse(name, f"A film belongs into the first message of the user; move {url.where}{name} there.")
-        if self.film is not None:
-            url.refuse(name, "A request can have one film; send one.")
-        self.film = self.images.film(address, url.where + name)
+            url.refuse(name, f"A video belongs in the first user message; move {url.where}{name} there.")
+        if self.video is not None:
+            url.refuse(name, "A request can have one video; send one.")
+        self.video = self.images.video(address, url.where + name)
 
     def options(self, body: Fields) -> dict[str, Any]:
-        """The library's options about images and films: those that the body names, and what the parts ask for."""
+        """The library's options about images and videos: those that the body names, and what the parts ask for."""
         size = body.whole("image_size", 1, self._served.max_image_size)
         most = self._served.limits.max_images
         frames, max_frames = body.whole("frames", 1, most), body.whole("max_frames", 1, most)
         images = self.images.count * (frames or 1)
-        if self.film is not None:
+        if self.video is not None:
             images += max_frames or GenerationOptions.max_frames
         self.images.check_count(images, "frames" if frames else "max_frames")
         options = {
@@ -120,7 +120,7 @@ class Conversation:
             "frames": frames,
             "fps": body.number("fps"),
             "max_frames": max_frames,
-            "video": self.film,
+            "video": self.video,
         }
         return {name: value for name, value in options.items() if value is not None}
 

@@ -20,8 +20,8 @@ EXTENSIONS: Table = {
         "side in pixels that images are scaled to, a multiple of 64; takes precedence over `detail`", IMAGE_SIZE
     ),
     "frames": Honoured("how many frames to take of each animation, 1 unless given", whole(1)),
-    "fps": Honoured("frames a second to take of a film, 1 unless given", number(exclusiveMinimum=0)),
-    "max_frames": Honoured("the most frames to take of a film, 8 unless given", whole(1)),
+    "fps": Honoured("frames a second to take of a video, 1 unless given", number(exclusiveMinimum=0)),
+    "max_frames": Honoured("the most frames to take of a video, 8 unless given", whole(1)),
     "chat_template": Refused("prompts are written with the checkpoint's own template."),
     "continue_final_message": Refused("every answer is a message of its own.", (False,)),
     "guided_json": Refused("send response_format with a json_schema."),

@@ -286,7 +286,7 @@ def test_urls_are_fetched_late_and_once(monkeypatch, place):
     ask = read(place, "https://a.example/a", URLS)
     assert asked == []
     assert images.opened(ask, URLS)
-    assert asked == [("https://a.example/a", "film" if place == "video_url" else "image", False)]
+    assert asked == [("https://a.example/a", "video" if place == "video_url" else "image", False)]
 
 
 def test_what_is_fetched_counts_too(monkeypatch):

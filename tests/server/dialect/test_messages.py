@@ -88,12 +88,12 @@ def test_films():
     film = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
     ask = chat.read(says([text("What happens?"), film], fps=2, max_frames=4), SERVED)
     assert ask.prompt == [said("user", [text("What happens?")])]
-    assert ask.options["video"] == Source(film["video_url"]["url"], "film", "messages[0].content[1].video_url.url")
+    assert ask.options["video"] == Source(film["video_url"]["url"], "video", "messages[0].content[1].video_url.url")
     assert (ask.options["fps"], ask.options["max_frames"]) == (2, 4)
-    assert "one film" in refusal(chat.read, says([film, film])).message
+    assert "one video" in refusal(chat.read, says([film, film])).message
     later = {"messages": [said("user", "Hi"), said("user", [film])]}
-    assert "first message" in refusal(chat.read, later).message
-    assert "first message" in refusal(chat.read, {"messages": [said("system", [film])]}).message
+    assert "first user message" in refusal(chat.read, later).message
+    assert "first user message" in refusal(chat.read, {"messages": [said("system", [film])]}).message
 
 
 def test_numbers_of_images():
