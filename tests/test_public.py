@@ -55,7 +55,7 @@ def test_public_names():
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory):
     """Errors that ``mypy --strict`` finds in a program that uses the package: (line, code) of each."""
-    pytest.importorskip("mypy")
+    pytest.importorskip("mypy", reason="needs mypy, of the extra test")
     folder = tmp_path_factory.mktemp("program")
 
     def strict(program):
@@ -95,7 +95,7 @@ def test_what_a_type_checker_refuses(strict):
 @pytest.fixture(params=[False, True], ids=["objects", "jedi"])
 def complete(request):
     """What IPython offers behind a text: from the objects alone, and with jedi, which reads their source too."""
-    completer = pytest.importorskip("IPython.core.completer")
+    completer = pytest.importorskip("IPython.core.completer", reason="needs IPython, of the extra test")
     shell = completer.IPCompleter(namespace={"mlx_fastvlm": mlx_fastvlm, "generate": mlx_fastvlm.generate})
     shell.use_jedi = request.param
 

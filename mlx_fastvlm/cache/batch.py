@@ -143,7 +143,7 @@ class BatchLayer:
 
     def __init__(self, batch: BatchCache) -> None:
         # A circle would keep the arrays of a crowd that has ended until Python looks for circles, which may be never.
-        self._batch = weakref.proxy(batch)
+        self._batch: BatchCache = weakref.proxy(batch)
         self._held: Any = None
 
     @property

@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 
-from .prompt import Token, in_common
+from .tokens import Token, in_common
 
 _Hashes = tuple[int, ...]
 

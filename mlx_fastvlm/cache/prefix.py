@@ -14,11 +14,12 @@ from ..errors import require, require_whole
 from .beginnings import Beginnings
 from .kv import KVCache
 from .parameters import Parameters, parameters_of
-from .prompt import Contents, Token
+from .prompt import Contents
 
 if TYPE_CHECKING:
     from ..models.fastvlm import FastVlmModel
     from .policy import CachePolicy
+    from .tokens import Token
 
 MAX_PROMPTS = 256
 

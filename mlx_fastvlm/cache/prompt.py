@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from .parameters import Parameters, parameters_of
 from .policy import CachePolicy
+from .tokens import Token, in_common
 
 if TYPE_CHECKING:
     from ..models.fastvlm import FastVlmModel
-
-# A text token is its id; the i-th token of an image is (the image's fingerprint, i).
-Token = Any
 
 
 class StaleCache(ValueError):
@@ -163,7 +161,7 @@ class PromptCache:
         """
         with self.at_rest() as contents:
             count = min(len(tokens) - 1, contents.offset, in_common(contents.tokens, tokens))
-        while count > 0 and isinstance(tokens[count], tuple) and tokens[count][1]:
+        while count > 0 and isinstance(token := tokens[count], tuple) and token[1]:
             count -= 1
         return max(count, 0)
 
@@ -244,18 +242,7 @@ class PromptCache:
                 self._contents = contents
 
 
-def in_common(some: Sequence[Token], others: Sequence[Token]) -> int:
-    """How many tokens at the beginning of two lists are equal."""
-    return next((i for i, (a, b) in enumerate(zip(some, others)) if a != b), min(len(some), len(others)))
-
-
 def _keep(contents: Contents, tokens: list[Token]) -> int:
     """How many tokens of a prompt to protect: the first prompt, or all of one that leaves it before its end."""
     goes_on = not contents.tokens or in_common(contents.tokens, tokens) >= contents.keep
     return contents.keep if contents.keep and goes_on else len(tokens)
-
-
-def mark_images(ids: list[int], image_token_id: int, fingerprints: list[str], tokens_per_image: int) -> list[Token]:
-    """Token ids as the prompt cache compares them: each image's placeholders replaced by what they stand for."""
-    placeholders = ((fingerprint, i) for fingerprint in fingerprints for i in range(tokens_per_image))
-    return [next(placeholders) if id == image_token_id else id for id in ids]

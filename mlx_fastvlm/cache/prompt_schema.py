@@ -13,7 +13,7 @@ from .policy import CachePolicy
 
 if TYPE_CHECKING:
     from ..models.fastvlm import FastVlmModel
-    from .prompt import Token
+    from .tokens import Token
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)  # that a decoder computes in
 ENTRIES = {"format", "model", "offset", "tokens", "keep", "policy"}

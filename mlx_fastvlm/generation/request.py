@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..cache.prompt import Token, mark_images
+from ..cache.tokens import Token, mark_images
 from ..processing.messages import Prompt, read_prompt, with_video
 
 if TYPE_CHECKING:

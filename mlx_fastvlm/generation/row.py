@@ -78,7 +78,7 @@ class Row:
     @property
     def said(self) -> list[int]:
         """The answer's token ids so far."""
-        return self.tokens[len(self.request.ids) :]
+        return self.tokens[len(self.request.ids) :]  # type: ignore[return-value]  # an answer has no images
 
     @property
     def produced(self) -> int:

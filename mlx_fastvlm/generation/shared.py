@@ -6,11 +6,12 @@ import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..cache.prompt import Contents, PromptCache, Token
+from ..cache.prompt import Contents, PromptCache
 
 if TYPE_CHECKING:
     from ..cache.parameters import Parameters
     from ..cache.policy import CachePolicy
+    from ..cache.tokens import Token
     from ..models.fastvlm import FastVlmModel
 
 

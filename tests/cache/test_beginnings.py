@@ -5,7 +5,7 @@ import random
 import pytest
 
 from mlx_fastvlm.cache.beginnings import Beginnings
-from mlx_fastvlm.cache.prompt import in_common
+from mlx_fastvlm.cache.tokens import in_common
 
 TOKENS = (0, 1, 2, ("image", 0), ("image", 1), ("other", 0))
 

@@ -29,7 +29,7 @@ def test_help_and_completion_show_the_options():
 
 
 def test_mypy_refuses_a_wrong_keyword(tmp_path):
-    pytest.importorskip("mypy")
+    pytest.importorskip("mypy", reason="needs mypy, of the extra test")
     (tmp_path / "program.py").write_text(
         "from mlx_fastvlm.conversion.converter import convert\n"
         'report = convert("demo", "out", quantize=True, q_bits=8, verify=False)\n'

@@ -111,7 +111,7 @@ def test_a_disk_that_is_full_now_and_then(tmp_path, kind, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(mlx_fastvlm.data.lines.os, "write", full)
         if kind == "parquet":
-            parquet = pytest.importorskip("pyarrow.parquet")
+            parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow, of the extra test")
             write_table = parquet.write_table
             patched.setattr(parquet, "write_table", full_too)
         for _ in range(30):

@@ -7,8 +7,8 @@ import pytest
 from mlx_fastvlm.data.parquet import parquet_items
 from tests.support.datasets import encoded
 
-pyarrow = pytest.importorskip("pyarrow")
-pytest.importorskip("pyarrow.parquet")
+pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow, of the extra test")
+pytest.importorskip("pyarrow.parquet", reason="needs pyarrow, of the extra test")
 
 IMAGE = encoded(3)
 

@@ -12,7 +12,7 @@ from tests.support.datasets import encoded, job, read_records
 from tests.support.paths import ROOT
 from tests.support.processes import run
 
-pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow", reason="needs pyarrow, of the extra test")
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_decisions_and_columns_that_are_missing(checkpoint):
 
 
 def test_a_node_that_is_killed_midway():
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason="needs ray, of the extra ray")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
     command = [sys.executable, "-m", "tests.support.ray_cluster", "--images", "120"]
     ended = run(command, env=environment, timeout=300)

@@ -105,8 +105,8 @@ def test_a_row_that_was_mended_is_asked_on_retrying(demo, scenes, tmp_path, aske
 
 
 def test_parquet_as_the_hub_has_it_scores_as_the_same_lines(demo, scenes, tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
+    pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow, of the extra test")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow, of the extra test")
     folder, rows = scenes
     stored = [{**row, "image": {"bytes": (folder / row["image"]).read_bytes(), "path": row["image"]}} for row in rows]
     parquet.write_table(pyarrow.Table.from_pylist(stored), tmp_path / "rows.parquet")

@@ -46,7 +46,7 @@ def test_json_of_the_demo(tmp_path, capsys):
 
 @pytest.mark.gpu
 def test_table_and_plot(tmp_path, capsys):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="needs matplotlib, of the extra test")
     plot = tmp_path / "plot.png"
     arguments = ["--repeats", "1", "--tokens", "2", "--image", str(image(tmp_path)), "--plot", str(plot)]
     assert benchmark.main(arguments) == 0

@@ -24,7 +24,7 @@ from tests.support import guidance
 from tests.support.images import IMAGE
 
 EXAMPLES = int(os.environ.get("FASTVLM_GRAMMARS", 30))
-real = pytest.mark.skipif(not guidance.REAL, reason="llguidance is not installed")
+real = pytest.mark.skipif(not guidance.REAL, reason="needs llguidance, of the extra constraints")
 
 
 def whole(responses):
@@ -240,7 +240,7 @@ class Thing:
 
 
 def test_schemas_of_classes_are_pydantics():
-    pydantic = pytest.importorskip("pydantic")
+    pydantic = pytest.importorskip("pydantic", reason="needs pydantic, of the extra test")
 
     class Model(pydantic.BaseModel):
         shape: str
@@ -300,7 +300,7 @@ SCHEMAS = st.recursive(
 @settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.too_slow])
 @given(schema=SCHEMAS, seed=st.integers(0, 99))
 def test_a_finished_answer_validates(demo, schema, seed):
-    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema, of the extra test")
     engine = Engine(*demo)
     other = engine.submit("Describe the image.", IMAGE, max_tokens=12)
     text, reason = whole(engine.submit("What?", json_schema=schema, temperature=1.5, seed=seed, max_tokens=200))

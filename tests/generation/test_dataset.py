@@ -235,7 +235,7 @@ def test_decisions_are_those_of_decide(wide, folder, tmp_path):
         caption_dataset(*wide, job(folder, tmp_path / "other.jsonl", decide_among=choices), temperature=1)
 
 
-@pytest.mark.skipif(not guidance.REAL, reason="llguidance is not installed")
+@pytest.mark.skipif(not guidance.REAL, reason="needs llguidance, of the extra constraints")
 def test_answers_that_are_json(folder, tmp_path):
     demo = load("demo")
     schema = {"type": "object", "properties": {"star": {"type": "boolean"}}, "required": ["star"]}

@@ -21,7 +21,7 @@ def counts(summary):
 
 
 def test_heic_is_answered_once_its_package_is_there(wide, tmp_path, monkeypatch):
-    pytest.importorskip("pillow_heif").register_heif_opener()
+    pytest.importorskip("pillow_heif", reason="needs pillow_heif, of the extra heic").register_heif_opener()
     (tmp_path / "photos").mkdir()
     Image.new("RGB", (64, 64), "red").save(tmp_path / "photos" / "IMG_1.HEIC", "HEIF")
     here = job(tmp_path / "photos", tmp_path / "out.jsonl")

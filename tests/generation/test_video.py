@@ -48,7 +48,7 @@ def test_images_beside_a_film(wide):
 
 
 def test_a_film_is_answered_like_its_frames(wide):
-    pytest.importorskip("av")
+    pytest.importorskip("av", reason="needs PyAV, of the extra test")
     data = film(4, 5)
     shots = load_video(data, 1, 3)
     text = "\n".join(f"{time:.1f} s:\n<image>" for time, _ in shots) + "\nWhy?"
@@ -83,7 +83,7 @@ def test_where_films_do_not_go(wide, tmp_path):
 
 
 def test_on_the_command_line(checkpoint, tmp_path, capfd):
-    pytest.importorskip("av")
+    pytest.importorskip("av", reason="needs PyAV, of the extra test")
     (tmp_path / "film.mp4").write_bytes(film(4, 5))
     command = ["--model", str(checkpoint("apple")), "--prompt", "Hi", "--max-tokens", "3"]
     assert main([*command, "--video", str(tmp_path / "film.mp4"), "--max-frames", "2", "--image-size", "64"]) == 0

@@ -134,7 +134,7 @@ def test_frames_of_a_cut_off_animation():
 
 def test_heic():
     """As a phone held upright stores it: lying on its side, and a tag that says so."""
-    pytest.importorskip("pillow_heif").register_heif_opener()
+    pytest.importorskip("pillow_heif", reason="needs pillow_heif, of the extra heic").register_heif_opener()
     upright = Image.new("RGB", (64, 128), "red")
     upright.paste("blue", (0, 64, 64, 128))
     exif = Image.Exif()

@@ -13,7 +13,7 @@ from mlx_fastvlm.errors import UsageError
 from mlx_fastvlm.processing import video
 from tests.support.films import film, shown_at
 
-pytest.importorskip("av")
+pytest.importorskip("av", reason="needs PyAV, of the extra test")
 
 KINDS = [
     ("libx264", "mp4"),

@@ -10,7 +10,7 @@ from mlx_fastvlm.generation import constraints, options
 from tests.support import guidance
 from tests.support.server import chat, running, wait_for
 
-pytestmark = pytest.mark.skipif(not guidance.REAL, reason="llguidance is not installed")
+pytestmark = pytest.mark.skipif(not guidance.REAL, reason="needs llguidance, of the extra constraints")
 CHAT = "/v1/chat/completions"
 STRING = {"type": "string"}
 

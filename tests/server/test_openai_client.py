@@ -14,13 +14,13 @@ from tests.support import guidance
 from tests.support.paths import ROOT
 from tests.support.server import running
 
-openai = pytest.importorskip("openai", reason="needs the package openai")
+openai = pytest.importorskip("openai", reason="needs openai, of the extra test")
 
 KEY = "sesame-open-up"
 SCENE = (ROOT / "examples" / "images" / "shapes-1.png").read_bytes()
 URI = "data:image/png;base64," + base64.b64encode(SCENE).decode()
 QUESTION = "Describe the image."
-real = pytest.mark.skipif(not guidance.REAL, reason="llguidance is not installed")
+real = pytest.mark.skipif(not guidance.REAL, reason="needs llguidance, of the extra constraints")
 
 
 @pytest.fixture(scope="module")
@@ -322,7 +322,7 @@ def test_decisions(client, demo):
 
 @real
 def test_parse(client):
-    pydantic = pytest.importorskip("pydantic")
+    pydantic = pytest.importorskip("pydantic", reason="needs pydantic, of the extra test")
 
     class Seen(pydantic.BaseModel):
         colour: Literal["red", "blue", "green"]  # no free text: the demo would write on and on
@@ -349,7 +349,7 @@ def test_json_objects(client):
 
 @real
 def test_json_that_was_cut_is_no_answer(client):
-    pydantic = pytest.importorskip("pydantic")
+    pydantic = pytest.importorskip("pydantic", reason="needs pydantic, of the extra test")
 
     class Seen(pydantic.BaseModel):
         shapes: list[str] = pydantic.Field(min_length=50)

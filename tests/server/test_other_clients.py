@@ -18,7 +18,7 @@ from tests.support.server import running
 SCENE = ROOT / "examples" / "images" / "shapes-1.png"
 QUESTION = "Describe the image."
 COLOURS, SHAPES = ("red", "blue", "green"), ("star", "circle", "ring")
-real = pytest.mark.skipif(not guidance.REAL, reason="llguidance is not installed")
+real = pytest.mark.skipif(not guidance.REAL, reason="needs llguidance, of the extra constraints")
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def server():
 
 @pytest.fixture
 def langchain(server):
-    module = pytest.importorskip("langchain_openai", reason="needs the package langchain-openai")
+    module = pytest.importorskip("langchain_openai", reason="needs langchain-openai, of the extra test")
 
     def make(**options):
         common = {"model": "demo", "base_url": f"{server.url}/v1", "api_key": "none", "max_retries": 0}
@@ -43,7 +43,7 @@ def langchain(server):
 
 def asking(question=QUESTION):
     """As LangChain writes an image, whatever the provider."""
-    messages = pytest.importorskip("langchain_core.messages", reason="needs the package langchain-openai")
+    messages = pytest.importorskip("langchain_core.messages", reason="needs langchain-openai, of the extra test")
     data = messages.content.create_image_block(
         base64=base64.b64encode(SCENE.read_bytes()).decode(), mime_type="image/png"
     )
@@ -89,7 +89,7 @@ def test_langchain_by_responses(langchain, demo):
 
 @real
 def test_langchains_structured_output(langchain):
-    pydantic = pytest.importorskip("pydantic")
+    pydantic = pytest.importorskip("pydantic", reason="needs pydantic, of the extra test")
 
     class Seen(pydantic.BaseModel):
         colour: Literal[COLOURS]
@@ -103,7 +103,7 @@ def test_langchains_structured_output(langchain):
 
 
 def test_langchains_tools_are_refused(langchain):
-    openai = pytest.importorskip("openai")
+    openai = pytest.importorskip("openai", reason="needs openai, of the extra test")
     tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}
     with pytest.raises(openai.BadRequestError, match="calls no tools"):
         langchain().bind_tools([tool]).invoke("Hello.")
@@ -115,7 +115,7 @@ def test_langchains_tools_are_refused(langchain):
 @pytest.fixture
 def llm(server, tmp_path):
     """Runs the command ``llm`` with the configuration that docs/server.md shows."""
-    pytest.importorskip("llm", reason="needs the package llm")
+    pytest.importorskip("llm", reason="needs llm, of the extra test")
     page = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"^```yaml\n(- model_id: fastvlm\n.*?)^```", page, re.M | re.S)
     config = shown.replace("http://127.0.0.1:8080", server.url).replace("apple/FastVLM-0.5B", "demo")

@@ -86,7 +86,9 @@ def animation():
 
 
 def about_a_film(size):
-    film = pytest.importorskip("tests.support.films").film(seconds=1, rate=5, size=size)
+    film = pytest.importorskip("tests.support.films", reason="needs PyAV, of the extra test").film(
+        seconds=1, rate=5, size=size
+    )
     url = "data:video/mp4;base64," + base64.b64encode(film).decode()
     parts = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": "a"}]
     return {"messages": [{"role": "user", "content": parts}], "max_tokens": 1, "max_frames": 1}

@@ -85,7 +85,7 @@ def test_curl_against_the_server(server, tmp_path):
 
 
 def test_python_against_the_server(server, tmp_path, monkeypatch, capsys):
-    pytest.importorskip("openai", reason="needs the package openai")
+    pytest.importorskip("openai", reason="needs openai, of the extra test")
     shutil.copy(SCENE, tmp_path / "image-1.png")
     monkeypatch.chdir(tmp_path)
     body = asking("Describe the image.", URI, max_completion_tokens=60, temperature=0, image_size=256, stream=True)
@@ -115,7 +115,7 @@ def test_python_calls_with_the_request(model, monkeypatch, capsys):
     assert KEY not in code
     calls = []
     monkeypatch.setenv("FASTVLM_API_KEY", KEY)
-    openai = pytest.importorskip("openai", reason="needs the package openai")
+    openai = pytest.importorskip("openai", reason="needs openai, of the extra test")
     monkeypatch.setattr(openai, "OpenAI", lambda **options: Noting(options, calls))
     exec(compile(code, "snippet", "exec"), {})
     assert capsys.readouterr().out == "An answer.\n"

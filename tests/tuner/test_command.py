@@ -75,7 +75,7 @@ def test_too_long_rows_are_counted(data, tmp_path, checkpoint, capsys):
 
 
 def test_a_config_file(tmp_path):
-    pytest.importorskip("yaml")
+    pytest.importorskip("yaml", reason="needs PyYAML, of the extra test")
     config = tmp_path / "config.yaml"
     config.write_text(
         "model: demo\ntrain: true\ndata: here\niters: 7\nlearning_rate: 1e-4\nfine_tune_type: dora\n"
@@ -104,7 +104,7 @@ def test_a_config_file(tmp_path):
     ],
 )
 def test_config_files_that_are_none(tmp_path, capsys, content, words):
-    pytest.importorskip("yaml")
+    pytest.importorskip("yaml", reason="needs PyYAML, of the extra test")
     (tmp_path / "c.yaml").write_text(content)
     assert lora("-c", tmp_path / "c.yaml", "--train") == 2
     error = capsys.readouterr().err
@@ -147,7 +147,7 @@ def test_bad_data_train_nothing(data, tmp_path, capsys):
 
 
 def test_a_plot(data, tmp_path, checkpoint):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="needs matplotlib, of the extra test")
     words = ["--model", checkpoint("apple"), "--data", data, "--train", "--adapter-path", tmp_path / "a"]
     assert lora(*words, "--iters", 3, "--steps-per-report", 1, "--plot", tmp_path / "loss.png") == 0
     assert (tmp_path / "loss.png").stat().st_size > 5000
@@ -155,7 +155,9 @@ def test_a_plot(data, tmp_path, checkpoint):
 
 def test_curves_in_tensorboard(data, tmp_path, checkpoint, capsys, monkeypatch):
     """As its own package reads them."""
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard, of the extra test"
+    )
     words = ["--model", checkpoint("apple"), "--data", data, "--train", "--adapter-path", tmp_path / "a"]
     words += ["--steps-per-report", 1, "--dtype", "float32", "--report-to", "tensorboard"]
     assert lora(*words, "--iters", 3) == 0

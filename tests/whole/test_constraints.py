@@ -9,7 +9,7 @@ from packaging.version import Version
 
 from tests.support.paths import ROOT
 
-tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
+tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")  # from Python 3.11 on
 
 UNPINNED = {"ipython", "pre-commit"}  # constraints.txt says why
 EXTRAS = ("cpu", "plot", "video", "server", "docs", "test", "dev")

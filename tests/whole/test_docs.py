@@ -103,8 +103,8 @@ def test_python_in_pages_is_valid():
 
 
 def test_the_site_builds(tmp_path):
-    pytest.importorskip("mkdocs")
-    pytest.importorskip("material")
+    pytest.importorskip("mkdocs", reason="needs mkdocs, of the extra docs")
+    pytest.importorskip("material", reason="needs mkdocs-material, of the extra docs")
     from mkdocs.commands.build import build  # noqa: PLC0415  optional
     from mkdocs.config import load_config  # noqa: PLC0415  optional
 
@@ -137,7 +137,7 @@ def test_the_quantization_figure_is_drawn_from_the_table():
 
 
 def test_the_front_image_shows_what_the_terminal_does():
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="needs matplotlib, of the extra test")
     front = load_script("docs/figures/front.py")
     answer = "A big blue star, a big orange square, a big green triangle and a big cyan triangle."
     lines = [line for line, _ in front.session()]

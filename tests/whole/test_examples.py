@@ -36,7 +36,7 @@ def run(monkeypatch, capsys):
 
 @pytest.fixture
 def plotting():
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="needs matplotlib, of the extra test")
 
 
 def is_an_image(file):
@@ -147,7 +147,7 @@ def test_search_photos(run, tmp_path):
 
 
 def test_captions_ray(run, tmp_path):
-    pytest.importorskip("ray")  # it is run in a cluster by tests/data/test_ray.py
+    pytest.importorskip("ray", reason="needs ray, of the extra ray")  # it is run in a cluster by tests/data/test_ray.py
     with pytest.raises(SystemExit, match="names no file"):
         run("captions_ray", tmp_path / "*.parquet", tmp_path / "out")
 
@@ -168,7 +168,7 @@ def test_live_folders_and_animations(run, tmp_path):
 
 
 def test_live_videos(run, tmp_path):
-    cv2 = pytest.importorskip("cv2")
+    cv2 = pytest.importorskip("cv2", reason="needs opencv, of the extra test")
     film = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 2, (256, 256))
     for number in (8, 5, 5, 8, 8):
         film.write(np.asarray(still(number))[..., ::-1])
@@ -181,7 +181,7 @@ def test_live_videos(run, tmp_path):
 
 def test_live_cameras(run, monkeypatch):
     """A camera that stops after one frame: that one is captioned, and the example ends."""
-    cv2 = pytest.importorskip("cv2")
+    cv2 = pytest.importorskip("cv2", reason="needs opencv, of the extra test")
     taken, frames = threading.Event(), [np.asarray(still(8))[..., ::-1]]
 
     class Camera:

@@ -88,3 +88,9 @@ def test_exceptions_say_why():
                 assert reason.strip(), f"{file}:{number} gives no reason for {rules}"
             for rules, reason in re.findall(r"# type: ignore\[([a-z, -]+)\]((?:  .*)?)$", line):
                 assert reason.strip(), f"{file}:{number} gives no reason for ignoring {rules}"
+
+
+def test_skips_say_what_is_missing():
+    for file in (ROOT / "tests").rglob("*.py"):
+        for name in re.findall(r"importorskip\(\s*\"([\w.]+)\"\s*\)", file.read_text(encoding="utf-8")):
+            raise AssertionError(f"{file} skips without {name} and does not say what to install")

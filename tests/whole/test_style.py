@@ -55,6 +55,6 @@ def test_help(name):
 
 def test_spelling():
     """codespell, as the gate runs it; its settings are in pyproject.toml."""
-    codespell = shutil.which("codespell") or pytest.skip("needs codespell, of the extra dev")
+    codespell = shutil.which("codespell") or pytest.skip("needs codespell, of the extra test")
     done = run([codespell], cwd=ROOT)
     assert done.returncode == 0, done.stdout

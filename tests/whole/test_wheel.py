@@ -36,7 +36,7 @@ EPOCH = {**os.environ, "SOURCE_DATE_EPOCH": "1700000000"}
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    pytest.importorskip("build")
+    pytest.importorskip("build", reason="needs build, of the extra test")
     tree, built = copied(tmp_path_factory.mktemp("tree")), tmp_path_factory.mktemp("built")
     run(sys.executable, "-m", "build", "--outdir", built, tree, env=EPOCH)
     (wheel,) = built.glob("*.whl")

@@ -26,8 +26,8 @@ EACH = [pytest.param(name, error, id=f"{name}-{error.status}") for name, some in
 
 @pytest.mark.parametrize(("name", "error"), EACH)
 def test_what_the_client_raises(name, error):
-    openai = pytest.importorskip("openai", reason="needs the package openai")
-    httpx = pytest.importorskip("httpx")
+    openai = pytest.importorskip("openai", reason="needs openai, of the extra test")
+    httpx = pytest.importorskip("httpx", reason="needs httpx, of the extra test")
     request = httpx.Request("POST", "http://127.0.0.1/v1/chat/completions")
     response = httpx.Response(error.status, json=error.body, headers=error.headers, request=request)
     with openai.OpenAI(api_key="x", base_url="http://127.0.0.1/v1") as client:

@@ -24,7 +24,7 @@ PARAMS = {
 @pytest.mark.parametrize("dialect", PARAMS, ids=name_of)
 def test_openai_has_no_field_that_nobody_decided_on(dialect):
     module, _, name = PARAMS[dialect].rpartition(".")
-    params = getattr(pytest.importorskip(module, reason="needs the package openai"), name)
+    params = getattr(pytest.importorskip(module, reason="needs openai, of the extra test"), name)
     assert keys(params)
     assert keys(params) <= set(dialect.FIELDS)
 
@@ -248,7 +248,9 @@ def test_streams():
 
 
 def test_what_openai_calls_a_detail():
-    types = pytest.importorskip("openai.types.chat.chat_completion_content_part_image_param")
+    types = pytest.importorskip(
+        "openai.types.chat.chat_completion_content_part_image_param", reason="needs openai, of the extra test"
+    )
     details = typing.get_args(typing.get_type_hints(types.ImageURL)["detail"])
     for detail in details:
         assert chat.read(says([image_part(data_uri(), detail=detail)]), SERVED)

@@ -15,7 +15,7 @@ CUT = answer(["A", " red"], "length")
 
 @pytest.fixture
 def types():
-    pytest.importorskip("openai", reason="needs the package openai")
+    pytest.importorskip("openai", reason="needs openai, of the extra test")
     import openai.types.chat  # noqa: PLC0415  optional
     import openai.types.responses  # noqa: PLC0415  optional
 
@@ -181,7 +181,7 @@ def test_a_response(types):
 
 
 def test_events_of_a_response(types):
-    pydantic = pytest.importorskip("pydantic")
+    pydantic = pytest.importorskip("pydantic", reason="needs pydantic, of the extra test")
     writer, events = write(responses, {"input": "Hi", "stream": True}, RED)
     assert [event["type"] for event in events] == [*EVENTS, "response.completed"]
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
