@@ -46,12 +46,11 @@ def session():
     yield asked.stderr.strip(), DIM
     yield "", INK
     yield f"$ {quoted(CHAT)}", PROMPT
-    # Its prompt and its answers come in turns; what was typed is not echoed where the input is no terminal.
+    # Neither its prompt nor what was typed is there where the input is no terminal, only a line for each answer.
     talk = run(CHAT, input="\n".join([*QUESTIONS, "/quit\n"]))
     for line in talk.stderr.splitlines():
         yield line, DIM
-    answers = talk.stdout.split("> ")[1:]
-    for question, answer in zip(QUESTIONS, answers):
+    for question, answer in zip(QUESTIONS, talk.stdout.splitlines()):
         yield f"> {question}", PROMPT
         yield answer.strip(), INK
 

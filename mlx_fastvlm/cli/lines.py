@@ -46,10 +46,12 @@ def completions(line: str, word: str, commands: Sequence[str]) -> list[str]:
 def read_line(prompt: str) -> str:
     """A line, or the lines of a paste: what is there the moment that a line ends was not typed.
 
+    Only a terminal is shown the prompt; in a pipe it would stand among the answers.
+
     Raises:
         EOFError, KeyboardInterrupt, UnicodeDecodeError: as ``input()``.
     """
-    lines = [input(prompt)]
+    lines = [input(prompt if sys.stdin.isatty() else "")]
     while sys.stdin.isatty() and sys.platform != "win32" and select.select([sys.stdin], [], [], 0.02)[0]:
         lines.append(input())
     return "\n".join(lines).strip()

@@ -55,7 +55,9 @@ class Repl:
             try:
                 line = read_line("> ")
             except EOFError:
-                return print()
+                if sys.stdin.isatty():
+                    print()  # the shell's prompt begins a line of its own
+                return
             except KeyboardInterrupt:  # drops the line, as in a shell
                 print()
                 continue
@@ -63,7 +65,7 @@ class Repl:
                 print("error: that was not UTF-8; type it again.", file=sys.stderr)
                 continue
             if line in _ENDS:
-                return None
+                return
             try:
                 self._handle(line)
             except (ValueError, OSError) as error:

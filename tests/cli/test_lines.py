@@ -1,5 +1,6 @@
 """Typing at a terminal: Tab, and a paste of several lines, through a real terminal."""
 
+import io
 import os
 import pty
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from mlx_fastvlm.cli.inline import inline, protocol
-from mlx_fastvlm.cli.lines import completions
+from mlx_fastvlm.cli.lines import completions, read_line
 from mlx_fastvlm.cli.repl import COMMANDS
 from mlx_fastvlm.processing.prepared import ImageSettings
 from mlx_fastvlm.processing.preprocess import make_image
@@ -25,6 +26,12 @@ def test_commands_and_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert completions("~/photo.", "~/photo.", COMMANDS) == ["~/photo.png "]
     assert completions("What", "What", COMMANDS) == []
+
+
+def test_no_prompt_among_what_a_pipe_gets(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\n"))
+    assert read_line("> ") == "one"
+    assert capsys.readouterr().out == ""
 
 
 CHILD = """
