@@ -4,12 +4,12 @@
     python examples/finetune_digits.py --q-bits 4               # QLoRA: the same on the model in 4 bits
     python examples/finetune_digits.py --fine-tune-type dora    # and so on: see --help
 
-It draws numbers of two or three digits and short words on the demo's backgrounds, in six fonts, and beside them 800
-of the demo's own scenes with their questions, so that it won't forget those; writes them as anybody would, images and
-`train.jsonl`; and runs `python -m mlx_fastvlm.lora`. Before and after, the model reads 300 images that it was not
-trained on, with numbers that none of those had, and answers 500 of its own questions, about scenes held out from its
-own training too. What is written lies in `--work`: data, adapters, and figures of all trainings in there. Needs
-matplotlib (`pip install "mlx-fastvlm[plot]"`), for its fonts too.
+It draws numbers of two or three digits and short words on the demo's backgrounds, two in an image, in six fonts, and
+beside them 1,300 of the demo's own scenes with their questions, so that it won't forget those; writes them as anybody
+would, images and `train.jsonl`; and runs `python -m mlx_fastvlm.lora`. Before and after, the model reads one text in
+each of 300 images that it was not trained on, with numbers that none of those had, and answers 500 of its own
+questions, about scenes held out from its own training too. What is written lies in `--work`: data, adapters, and
+figures of all trainings in there. Needs matplotlib (`pip install "mlx-fastvlm[plot]"`), for its fonts too.
 """
 
 from __future__ import annotations
@@ -46,11 +46,13 @@ WORDS = (
     *("hen", "hill", "ice", "key", "lake", "leaf", "lion", "pie", "rain", "ring", "rose", "ship", "sun", "tea", "tree"),
 )
 HELD_OUT_NUMBERS = frozenset(random.Random("held out").sample(range(10, 1000), 150))  # in no image of the training
-ASKED = ("What does it say?", "What is written here?", "Read the text.", "What do you read in the image?")
+ASKED = ("What does it say {}?", "What is written {}?", "Read the text {}.", "What do you read {}?")
+PLACES = ("above", "below")
 TRAINING = range(2000)  # seeds of what is to be read
 VALID = range(800_000, 800_100)
 HELD_OUT = range(900_000, 900_300)
-OLD = scenes.TRAINING_SEEDS[5_000_000:5_000_800]  # of scenes, for what it shall not forget
+OLD = scenes.TRAINING_SEEDS[5_000_000:5_001_300]  # of scenes, for what it shall not forget
+WORDINGS = 2  # rows of each image
 AT_ONCE = 25  # images that are asked about together
 BEFORE = {"reading": "numbers and words it was not trained on", "own questions": "the demo's own 500 questions"}
 
@@ -64,21 +66,27 @@ def choose_text(rng: random.Random, held_out: bool) -> str:
     return str(rng.choice([number for number in numbers[kind] if (number in HELD_OUT_NUMBERS) == held_out]))
 
 
-def draw_text(seed: int, held_out: bool = False) -> tuple[Image.Image, str]:
-    """An image of a seed, and what it says."""
-    rng = random.Random(f"text {seed}")
+def draw_texts(seed: int, held_out: bool = False) -> tuple[Image.Image, list[str]]:
+    """An image of a seed, and what it says above and below."""
+    rng = random.Random(f"texts {seed}")
     scene = scenes.Scene(seed, (), 1.0, 1.0, rng.choice(list(scenes.BACKGROUNDS)), scenes._background_tints(rng))
-    image, text = scenes._paint_background(scene, PIXELS, PIXELS), choose_text(rng, held_out)
+    image, texts = scenes._paint_background(scene, PIXELS, PIXELS), [choose_text(rng, held_out) for _ in PLACES]
+    for text, row in zip(texts, rng.choice(((0, 2), (0, 3), (1, 3)))):
+        write(rng, image, text, row)
+    return image, texts
+
+
+def write(rng: random.Random, image: Image.Image, text: str, row: int):
+    """A text somewhere in a row of cells, in any font and colour."""
     size = rng.randint(86, 98) if text.isdigit() else rng.randint(70, 80)
     file = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{rng.choice(FONTS)}.ttf"
     font, mask = ImageFont.truetype(str(file), size), Image.new("L", image.size)
-    first, row = rng.randrange(scenes.GRID + 1 - len(text)), rng.randrange(scenes.GRID)
+    first = rng.randrange(scenes.GRID + 1 - len(text))
     x = (first + 0.5) * CELL + rng.uniform(-4, 4)
     y = min(max((row + 0.5) * CELL + rng.uniform(-6, 6), 40), PIXELS - 40) + 0.34 * size  # of the line they stand on
     for place, character in enumerate(text):
         ImageDraw.Draw(mask).text((x + place * CELL, y), character, 255, font, anchor="ms")
     image.paste(scenes._vary(rng, rng.choice(list(scenes.COLOURS.values())), 12), (0, 0), mask)
-    return image, text
 
 
 def conversation(image: str, turns: list[tuple[str, str]]) -> dict:
@@ -89,25 +97,28 @@ def conversation(image: str, turns: list[tuple[str, str]]) -> dict:
     return {"images": [image], "messages": messages}
 
 
-def write_texts(folder: Path, seeds: range) -> list[dict]:
-    """Images to read, and a row for each."""
+def write_texts(folder: Path, seeds: range, wordings: int = 1) -> list[dict]:
+    """Images to read, and rows for each, which ask for both texts in so many wordings."""
     rows = []
     for seed in seeds:
-        image, text = draw_text(seed)
+        image, texts = draw_texts(seed)
         image.save(folder / f"images/text-{seed}.png")
-        asked = random.Random(f"asked {seed}").choice(ASKED)
-        rows.append(conversation(f"images/text-{seed}.png", [(asked, f"{text}.")]))
+        rng = random.Random(f"asked {seed}")
+        for asked in rng.sample(ASKED, wordings):
+            turns = [(asked.format(place), f"{text}.") for place, text in zip(PLACES, texts)]
+            rows.append(conversation(f"images/text-{seed}.png", rng.sample(turns, len(turns))))
     return rows
 
 
 def write_scenes(folder: Path, seeds: range) -> list[dict]:
-    """Images of scenes, and a row of two questions for each."""
+    """Images of scenes, and rows of two questions for each."""
     rows = []
     for seed in seeds:
         scene = scenes.make_scene(seed)
         scenes.draw(scene, PIXELS).save(folder / f"images/scene-{seed}.png")
-        asked = scenes.questions(scene, random.Random(f"asked {seed}"), 2)
-        rows.append(conversation(f"images/scene-{seed}.png", [(q.text, q.answer) for q in asked]))
+        asked = scenes.questions(scene, random.Random(f"asked {seed}"), 2 * WORDINGS)
+        for two in zip(asked[::2], asked[1::2]):
+            rows.append(conversation(f"images/scene-{seed}.png", [(q.text, q.answer) for q in two]))
     return rows
 
 
@@ -116,7 +127,7 @@ def write_data(folder: Path, texts: int, old: int, valid: int):
     if (folder / "train.jsonl").is_file():
         return
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    rows = write_texts(folder, TRAINING[:texts]) + write_scenes(folder, OLD[:old])
+    rows = write_texts(folder, TRAINING[:texts], WORDINGS) + write_scenes(folder, OLD[:old])
     for split, found in (("train", rows), ("valid", write_texts(folder, VALID[:valid]))):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
 
@@ -134,11 +145,14 @@ def share_right(model, processor, asked: list[tuple[str, Image.Image, str]]) -> 
 def measure(model, adapters: Path | None, arguments: argparse.Namespace) -> dict[str, float]:
     """What a model can: read held-out images, and answer its own old questions."""
     model, processor = load(model, adapter_path=adapters)
-    texts = [draw_text(seed, held_out=True) for seed in HELD_OUT[: arguments.held_out]]
+    texts = []
+    for seed in HELD_OUT[: arguments.held_out]:  # of each one text
+        image, found = draw_texts(seed, held_out=True)
+        texts.append((ASKED[0].format(PLACES[seed % 2]), image, f"{found[seed % 2]}."))
     about = [scenes.make_scene(seed) for seed in scenes.HELD_OUT_SEEDS[: arguments.own]]
     old = [(evaluate.conversation(scene, 1)[0], scenes.draw(scene, evaluate.PIXELS)) for scene in about]
     return {
-        "reading": share_right(model, processor, [(ASKED[0], image, f"{text}.") for image, text in texts]),
+        "reading": share_right(model, processor, texts),
         "own questions": share_right(model, processor, [(asked.text, image, asked.answer) for asked, image in old]),
     }
 
@@ -161,11 +175,12 @@ def train(model, work: Path, name: str, arguments: argparse.Namespace):
     """What a user would type: all layers, the projector, and the embedding, whose rows for digits were never needed."""
     adapters = ["--fine-tune-type", arguments.fine_tune_type, "--rank", arguments.rank, "--scale", 10]
     what = ["--num-layers", -1, "--train-projector", *adapters]
+    what += ["--train-vision", "--vision-stages", arguments.vision_stages] if arguments.vision_stages else []
     what += [] if arguments.no_embeddings else ["--train-embeddings"]
-    steps = ["--iters", arguments.iters, "--batch-size", 32, "--learning-rate", arguments.learning_rate]
-    how = ["--dtype", "float32", "--optimizer", "adamw", "--lr-schedule", "cosine", "--warmup", 30]
+    steps = ["--iters", arguments.iters, "--batch-size", 16, "--learning-rate", arguments.learning_rate]
+    how = ["--dtype", "float32", "--optimizer", "adamw", "--lr-schedule", "cosine", "--warmup", 50]
     how += ["--max-grad-norm", 1]
-    shown = ["--steps-per-report", 10, "--steps-per-eval", 50, "--save-every", 50]
+    shown = ["--steps-per-report", 10, "--steps-per-eval", 100, "--save-every", 100]
     shown += ["--resume"] if arguments.resume else []
     files = ["--data", work / "data", "--adapter-path", work / name, "--feature-folder", work / "features"]
     run("mlx_fastvlm.lora", "--model", model, *files, "--train", *what, *steps, *how, *shown)
@@ -217,12 +232,13 @@ def main():
     parser.add_argument("--q-bits", type=int, choices=(4, 8), help="train adapters on the model in so many bits")
     parser.add_argument("--fine-tune-type", choices=("lora", "dora", "full"), default="lora", help="(lora)")
     parser.add_argument("--rank", type=int, default=16, help="(16)")
+    parser.add_argument("--vision-stages", type=int, default=1, metavar="N", help="of the tower, from the end (1)")
     parser.add_argument("--no-embeddings", action="store_true", help="leave embedding and head as they are")
     parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="X", help="(0.001)")
-    parser.add_argument("--iters", type=int, default=1000, help="(1000)")
+    parser.add_argument("--iters", type=int, default=1150, help="(1150)")
     parser.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
     parser.add_argument("--texts", type=int, default=len(TRAINING), metavar="N", help="images to read (2000)")
-    parser.add_argument("--old", type=int, default=len(OLD), metavar="N", help="images of its own world (800)")
+    parser.add_argument("--old", type=int, default=len(OLD), metavar="N", help="images of its own world (1300)")
     parser.add_argument("--valid", type=int, default=len(VALID), metavar="N", help="images to validate with (100)")
     parser.add_argument("--held-out", type=int, default=len(HELD_OUT), metavar="N", help="images to be tested on (300)")
     parser.add_argument("--own", type=int, default=500, metavar="N", help="own questions to ask (500)")

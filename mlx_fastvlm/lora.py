@@ -113,7 +113,13 @@ def parser() -> argparse.ArgumentParser:
     switch(
         what, "--train-embeddings", "train the token embedding and the head too: for words the model never had to say"
     )
-    switch(what, "--train-vision", "train the vision tower too; image features can't be cached then")
+    switch(what, "--train-vision", "train the vision tower too")
+    add(
+        what,
+        "--vision-stages",
+        int,
+        "how many of the tower's stages then, from the end; -1 is all, for which no image features can be cached",
+    )
     add(what, "--rank", int, "rank of the adapters")
     add(what, "--scale", float, "weight of what an adapter adds: alpha / rank", "X")
     add(what, "--dropout", float, "dropout on the adapters' input while training", "X")

@@ -17,6 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from . import activations
 from .compiler import may_compile
@@ -36,6 +37,8 @@ LARGE = PIECE // 2
 # Tokens up to which small products in a row are faster than one, and multiplications that such a product has at most.
 FEW = 32
 SMALL = 2**20
+# Pixels that a convolution reads at most, and writes, to be one product with a matrix of all of both for each channel.
+FEW_READ, FEW_WRITTEN = 256, 64
 
 
 def with_gradients_of(plain: Callable[..., mx.array], fast: Callable[..., mx.array]) -> Callable[..., mx.array]:
@@ -281,6 +284,8 @@ def depthwise_conv2d(
     batch, height, width, _ = x.shape
     size = weight.shape[1]
     out_height, out_width = -(-height // stride), -(-width // stride)
+    if height * width <= FEW_READ and out_height * out_width <= FEW_WRITTEN:
+        return then(_small_convolution(x, weight, bias, stride))
     bands = -(-batch * out_height * out_width * weight.shape[0] // PIECE)
     bands = min(out_height, -(-bands // free_cores()) * free_cores())  # so that each core has as many
     rows = -(-out_height // bands)
@@ -303,6 +308,34 @@ def depthwise_conv2d(
 
     done = spread(x, range(0, out_height, rows), band)
     return done[0] if len(done) == 1 else mx.concatenate(done, axis=1)
+
+
+def _small_convolution(x: mx.array, weight: mx.array, bias: mx.array | None, stride: int) -> mx.array:
+    """The same for few pixels: a product for each channel, of all images' pixels with all that its kernel says of them.
+
+    Its gradients are products too.
+    """
+    batch, height, width, channels = x.shape
+    outputs, size = weight.shape[:2]
+    out_height, out_width = -(-height // stride), -(-width // stride)
+    places = _places(height, width, size, stride)
+    matrices = (weight.reshape(outputs, -1) @ places).reshape(channels, outputs // channels, height * width, -1)
+    pixels = x.reshape(batch, -1, channels).transpose(2, 0, 1)[:, None]
+    y = (pixels @ matrices).reshape(outputs, batch, out_height, out_width).transpose(1, 2, 3, 0)
+    return y if bias is None else y + bias
+
+
+@functools.lru_cache(maxsize=32)
+def _places(height: int, width: int, size: int, stride: int) -> mx.array:
+    """(size * size, height * width * outputs): 1 where a kernel's weight lies between a pixel read and one written."""
+    outputs = -(-height // stride), -(-width // stride)
+    found = np.zeros((size, size, height, width, *outputs), np.float32)
+    for y, x in np.ndindex(outputs):
+        for i, j in np.ndindex(size, size):
+            row, column = y * stride + i - size // 2, x * stride + j - size // 2
+            if 0 <= row < height and 0 <= column < width:
+                found[i, j, row, column, y, x] = 1
+    return mx.array(found.reshape(size * size, -1))
 
 
 @functools.cache

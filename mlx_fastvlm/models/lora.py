@@ -180,24 +180,35 @@ def with_keys(
     *,
     projector: bool = False,
     vision: bool = False,
+    vision_stages: int = -1,
     embeddings: bool = False,
 ) -> AdapterConfig:
     """The config for this model: no more layers than it has, and every key by its name.
 
     Args:
         model: a FastVLM.
-        projector, vision: the projector's linear layers too; the tower's, its 1x1 convolutions among them.
+        projector, vision: the projector's linear layers too; the tower's, its 1x1 convolutions among them, or only
+            those of its last ``vision_stages`` stages and what follows them.
         embeddings: the token embedding too, and the head.
     """
     layers = model.language_model.layers
     keys = config.keys
     if keys is None:
         keys = tuple(name for name, layer in layers[0].named_modules() if isinstance(layer, LINEAR))
-    sides = [f"{side}." for side, wanted in (("multi_modal_projector", projector), ("vision_tower", vision)) if wanted]
+    sides = ["multi_modal_projector."] if projector else []
+    sides += [f"{part}." for part in tower_parts(model, vision_stages)] if vision else []
     further = [name for name, layer in model.named_modules() if isinstance(layer, LINEAR)]
     keys += tuple(sorted(name for name in further if name.startswith(tuple(sides)) and name not in keys))
     keys += tuple(name for name in vocabulary_layers(model) if embeddings and name not in keys)
     return replace(config, keys=keys, num_layers=min(config.num_layers, len(layers)))
+
+
+def tower_parts(model: nn.Module, stages: int) -> list[str]:
+    """The names of the tower's last stages and what follows them; of all of it for -1."""
+    count = len(model.vision_tower.stages)
+    if not 0 <= stages < count:
+        return ["vision_tower"]
+    return [*(f"vision_tower.stages.{i}" for i in range(count - stages, count)), "vision_tower.final_conv"]
 
 
 def vocabulary_layers(model: nn.Module) -> list[str]:

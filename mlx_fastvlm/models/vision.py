@@ -318,6 +318,17 @@ class FastViTHD(nn.Module):
             ValueError: for any other shape, and for integers, which are levels of 0 to 255: only a processor knows how
                 to scale and normalize those.
         """
+        hidden_states = self._outputs(self.first_stages(pixel_values, 0), self.stages)
+        x = self.final_conv(hidden_states[-1])
+        pooled = x.astype(mx.float32).mean(axis=(1, 2)).astype(x.dtype)
+        return VisionOutput(x, pooled, tuple(hidden_states) if output_hidden_states else None)
+
+    def first_stages(self, pixel_values: mx.array, count: int) -> mx.array:
+        """What the stem and so many stages make of images, (images, height, width, channels).
+
+        Raises:
+            ValueError: as for a call.
+        """
         if not mx.issubdtype(pixel_values.dtype, mx.floating):
             raise ValueError(
                 f"pixel_values must be floats as a processor makes them, got {pixel_values.dtype}; make them with "
@@ -334,10 +345,16 @@ class FastViTHD(nn.Module):
             )
         end_streams_with_thread()
         x = self.stem(pixel_values.astype(self.dtype))
-        hidden_states = []
-        for stage in self.stages:
+        return [x, *self._outputs(x, self.stages[:count])][-1]
+
+    def last_stages(self, x: mx.array, count: int) -> mx.array:
+        """The features of images, from what all but the last ``count`` stages made of them."""
+        last = self.stages[len(self.stages) - count :]
+        return self.final_conv([x, *self._outputs(x, last)][-1])
+
+    def _outputs(self, x: mx.array, stages: list[Stage]) -> list[mx.array]:
+        outputs = []
+        for stage in stages:
             x = stage(x, checkpoint=self.gradient_checkpointing and self.training)
-            hidden_states.append(x)
-        x = self.final_conv(x)
-        pooled = x.astype(mx.float32).mean(axis=(1, 2)).astype(x.dtype)
-        return VisionOutput(x, pooled, tuple(hidden_states) if output_hidden_states else None)
+            outputs.append(x)
+        return outputs

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..cache.fingerprint import model_fingerprint
@@ -25,14 +26,15 @@ NAME = "features"
 Progress = Callable[[int, int], None]
 
 
-def trains(model: FastVlmForConditionalGeneration, part: str) -> bool:
-    """Whether any parameter of a part of the model is to be trained."""
-    return bool(tree_flatten(model[part].trainable_parameters()))
+def trains(*parts: nn.Module) -> bool:
+    """Whether any parameter of these parts of a model is to be trained."""
+    return any(tree_flatten(part.trainable_parameters()) for part in parts)
 
 
 class ImageFeatures:
     """What the first trained part of a model is given for an image: projected features, or the tower's if the projector
-    is trained; each (tokens, width). A trained tower is given pixels, of which nothing is kept.
+    is trained, each (tokens, width); or where the tower's last stages are, what its first ones make of the image,
+    (height, width, channels). A tower that is trained from the beginning is given pixels, of which nothing is kept.
 
     Args:
         model: ready for training, that is, frozen where it is not trained.
@@ -49,13 +51,19 @@ class ImageFeatures:
         folder: Path | None = None,
     ) -> None:
         self._model, self._processor, self._image_size = model, processor, image_size
-        self.of_pixels = trains(model, "vision_tower")
-        self._projects = not trains(model, "multi_modal_projector")
+        tower = model.vision_tower
+        self.of_pixels = trains(tower.stem, *tower.stages[:1])
+        # The stages from the first one that is trained on; -1 where the whole tower is frozen.
+        frozen = next((i for i, stage in enumerate(tower.stages) if trains(stage)), len(tower.stages))
+        self._to_come = len(tower.stages) - frozen if trains(tower) else -1
+        self._projects = not trains(tower, model.multi_modal_projector)
         self._kept: dict[str, mx.array] = {}
         self._names: dict[ImageSource, str] = {}
         self._folder: Path | None = None
         if not self.of_pixels:
-            parts = [model.vision_tower, *([model.multi_modal_projector] if self._projects else [])]
+            parts = [tower, *([model.multi_modal_projector] if self._projects else [])]
+            if self._to_come >= 0:
+                parts = [tower.stem, *tower.stages[:frozen]]
             self._made_by = f"{model_fingerprint(*parts)} {processor.check_image_size(image_size)} " + repr(
                 processor.image_settings
             )
@@ -86,7 +94,7 @@ class ImageFeatures:
         """What the model is given for these samples' images, in reading order; None where there are none.
 
         Returns:
-            Pixel values, (images, size, size, 3), or features, (images, tokens, width).
+            Pixel values, (images, size, size, 3), features, (images, tokens, width), or what the tower has of them.
         """
         images = [(image, sample.place) for sample in samples for image in sample.images]
         if not images:
@@ -103,6 +111,8 @@ class ImageFeatures:
         """What :meth:`of` gave -> (images, tokens, text hidden size); differentiable in what is trained."""
         if self.of_pixels:
             return self._model.get_image_features(given)
+        if self._to_come >= 0:
+            given = self._model.vision_tower.last_stages(given, self._to_come).flatten(1, 2)
         return given if self._projects else self._model.multi_modal_projector(given)
 
     def _pixels(self, images: list[ImageSource], place: str) -> mx.array:
@@ -113,7 +123,11 @@ class ImageFeatures:
 
     def _compute(self, images: list[tuple[ImageSource, str]]) -> None:
         pixels = mx.concatenate([self._pixels([image], place) for image, place in images])
-        features = self._model.vision_tower(pixels).last_hidden_state.flatten(1, 2)
+        tower = self._model.vision_tower
+        if self._to_come >= 0:
+            features = tower.first_stages(pixels, len(tower.stages) - self._to_come)
+        else:
+            features = tower(pixels).last_hidden_state.flatten(1, 2)
         if self._projects:
             features = self._model.multi_modal_projector(features)
         mx.eval(features)

@@ -36,6 +36,8 @@ class TrainingOptions:
         resume_adapter_file: begin with these weights instead of new ones.
         feature_folder: where images' features are kept for the next time; None keeps them in memory.
         train_projector, train_vision: the projector too, the tower too: by adapters, or wholly with "full".
+        vision_stages: of the tower's stages, so many from the end, and what follows them; what the others make of an
+            image is computed once. -1 is all of the tower.
         train_embeddings: the token embedding and the head too, for words that the model never had to say.
         iters: batches to train on.
         batch_size: rows in each.
@@ -67,6 +69,7 @@ class TrainingOptions:
     feature_folder: str | Path | None = None
     train_projector: bool = False
     train_vision: bool = False
+    vision_stages: int = -1
     train_embeddings: bool = False
     iters: int = 1000
     batch_size: int = 4
@@ -93,11 +96,13 @@ class TrainingOptions:
         for name in (*counts, "steps_per_report", "steps_per_eval", "save_every"):
             require_whole(name, getattr(self, name))
             require(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
-        for name, least in (("warmup", 0), ("seed", 0), ("val_batches", -1)):
+        for name, least in (("warmup", 0), ("seed", 0), ("val_batches", -1), ("vision_stages", -1)):
             require_whole(name, getattr(self, name))
             require(getattr(self, name) >= least, f"{name} must be at least {least}", getattr(self, name))
         for name in ("resume", "train_projector", "train_vision", "train_embeddings", "mask_prompt", "grad_checkpoint"):
             require(isinstance(getattr(self, name), bool), f"{name} must be True or False", getattr(self, name))
+        if self.vision_stages >= 0 and not self.train_vision:
+            raise UsageError("vision_stages says how much of the tower is trained; ask for train_vision too.")
         require(_above_zero(self.learning_rate), "learning_rate must be a number above 0", self.learning_rate)
         if self.max_grad_norm is not None:
             require(_above_zero(self.max_grad_norm), "max_grad_norm must be a number above 0", self.max_grad_norm)

@@ -14,7 +14,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map
 
 from ..errors import UsageError
-from ..models.lora import add_adapters, vocabulary_layers, with_keys
+from ..models.lora import add_adapters, tower_parts, vocabulary_layers, with_keys
 from . import state
 from .batches import Batch, Order, in_order, make_batch
 from .features import ImageFeatures
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 PLANNED = (
     *("batch_size", "grad_accumulation_steps", "seed", "optimizer", "optimizer_config", "weight_decay"),
     *("learning_rate", "lr_schedule", "warmup", "max_grad_norm", "image_size"),
-    *("train_projector", "train_vision", "train_embeddings"),
+    *("train_projector", "train_vision", "vision_stages", "train_embeddings"),
 )
 MOST_CACHED = 2**30  # bytes that MLX may keep for arrays to come, between steps
 
@@ -47,8 +47,14 @@ def prepare_model(model: FastVlmForConditionalGeneration, options: TrainingOptio
         UsageError: for layers that there are not, and for full fine-tuning of quantized ones.
     """
     mx.random.seed(options.seed)
-    sides = {"projector": options.train_projector, "vision": options.train_vision}
-    config = with_keys(model, options.adapters, **sides, embeddings=options.train_embeddings)
+    config = with_keys(
+        model,
+        options.adapters,
+        projector=options.train_projector,
+        vision=options.train_vision,
+        vision_stages=options.vision_stages,
+        embeddings=options.train_embeddings,
+    )
     model.freeze()
     if config.fine_tune_type != "full":
         add_adapters(model, config)
@@ -56,10 +62,10 @@ def prepare_model(model: FastVlmForConditionalGeneration, options: TrainingOptio
     layers = model.language_model.layers
     chosen: list[nn.Module] = [*layers[0 if config.num_layers < 0 else len(layers) - config.num_layers :]]
     chosen += [model.multi_modal_projector] if options.train_projector else []
-    chosen += [model.vision_tower] if options.train_vision else []
-    if options.train_embeddings:
-        named = dict(model.named_modules())
-        chosen += [named[name] for name in vocabulary_layers(model)]
+    names = tower_parts(model, options.vision_stages) if options.train_vision else []
+    names += vocabulary_layers(model) if options.train_embeddings else []
+    named = dict(model.named_modules())
+    chosen += [named[name] for name in names]
     for part in chosen:
         if any("scales" in layer for layer in part.modules()):
             raise UsageError("Full fine-tuning needs plain weights; take a model that is not quantized, or train lora.")

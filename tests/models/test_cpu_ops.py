@@ -40,6 +40,8 @@ def plain_convolution(x, weight, bias, stride):
         (3, 128, 130, 32, 1, 7, 2),  # several bands
         (1, 1, 1, 4, 1, 7, 1),
         (1, 5, 2, 4, 1, 7, 2),
+        (3, 16, 16, 4, 2, 7, 2),  # few pixels, at once
+        (2, 8, 7, 4, 1, 3, 1),
     ],
 )
 def test_depthwise_convolution_and_its_gradients(batch, height, width, channels, per_input, size, stride, monkeypatch):

@@ -139,6 +139,9 @@ def test_projector_and_tower(checkpoint):
     config = with_keys(model, AdapterConfig(num_layers=1), projector=True, vision=True)
     names = add_adapters(model, config)
     assert {"multi_modal_projector.linear_1", "vision_tower.stages.3.blocks.0.token_mixer.qkv"} <= set(names)
+    last = with_keys(model, AdapterConfig(), vision=True, vision_stages=2).keys
+    of_tower = [name for name in last if name.startswith("vision_tower.")]
+    assert {name.split(".")[2] for name in of_tower} == {"3", "4", "se"}
     before = logits(model)
     layer = model.vision_tower.stages[0].blocks[0].mlp.fc1
     layer.lora_b = mx.ones(layer.lora_b.shape) * 0.1

@@ -29,6 +29,8 @@ PARTS = {
     "decoder": {},
     "projector": {"train_projector": True},
     "tower": {"train_projector": True, "train_vision": True},
+    "last stages": {"train_vision": True, "vision_stages": 2},
+    "last layer": {"train_vision": True, "vision_stages": 0, "adapters": AdapterConfig("full", num_layers=0)},
 }
 
 
@@ -84,6 +86,19 @@ def test_others_are_not_taken(checkpoint, tmp_path, monkeypatch):
     Image.new("RGB", (64, 64), "blue").save(tmp_path / "a.png")
     encode(5)
     encode(5)
+
+
+def test_a_towers_first_stages_run_once(checkpoint, tmp_path):
+    """And what they make is not taken for the whole tower's, nor for that of more of them."""
+    data = None
+    for count, stages in enumerate((1, 2, 3), 1):
+        model, processor = prepared(checkpoint("apple"), train_vision=True, vision_stages=stages)
+        data = data or samples(processor, 2)
+        features = ImageFeatures(model, processor, folder=tmp_path)
+        features.prepare(data)
+        assert len(list(tmp_path.iterdir())) == 2 * count
+        model.vision_tower.stem = None  # what is frozen is not needed any more
+        assert features.embeddings(features.of(data)).shape == (2, 4, 64)
 
 
 def test_the_decoder_is_not_in_the_key(checkpoint, tmp_path, monkeypatch):

@@ -23,6 +23,8 @@ WRONG = [
     ({"max_grad_norm": -1}, "max_grad_norm must be"),
     ({"val_batches": -2}, "val_batches must be at least -1"),
     ({"train_vision": 1}, "train_vision must be True or False"),
+    ({"vision_stages": 2}, "ask for train_vision too"),
+    ({"vision_stages": -2, "train_vision": True}, "vision_stages must be at least -1"),
     ({"grad_accumulation_steps": 3}, "iters must be a multiple of grad_accumulation_steps"),
     ({"grad_accumulation_steps": 8, "iters": 16, "save_every": 12}, "save_every must be a multiple"),
     ({"seed": -1}, "seed must be at least 0"),

@@ -29,7 +29,10 @@ def changed(model, folder):
 @pytest.mark.parametrize("kind", ["lora", "dora", "full"])
 @pytest.mark.parametrize(
     "sides",
-    [{}, {"train_projector": True}, {"train_projector": True, "train_vision": True}, {"train_embeddings": True}],
+    [
+        *({}, {"train_projector": True}, {"train_projector": True, "train_vision": True}, {"train_embeddings": True}),
+        {"train_vision": True, "vision_stages": 1},
+    ],
 )
 def test_it_learns_what_it_should_and_nothing_else(checkpoint, kind, sides):
     folder = checkpoint("apple")
@@ -49,6 +52,10 @@ def test_it_learns_what_it_should_and_nothing_else(checkpoint, kind, sides):
         assert any("embed_tokens" in name for name in found) == ("train_embeddings" in sides)
     assert ("multi_modal_projector" in parts) == ("train_projector" in sides)
     assert ("vision_tower" in parts) == ("train_vision" in sides)
+    if "vision_stages" in sides:
+        names = adapters_of(model) if kind != "full" else found
+        of_tower = [name for name in names if name.startswith("vision_tower.")]
+        assert all(name.startswith(("vision_tower.stages.4.", "vision_tower.final_conv.")) for name in of_tower)
 
 
 def test_qlora(checkpoint):
