@@ -54,7 +54,7 @@ HELD_OUT = range(900_000, 900_300)
 OLD = scenes.TRAINING_SEEDS[5_000_000:5_001_300]  # of scenes, for what it shall not forget
 WORDINGS = 2  # rows of each image
 AT_ONCE = 25  # images that are asked about together
-BEFORE = {"reading": "numbers and words it was not trained on", "own questions": "the demo's own 500 questions"}
+BEFORE = {"reading": "images it was not trained on, read", "own questions": "the demo's own 500 questions"}
 
 
 def choose_text(rng: random.Random, held_out: bool) -> str:
