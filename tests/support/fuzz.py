@@ -290,7 +290,7 @@ def main():
         print(f"{count:8} {outcome}")
     kinds = len(found.keys() - {"read", "refused"})
     print(
-        f"{found.total()} inputs to {target} in {time.process_time():.0f} s of processor time, {kinds} kinds of findings"
+        f"{found.total()} inputs to {target}, {kinds} kinds of findings, {time.process_time():.0f} s of processor time"
     )
 
 
