@@ -161,9 +161,9 @@ class Worker:
             self._give_up(running)
             deliveries.append((running.work, End(WorkerEnded())))
         deliveries += [(work, End(WorkerEnded())) for work in self._waiting.close()]
-        self._send(deliveries)
         self._running, self.rows, self._busy_since = [], 0, None
         self._model = self.engine = None
+        self._send(deliveries)  # last: whoever is told finds that the server is not ready
 
     def _turn(self) -> None:
         """One step, or a rest until there is something to do."""
