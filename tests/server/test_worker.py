@@ -329,12 +329,15 @@ def test_the_heartbeat(harness, monkeypatch):
 def test_an_idle_worker_sleeps(harness, monkeypatch):
     """No polling: after its buffers went back, it wakes for work only."""
     monkeypatch.setattr(worker_module, "IDLE", 0.01)
-    harness.text(harness.put(max_tokens=1))
-    time.sleep(0.1)
     waits, wait = [], FairQueue.wait
-    monkeypatch.setattr(FairQueue, "wait", lambda *arguments: waits.append(1) or wait(*arguments))
+    monkeypatch.setattr(FairQueue, "wait", lambda *arguments: waits.append(arguments[1:]) or wait(*arguments))
+    harness.text(harness.put(max_tokens=1))
+    for _ in range(1000):
+        if waits and waits[-1] == ():  # the wait for work, behind the one for the buffers' time
+            break
+        time.sleep(0.01)
     time.sleep(0.2)
-    assert waits == []
+    assert waits == [(0.01,), ()]
 
 
 def test_the_model_goes_with_the_worker():
