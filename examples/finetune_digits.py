@@ -48,10 +48,10 @@ WORDS = (
 HELD_OUT_NUMBERS = frozenset(random.Random("held out").sample(range(10, 1000), 150))  # in no image of the training
 ASKED = ("What does it say {}?", "What is written {}?", "Read the text {}.", "What do you read {}?")
 PLACES = ("above", "below")
-TRAINING = range(2000)  # seeds of what is to be read
+TRAINING = range(100_000)  # seeds of what is to be read
 VALID = range(800_000, 800_100)
 HELD_OUT = range(900_000, 900_300)
-OLD = scenes.TRAINING_SEEDS[5_000_000:5_001_300]  # of scenes, for what it shall not forget
+OLD = scenes.TRAINING_SEEDS[5_000_000:5_100_000]  # of scenes, for what it shall not forget
 WORDINGS = 2  # rows of each image
 AT_ONCE = 25  # images that are asked about together
 BEFORE = {"reading": "images it was not trained on, read", "own questions": "the demo's own 500 questions"}
@@ -237,8 +237,8 @@ def main():
     parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="X", help="(0.001)")
     parser.add_argument("--iters", type=int, default=1150, help="(1150)")
     parser.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
-    parser.add_argument("--texts", type=int, default=len(TRAINING), metavar="N", help="images to read (2000)")
-    parser.add_argument("--old", type=int, default=len(OLD), metavar="N", help="images of its own world (1300)")
+    parser.add_argument("--texts", type=int, default=2000, metavar="N", help="images to read (2000)")
+    parser.add_argument("--old", type=int, default=1300, metavar="N", help="images of its own world (1300)")
     parser.add_argument("--valid", type=int, default=len(VALID), metavar="N", help="images to validate with (100)")
     parser.add_argument("--held-out", type=int, default=len(HELD_OUT), metavar="N", help="images to be tested on (300)")
     parser.add_argument("--own", type=int, default=500, metavar="N", help="own questions to ask (500)")
