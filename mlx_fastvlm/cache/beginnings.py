@@ -30,9 +30,7 @@ class Beginnings:
 
     def longest(self, tokens: Sequence[Token]) -> tuple[tuple[Token, ...], int]:
         """The sequence that has most tokens in common with this one's beginning, and how many; () and 0 if none has."""
-        place = self._place(_hashes(tokens))
-        beside = [known for _, known in self._known[max(place - 1, 0) : place + 1]]
-        return max(((known, in_common(known, tokens)) for known in beside), key=itemgetter(1), default=((), 0))
+        return self._longest(self._place(_hashes(tokens)), tokens)
 
     def add(self, tokens: tuple[Token, ...]) -> tuple[Token, ...] | None:
         """Add a sequence, unless another begins with it.
@@ -42,7 +40,7 @@ class Beginnings:
         """
         hashes = _hashes(tokens)
         place = self._place(hashes)
-        known, count = self.longest(tokens)
+        known, count = self._longest(place, tokens)
         if count == len(tokens):
             return None
         # What stands between a sequence and one that begins with it begins with it too: it is just before, if at all.
@@ -56,6 +54,10 @@ class Beginnings:
     def remove(self, tokens: tuple[Token, ...]) -> None:
         """Remove a sequence that is there."""
         self._known.remove((_hashes(tokens), tokens))
+
+    def _longest(self, place: int, tokens: Sequence[Token]) -> tuple[tuple[Token, ...], int]:
+        beside = [known for _, known in self._known[max(place - 1, 0) : place + 1]]
+        return max(((known, in_common(known, tokens)) for known in beside), key=itemgetter(1), default=((), 0))
 
     def _place(self, hashes: _Hashes) -> int:
         return bisect_left(self._known, hashes, key=itemgetter(0))
