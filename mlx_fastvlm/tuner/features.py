@@ -18,6 +18,7 @@ from ..processing.sources import open_source
 if TYPE_CHECKING:
     from ..models.fastvlm import FastVlmForConditionalGeneration
     from ..processing.processor import FastVlmProcessor
+    from .ranks import Ranks
     from .rows import ImageSource
     from .samples import Sample
 
@@ -69,16 +70,21 @@ class ImageFeatures:
             )
             self._folder = folder
 
-    def prepare(self, samples: list[Sample], progress: Progress = lambda done, total: None) -> None:
+    def prepare(
+        self, samples: list[Sample], progress: Progress = lambda done, total: None, ranks: Ranks | None = None
+    ) -> None:
         """Compute what is not kept yet for these samples' images; a trained tower's are only decoded, as a check.
 
         Args:
             progress: is told how many images are done, and of how many.
+            ranks: processes that each take a part of the images; None is this one alone.
 
         Raises:
             ValueError, OSError: an image can't be read; the sentence begins with its row.
         """
         places = {image: sample.place for sample in samples for image in sample.images}
+        if ranks is not None:  # of images, not of samples: neighbours often ask about the same one
+            places = dict(ranks.share([*places.items()]))
         missing: list[tuple[ImageSource, str]] = []
         for done, (image, place) in enumerate(places.items(), 1):
             if self.of_pixels:

@@ -194,7 +194,7 @@ class _Trainer:
         self.features = ImageFeatures(self.model, self.processor, options.image_size, folder)
         samples = [*self.train_set, *self.valid_set]
         if self.ranks.count > 1 and folder is not None:  # each computes some for all, if they share the folder
-            self.features.prepare(self.ranks.share(samples), progress)
+            self.features.prepare(samples, progress, self.ranks)
             self.ranks.wait()
         self.features.prepare(samples, progress)
 

@@ -7,6 +7,7 @@ from PIL import Image
 from mlx_fastvlm import load
 from mlx_fastvlm.tuner import AdapterConfig, TrainingOptions
 from mlx_fastvlm.tuner.features import ImageFeatures
+from mlx_fastvlm.tuner.ranks import Ranks
 from mlx_fastvlm.tuner.trainer import prepare_model
 from tests.support.training import samples
 
@@ -62,6 +63,19 @@ def test_each_image_is_encoded_once(checkpoint, tmp_path, monkeypatch, on_disk):
     assert encoded() == 6
     ImageFeatures(model, processor, folder=folder).prepare(data)
     assert encoded() == (6 if on_disk else 12)
+
+
+def test_processes_share_the_images_not_the_rows(checkpoint, tmp_path, monkeypatch):
+    """Where neighbouring rows ask about the same image, each image goes through one process's tower only."""
+    model, processor = prepared(checkpoint("apple"))
+    data = [sample for sample in samples(processor, 6) for _ in range(2)]
+    encoded = count_images(model, monkeypatch)
+    for rank in range(2):
+        ranks = Ranks()
+        ranks.rank, ranks.count = rank, 2
+        ImageFeatures(model, processor, folder=tmp_path).prepare(data, ranks=ranks)
+        assert encoded() == 3 * (rank + 1)
+    assert len(list(tmp_path.iterdir())) == 6
 
 
 def test_others_are_not_taken(checkpoint, tmp_path, monkeypatch):
