@@ -76,9 +76,11 @@ class CpuDepthwiseConv2d(vision.DepthwiseConv2d):
     def __call__(self, x: mx.array) -> mx.array:
         return self.followed_by(lambda y: y, x) if suits(x) else super().__call__(x)
 
-    def followed_by(self, then: Callable[[mx.array], mx.array], x: mx.array) -> mx.array:
+    def followed_by(
+        self, then: Callable[[mx.array], mx.array], x: mx.array, before: cpu_ops.Before | None = None
+    ) -> mx.array:
         """``then`` of the convolution, a band of rows at a time; it looks at each pixel on its own."""
-        return cpu_ops.depthwise_conv2d(x, self.weight, self.get("bias"), self._stride, then)
+        return cpu_ops.depthwise_conv2d(x, self.weight, self.get("bias"), self._stride, then, before)
 
 
 def in_bands(conv: nn.Module, then: Callable[[mx.array], mx.array], x: mx.array, *layers: nn.Module) -> mx.array:
@@ -89,9 +91,23 @@ def in_bands(conv: nn.Module, then: Callable[[mx.array], mx.array], x: mx.array,
 
 
 class CpuStem(vision.Stem):
+    """All of it in bands: what the first convolution makes of an image is eight times as large as that."""
+
     def __call__(self, x: mx.array) -> mx.array:
-        x = self.act(self.conv(x))
-        return in_bands(self.depthwise, lambda y: self.act(self.pointwise(self.act(y))), x, self.pointwise, self.act)
+        plain = type(self.depthwise) is CpuDepthwiseConv2d and type(self.conv) is nn.Conv2d
+        if not (plain and tokenwise(self.pointwise, self.act) and suits(x)):
+            return super().__call__(x)
+        _, height, width, _ = x.shape
+        before = cpu_ops.Before(-(-height // 2), -(-width // 2), self._first_rows)
+        return self.depthwise.followed_by(lambda y: self.act(self.pointwise(self.act(y))), x, before)
+
+    def _first_rows(self, x: mx.array, first: int, last: int) -> mx.array:
+        """Rows of the first convolution's result, each of three rows of the image, after the activation."""
+        _, height, width, _ = x.shape
+        above, below = int(first == 0), max(2 * last - height, 0)
+        rows = x[:, 2 * first - 1 + above : 2 * last]
+        rows = mx.pad(rows, [(0, 0), (above, below), (1, width % 2), (0, 0)])
+        return self.act(mx.conv2d(rows, self.conv.weight, self.conv.stride) + self.conv.bias)
 
 
 class CpuDownsample(vision.Downsample):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -28,6 +29,8 @@ from .streams import free_cores, spread
 PIECE = 2**19
 # Columns that one banded matrix computes: few enough that little of it is zero, enough for a matrix product.
 STRIP = 16
+# Values of a cache line.
+LINE = 16
 # Tokens from which on a product is bound by arithmetic: cores then share the tokens, for fewer the matrix.
 MANY = 64
 # Tokens of a piece at least: for each piece a matrix is read again.
@@ -263,29 +266,41 @@ def _attention_by_heads(q: mx.array, k: mx.array, v: mx.array, scale: float, mas
 # Depthwise convolution
 
 
+@dataclass(frozen=True)
+class Before:
+    """What comes before a convolution: ``rows(x, first, last)``, of an array (batch, last - first, width, channels)."""
+
+    height: int
+    width: int
+    rows: Callable[[mx.array, int, int], mx.array]
+
+
 def depthwise_conv2d(
     x: mx.array,
     weight: mx.array,
     bias: mx.array | None = None,
     stride: int = 1,
     then: Callable[[mx.array], mx.array] = lambda y: y,
+    before: Before | None = None,
 ) -> mx.array:
     """Convolve each channel on its own, and apply ``then``, a band of rows at a time through both.
 
     Args:
-        x: (batch, height, width, in_channels), float32.
+        x: (batch, height, width, in_channels), float32; or what ``before`` makes that of.
         weight: (out_channels, k, k, 1), k odd; see ``vision.DepthwiseConv2d``, also for what ``stride`` does.
         bias: (out_channels,).
         then: what follows for each pixel on its own: (batch, rows, width, out_channels) -> (batch, rows, width, any).
+        before: what comes before, computed for each band too.
 
     Returns:
         (batch, height / stride, width / stride, channels of ``then``).
     """
-    batch, height, width, _ = x.shape
+    before = before or Before(x.shape[1], x.shape[2], lambda x, first, last: x[:, first:last])
+    batch, height, width = len(x), before.height, before.width
     size = weight.shape[1]
     out_height, out_width = -(-height // stride), -(-width // stride)
     if height * width <= FEW_READ and out_height * out_width <= FEW_WRITTEN:
-        return then(_small_convolution(x, weight, bias, stride))
+        return then(_small_convolution(before.rows(x, 0, height), weight, bias, stride))
     bands = -(-batch * out_height * out_width * weight.shape[0] // PIECE)
     bands = min(out_height, -(-bands // free_cores()) * free_cores())  # so that each core has as many
     rows = -(-out_height // bands)
@@ -293,14 +308,15 @@ def depthwise_conv2d(
     convolve = _band_convolution(stride, rows, strips)
     # What the strips and rows of the last band read beyond the image is zeros, and what they compute from it is cut.
     tall, wide = stride * (rows + (size - 1) // stride), stride * STRIP * strips + size - stride
-    matrices = mx.stop_gradient(banded(weight, stride))  # the gradients take another way
+    # Contiguous, since OpenBLAS copies transposed ones for each product, under a lock. Gradients take another way.
+    matrices = mx.contiguous(mx.stop_gradient(banded(weight, stride)))
     if bias is None:
         bias = mx.zeros(weight.shape[0])
 
     def band(x: mx.array, top: int) -> mx.array:
         above, left = size // 2, size // 2
         first = top * stride - above
-        lines = x[:, max(first, 0) : first + tall]
+        lines = before.rows(x, max(first, 0), min(first + tall, height))
         missing = max(-first, 0)
         padding = [(0, 0), (missing, tall - missing - lines.shape[1]), (left, wide - left - width), (0, 0)]
         y = convolve(mx.pad(lines, padding), weight, bias, matrices)
@@ -368,9 +384,21 @@ def _band_convolution(stride: int, rows: int, strips: int) -> Callable[..., mx.a
             row = i // stride
             lines = x[:, None, :, i % stride, row : row + rows].reshape(channels, 1, batch, rows * strips, window)
             y = mx.addmm(y, lines, matrices[:, :, i])
-        return y.reshape(outputs, batch, rows, strips * STRIP).transpose(1, 2, 3, 0)
+        return _channels_last(y.reshape(outputs, -1)).reshape(batch, rows, strips * STRIP, outputs)
 
     return with_gradients_of(reference, convolve)
+
+
+def _channels_last(x: mx.array) -> mx.array:
+    """(channels, pixels) -> (pixels, channels), contiguous.
+
+    By LINE channels at a time, whose pixels a cache can hold side by side: planes are often a power of two apart.
+    """
+    channels, pixels = x.shape
+    if channels % LINE:
+        return mx.contiguous(x.T)
+    lines = mx.contiguous(x.reshape(-1, LINE, pixels).swapaxes(1, 2))
+    return mx.contiguous(lines.swapaxes(0, 1)).reshape(pixels, channels)
 
 
 def banded(weight: mx.array, stride: int) -> mx.array:

@@ -10,10 +10,12 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 
 from mlx_fastvlm import FastViTHD, VisionConfig
 from mlx_fastvlm.models import cpu_ops, streams
 from mlx_fastvlm.models.forms import specialize
+from mlx_fastvlm.models.vision import Stem
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +81,24 @@ def test_what_follows_a_convolution_sees_a_band_at_a_time(monkeypatch):
     y = cpu_ops.depthwise_conv2d(x, weight, None, 1, double)
     assert seen == [(1, 4, 16, 8)] * 10
     assert mx.allclose(y, plain_convolution(x, weight, None, 1) * 2, atol=3e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 128), (128, 64), (63, 65), (4, 4)])
+def test_a_stem_in_bands_and_its_gradients(height, width, monkeypatch):
+    """The rows that two bands share are computed for each, and what lies beyond the image is zeros after GELU too."""
+    monkeypatch.setattr(cpu_ops, "PIECE", 2**10)
+    mx.random.seed(3)
+    plain = Stem(16)
+    plain.update(random_like(plain.parameters()))
+    banded = specialize(copy.deepcopy(plain), mx.cpu)
+    x = mx.random.uniform(shape=(2, height, width, 3))
+    assert mx.abs(banded(x) - plain(x)).max() <= 1e-5
+    of_image, of_weights = (
+        [mx.grad(lambda x, s=stem: s(x).square().sum())(x) for stem in (plain, banded)],
+        [nn.value_and_grad(stem, lambda s=stem: s(x).square().sum())()[1] for stem in (plain, banded)],
+    )
+    for expected, got in [tuple(of_image), *zip(*([y for _, y in tree_flatten(g)] for g in of_weights))]:
+        assert mx.abs(got - expected).max() <= 1e-4 * mx.abs(expected).max()
 
 
 def test_activations_are_exact_and_their_gradients_finite():
