@@ -1,11 +1,11 @@
-"""Teach the demo model to read, which it can't, from 2,000 images, as one would with own data.
+"""Teach the demo model to read, which it can't, from 4,000 images, as one would with own data.
 
-    python examples/finetune_digits.py                          # LoRA
+    python examples/finetune_digits.py --processes 2            # LoRA, on two cores
     python examples/finetune_digits.py --q-bits 4               # QLoRA: the same on the model in 4 bits
     python examples/finetune_digits.py --fine-tune-type dora    # and so on: see --help
 
 It draws numbers of two or three digits and short words on the demo's backgrounds, two in an image, in six fonts, and
-beside them 1,300 of the demo's own scenes with their questions, so that it won't forget those; writes them as anybody
+beside them 4,000 of the demo's own scenes with their questions, so that it won't forget those; writes them as anybody
 would, images and `train.jsonl`; and runs `python -m mlx_fastvlm.lora`. Before and after, the model reads one text in
 each of 300 images that it was not trained on, with numbers that none of those had, and answers 500 of its own
 questions, about scenes held out from its own training too. What is written lies in `--work`: data, adapters, and
@@ -15,11 +15,15 @@ figures of all trainings in there. Needs matplotlib (`pip install "mlx-fastvlm[p
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import random
 import shlex
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -52,6 +56,8 @@ TRAINING = range(100_000)  # seeds of what is to be read
 VALID = range(800_000, 800_100)
 HELD_OUT = range(900_000, 900_300)
 OLD = scenes.TRAINING_SEEDS[5_000_000:5_100_000]  # of scenes, for what it shall not forget
+OTHERS = {kind: share for kind, share in scenes.KINDS.items() if kind != "describe"}
+DRAWN = 240, 640  # pixels of those: drawn small only, they would teach it to see large ones less well
 WORDINGS = 2  # rows of each image
 AT_ONCE = 25  # images that are asked about together
 BEFORE = {"reading": "images it was not trained on, read", "own questions": "the demo's own 500 questions"}
@@ -111,12 +117,15 @@ def write_texts(folder: Path, seeds: range, wordings: int = 1) -> list[dict]:
 
 
 def write_scenes(folder: Path, seeds: range) -> list[dict]:
-    """Images of scenes, and rows of two questions for each."""
+    """Images of scenes, and rows of two questions for each; one has all that is there named, which teaches most."""
     rows = []
     for seed in seeds:
-        scene = scenes.make_scene(seed)
-        scenes.draw(scene, PIXELS).save(folder / f"images/scene-{seed}.png")
-        asked = scenes.questions(scene, random.Random(f"asked {seed}"), 2 * WORDINGS)
+        scene, rng = scenes.make_scene(seed), random.Random(f"asked {seed}")
+        scenes.draw(scene, rng.randint(*DRAWN)).save(folder / f"images/scene-{seed}.png")
+        asked = scenes.questions(scene, rng, 1, {"describe": 1.0}) + scenes.questions(
+            scene, rng, 2 * WORDINGS - 1, OTHERS
+        )
+        rng.shuffle(asked)
         for two in zip(asked[::2], asked[1::2]):
             rows.append(conversation(f"images/scene-{seed}.png", [(q.text, q.answer) for q in two]))
     return rows
@@ -165,10 +174,29 @@ def measure_before(model, work: Path, arguments: argparse.Namespace) -> dict[str
     return json.loads(file.read_text())
 
 
-def run(*words: str | Path | float):
-    """A command, as one would type it."""
+def run(*words: str | Path | float, processes: int = 1):
+    """A command, as one would type it; in several processes as `mlx.launch` starts them, which takes a core itself."""
     print("$ python -m", shlex.join(map(str, words)), flush=True)
-    subprocess.run([sys.executable, "-m", *map(str, words)], check=True)
+    command = [sys.executable, "-m", *map(str, words)]
+    if processes == 1:
+        subprocess.run(command, check=True)
+        return
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as free:
+        sockets = [free.enter_context(socket.socket()) for _ in range(processes)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        hosts = Path(folder) / "hosts.json"
+        hosts.write_text(json.dumps([[f"127.0.0.1:{each.getsockname()[1]}"] for each in sockets]))
+        free.close()
+        ranks = [{"MLX_HOSTFILE": str(hosts), "MLX_RANK": str(rank)} for rank in range(processes)]
+        started = [subprocess.Popen(command, env=os.environ | rank) for rank in ranks]
+        while any(process.poll() is None for process in started):
+            time.sleep(0.2)
+            if any(process.poll() for process in started):  # the others would wait for it
+                for process in started:
+                    process.terminate()
+        if any(process.wait() for process in started):
+            raise SystemExit("error: the training did not end well; what it said stands above.")
 
 
 def train(model, work: Path, name: str, arguments: argparse.Namespace):
@@ -178,12 +206,13 @@ def train(model, work: Path, name: str, arguments: argparse.Namespace):
     what += ["--train-vision", "--vision-stages", arguments.vision_stages] if arguments.vision_stages else []
     what += [] if arguments.no_embeddings else ["--train-embeddings"]
     steps = ["--iters", arguments.iters, "--batch-size", 16, "--learning-rate", arguments.learning_rate]
-    how = ["--dtype", "float32", "--optimizer", "adamw", "--lr-schedule", "cosine", "--warmup", 50]
-    how += ["--max-grad-norm", 1]
+    how = ["--dtype", "float32", "--optimizer", "adamw", "--lr-schedule", "cosine", "--warmup", 200]
+    how += ["--max-grad-norm", 1, "--weight-decay", arguments.weight_decay]
     shown = ["--steps-per-report", 10, "--steps-per-eval", 100, "--save-every", 100]
     shown += ["--resume"] if arguments.resume else []
     files = ["--data", work / "data", "--adapter-path", work / name, "--feature-folder", work / "features"]
-    run("mlx_fastvlm.lora", "--model", model, *files, "--train", *what, *steps, *how, *shown)
+    command = ["mlx_fastvlm.lora", "--model", model, *files, "--train", *what, *steps, *how, *shown]
+    run(*command, processes=arguments.processes)
 
 
 def plot(work: Path):
@@ -234,11 +263,13 @@ def main():
     parser.add_argument("--rank", type=int, default=16, help="(16)")
     parser.add_argument("--vision-stages", type=int, default=1, metavar="N", help="of the tower, from the end (1)")
     parser.add_argument("--no-embeddings", action="store_true", help="leave embedding and head as they are")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="X", help="(0.001)")
-    parser.add_argument("--iters", type=int, default=1150, help="(1150)")
+    parser.add_argument("--learning-rate", type=float, default=8e-4, metavar="X", help="(0.0008)")
+    parser.add_argument("--weight-decay", type=float, default=0.2, metavar="X", help="towards the old model (0.2)")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="that train together (1)")
+    parser.add_argument("--iters", type=int, default=2600, help="(2600)")
     parser.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
-    parser.add_argument("--texts", type=int, default=2000, metavar="N", help="images to read (2000)")
-    parser.add_argument("--old", type=int, default=1300, metavar="N", help="images of its own world (1300)")
+    parser.add_argument("--texts", type=int, default=4000, metavar="N", help="images to read (4000)")
+    parser.add_argument("--old", type=int, default=4000, metavar="N", help="images of its own world (4000)")
     parser.add_argument("--valid", type=int, default=len(VALID), metavar="N", help="images to validate with (100)")
     parser.add_argument("--held-out", type=int, default=len(HELD_OUT), metavar="N", help="images to be tested on (300)")
     parser.add_argument("--own", type=int, default=500, metavar="N", help="own questions to ask (500)")

@@ -207,6 +207,7 @@ def test_live_cameras(run, monkeypatch):
 def test_finetune_digits(run, tmp_path, plotting):
     """A few images, a few steps, on 4 bits: the commands run, nothing held out is learnt from, and figures come."""
     few = ["--texts", 12, "--old", 3, "--held-out", 4, "--own", 4, "--valid", 3, "--iters", 3, "--rank", 2]
+    few += ["--processes", 2]
     said = run("finetune_digits", "--work", tmp_path, "--q-bits", 4, *few)
     assert "images it was not trained on, read: 0.0% -> " in said
     assert "the demo's own 500 questions: " in said
