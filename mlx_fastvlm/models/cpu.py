@@ -69,6 +69,11 @@ def tokenwise(*layers: nn.Module) -> bool:
     return all(type(layer) in TOKENWISE for layer in layers)
 
 
+def packed(*layers: nn.Module) -> bool:
+    """Whether one of them is quantized: it is unpacked for all tokens at once, which are not to be cut into pieces."""
+    return any("scales" in layer for layer in layers)
+
+
 # The tower
 
 
@@ -124,7 +129,7 @@ class CpuConvMlp(vision.ConvMlp):
         def apply(x: mx.array) -> mx.array:
             return self.fc2(self.act(self.fc1(x)))
 
-        if not (tokenwise(self.fc1, self.act, self.fc2) and suits(x)):
+        if not (tokenwise(self.fc1, self.act, self.fc2) and suits(x)) or packed(self.fc1, self.fc2):
             return apply(x)
         return cpu_ops.tokenwise(x, apply, width=self.fc1.weight.shape[0])
 
@@ -148,6 +153,8 @@ class CpuMLP(language.MLP):
     def __call__(self, x: mx.array) -> mx.array:
         if not (tokenwise(self.gate_proj, self.up_proj, self.down_proj) and suits(x)):
             return super().__call__(x)
+        if packed(self.gate_proj, self.up_proj, self.down_proj):
+            return self._gated(x)
         return cpu_ops.tokenwise(x, self._gated, width=self.gate_proj.weight.shape[0])
 
     def _gated(self, x: mx.array) -> mx.array:

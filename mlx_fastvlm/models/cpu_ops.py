@@ -37,6 +37,8 @@ MANY = 64
 ENOUGH = 512
 # Values from which on compiling pays. The demo's images have fewer at a time, so nobody waits for a compiler there.
 LARGE = PIECE // 2
+# Tokens from which on a packed matrix is unpacked first: MLX's own product unpacks it anew for each token.
+UNPACKED = 16
 # Tokens up to which small products in a row are faster than one, and multiplications that such a product has at most.
 FEW = 32
 SMALL = 2**20
@@ -185,23 +187,38 @@ def linear(x: mx.array, layer: nn.Module, apply: Callable[[mx.array], mx.array])
     Args:
         apply: the same by MLX.
     """
-    tokens = x.size // x.shape[-1]
-    if tokens >= MANY or layer.weight.size < PIECE // 4:
+    tokens, (outputs, _) = x.size // x.shape[-1], layer.weight.shape
+    unpacked, cores = "scales" in layer and tokens >= UNPACKED, free_cores()
+    if unpacked:  # once, and a part at a time: the head's matrix would be the largest array
+        pieces = 1 if outputs * x.shape[-1] < PIECE // 4 else -(-outputs * x.shape[-1] // (2 * PIECE * cores)) * cores
+    elif tokens >= MANY or layer.weight.size < PIECE // 4:
         return tokenwise(x, apply)
-    outputs = layer.weight.shape[0]
-    shares = _shares(outputs, free_cores())
-    done = spread(x.reshape(tokens, -1), shares, lambda x, share: _some_outputs(x, layer, share))
+    else:
+        pieces = cores
+    compute = _some_unpacked_outputs if unpacked else _some_outputs
+    shares = _shares(outputs, pieces)
+    done = spread(x.reshape(tokens, -1), shares, lambda x, share: compute(x, layer, share))
     y = mx.concatenate(done, axis=-1).reshape(*x.shape[:-1], outputs)
     return y + layer.bias if "bias" in layer else y
 
 
+def _packed(layer: nn.Module, share: slice) -> tuple[mx.array, mx.array, mx.array | None]:
+    """Some rows of a quantized layer's matrix: weights, scales, biases."""
+    biases = layer.get("biases")
+    return layer.weight[share], layer.scales[share], None if biases is None else biases[share]
+
+
+def _some_unpacked_outputs(x: mx.array, layer: nn.Module, share: slice) -> mx.array:
+    """(tokens, inputs) -> (tokens, outputs of that share) of a quantized layer, without a bias."""
+    weight = mx.dequantize(*_packed(layer, share), layer.group_size, layer.bits, layer.mode)
+    return x @ mx.stop_gradient(weight).astype(x.dtype).T
+
+
 def _some_outputs(x: mx.array, layer: nn.Module, share: slice) -> mx.array:
     """(tokens, inputs) -> (tokens, outputs of that share), without a bias."""
-    weight, tokens = layer.weight[share], len(x)
     if "scales" in layer:
-        biases = layer.get("biases")
-        packed = weight, layer.scales[share], None if biases is None else biases[share]
-        return mx.quantized_matmul(x, *packed, True, layer.group_size, layer.bits, layer.mode)
+        return mx.quantized_matmul(x, *_packed(layer, share), True, layer.group_size, layer.bits, layer.mode)
+    weight, tokens = layer.weight[share], len(x)
     # OpenBLAS multiplies a small matrix as it lies, a larger one only once it has copied it in another order.
     blocks = _blocks(*weight.shape, tokens) if tokens <= FEW else 1
     y: mx.array = x[None] @ weight.reshape(blocks, -1, weight.shape[1]).swapaxes(-1, -2)

@@ -177,6 +177,19 @@ def test_gradients_of_what_is_shared_out(tokens, monkeypatch):
         assert mx.abs(ours - expected).max() <= 1e-5 * mx.abs(expected).max()
 
 
+@pytest.mark.parametrize("tokens", [3, 16, 150])
+def test_gradients_through_packed_matrices(tokens, monkeypatch):
+    """As adapters on a quantized model need them, whether the matrix is unpacked before or not."""
+    monkeypatch.setattr(streams, "_count", lambda: 2)
+    monkeypatch.setattr(cpu_ops, "PIECE", 4096)
+    layer, x = nn.Linear(64, 96).to_quantized(32, 4), mx.random.normal((tokens, 64))
+    weight = mx.dequantize(layer.weight, layer.scales, layer.biases, 32, 4)
+    shared = specialize(layer)
+    ours = mx.grad(lambda x: shared(x).square().sum())(x)
+    expected = mx.grad(lambda x: (x @ weight.T + layer.bias).square().sum())(x)
+    assert mx.abs(ours - expected).max() <= 1e-5 * mx.abs(expected).max()
+
+
 def test_blocks_of_a_matrix_are_equal_and_small():
     for outputs, inputs in ((4864, 896), (75968, 896), (448, 4864), (9472, 3584), (997, 4096)):
         blocks = cpu_ops._blocks(outputs, inputs, 1)
