@@ -104,7 +104,8 @@ class CpuStem(vision.Stem):
             return super().__call__(x)
         _, height, width, _ = x.shape
         before = cpu_ops.Before(-(-height // 2), -(-width // 2), self._first_rows)
-        return self.depthwise.followed_by(lambda y: self.act(self.pointwise(self.act(y))), x, before)
+        y: mx.array = self.depthwise.followed_by(lambda y: self.act(self.pointwise(self.act(y))), x, before)
+        return y
 
     def _first_rows(self, x: mx.array, first: int, last: int) -> mx.array:
         """Rows of the first convolution's result, each of three rows of the image, after the activation."""
