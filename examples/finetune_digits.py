@@ -229,19 +229,25 @@ def plot(work: Path):
     finish(axes)
     losses.savefig(work / "losses.png", dpi=150)
 
-    shares = Figure(figsize=(7, 0.9 + 0.55 * (len(results) + 1)), layout="constrained")
+    rows = {}  # of each base before, and of each training after
+    for result in sorted(results, key=lambda result: "-on-" in result["name"]):
+        base = result["name"].partition("-on-")[2].removesuffix("-layers-only")
+        rows[f"before {base}".strip()] = result["before"] | {"memory": 0}
+        rows[result["name"]] = result["after"] | {"memory": result["peak_memory"]}
+    names = list(rows)
+    shares = Figure(figsize=(7, 0.9 + 0.55 * len(rows)), layout="constrained")
     right, memory = shares.subplots(1, 2, sharey=True, width_ratios=(3, 1))
-    names = ["before", *(result["name"] for result in results)]
     for shift, (key, label) in enumerate(BEFORE.items()):
-        values = [results[0]["before"][key], *(result["after"][key] for result in results)]
-        places = [place + 0.4 * shift - 0.2 for place in range(len(names))]
-        bars = right.barh(places, values, height=0.36, label=label)
+        places = [place + 0.4 * shift - 0.2 for place in range(len(rows))]
+        bars = right.barh(places, [row[key] for row in rows.values()], height=0.36, label=label)
         right.bar_label(bars, fmt="%.1f%%", padding=2, fontsize=8)
     right.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 118), xlabel="exactly right (%)")
     right.invert_yaxis()
-    bars = memory.barh(range(1, len(names)), [result["peak_memory"] for result in results], height=0.5, color="0.6")
-    memory.bar_label(bars, fmt="%.2f", padding=2, fontsize=8)
-    memory.set(xlabel="peak memory (GB)")
+    bars = memory.barh(range(len(rows)), [row["memory"] for row in rows.values()], height=0.5, color="0.6")
+    memory.bar_label(
+        bars, [f"{row['memory']:.2f}" if row["memory"] else "" for row in rows.values()], padding=2, fontsize=8
+    )
+    memory.set(xlabel="peak memory,\na process (GB)")
     memory.margins(x=0.3)
     finish(right, loc="upper center", bbox_to_anchor=(0.5, 1.22), ncols=2, fontsize=8)
     memory.spines[["top", "right"]].set_visible(False)
