@@ -122,9 +122,8 @@ def write_scenes(folder: Path, seeds: range) -> list[dict]:
     for seed in seeds:
         scene, rng = scenes.make_scene(seed), random.Random(f"asked {seed}")
         scenes.draw(scene, rng.randint(*DRAWN)).save(folder / f"images/scene-{seed}.png")
-        asked = scenes.questions(scene, rng, 1, {"describe": 1.0}) + scenes.questions(
-            scene, rng, 2 * WORDINGS - 1, OTHERS
-        )
+        asked = scenes.questions(scene, rng, 1, {"describe": 1.0})
+        asked += scenes.questions(scene, rng, 2 * WORDINGS - 1, OTHERS)
         rng.shuffle(asked)
         for two in zip(asked[::2], asked[1::2]):
             rows.append(conversation(f"images/scene-{seed}.png", [(q.text, q.answer) for q in two]))
@@ -234,19 +233,17 @@ def plot(work: Path):
         base = result["name"].partition("-on-")[2].removesuffix("-layers-only")
         rows[f"before {base}".strip()] = result["before"] | {"memory": 0}
         rows[result["name"]] = result["after"] | {"memory": result["peak_memory"]}
-    names = list(rows)
     shares = Figure(figsize=(7, 0.9 + 0.55 * len(rows)), layout="constrained")
     right, memory = shares.subplots(1, 2, sharey=True, width_ratios=(3, 1))
     for shift, (key, label) in enumerate(BEFORE.items()):
         places = [place + 0.4 * shift - 0.2 for place in range(len(rows))]
         bars = right.barh(places, [row[key] for row in rows.values()], height=0.36, label=label)
         right.bar_label(bars, fmt="%.1f%%", padding=2, fontsize=8)
-    right.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 118), xlabel="exactly right (%)")
+    right.set(yticks=range(len(rows)), yticklabels=list(rows), xlim=(0, 118), xlabel="exactly right (%)")
     right.invert_yaxis()
-    bars = memory.barh(range(len(rows)), [row["memory"] for row in rows.values()], height=0.5, color="0.6")
-    memory.bar_label(
-        bars, [f"{row['memory']:.2f}" if row["memory"] else "" for row in rows.values()], padding=2, fontsize=8
-    )
+    peaks = [row["memory"] for row in rows.values()]
+    bars = memory.barh(range(len(rows)), peaks, height=0.5, color="0.6")
+    memory.bar_label(bars, [f"{peak:.2f}" if peak else "" for peak in peaks], padding=2, fontsize=8)
     memory.set(xlabel="peak memory,\na process (GB)")
     memory.margins(x=0.3)
     finish(right, loc="upper center", bbox_to_anchor=(0.5, 1.22), ncols=2, fontsize=8)

@@ -8,7 +8,7 @@ replaced by what may do more than look at each pixel on its own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -88,9 +88,14 @@ class CpuDepthwiseConv2d(vision.DepthwiseConv2d):
         return cpu_ops.depthwise_conv2d(x, self.weight, self.get("bias"), self._stride, then, before)
 
 
+def may_be_cut(conv: nn.Module, x: mx.array, *layers: nn.Module) -> TypeGuard[CpuDepthwiseConv2d]:
+    """Whether a convolution of ``x`` and the layers after it may be computed a band of rows at a time."""
+    return type(conv) is CpuDepthwiseConv2d and tokenwise(*layers) and suits(x)
+
+
 def in_bands(conv: nn.Module, then: Callable[[mx.array], mx.array], x: mx.array, *layers: nn.Module) -> mx.array:
     """``then(conv(x))``, a band of rows at a time if that may be: ``layers`` are those that ``then`` calls."""
-    if type(conv) is CpuDepthwiseConv2d and tokenwise(*layers) and suits(x):
+    if may_be_cut(conv, x, *layers):
         return conv.followed_by(then, x)
     return then(conv(x))
 
@@ -99,8 +104,7 @@ class CpuStem(vision.Stem):
     """All of it in bands: what the first convolution makes of an image is eight times as large as that."""
 
     def __call__(self, x: mx.array) -> mx.array:
-        plain = type(self.depthwise) is CpuDepthwiseConv2d and type(self.conv) is nn.Conv2d
-        if not (plain and tokenwise(self.pointwise, self.act) and suits(x)):
+        if type(self.conv) is not nn.Conv2d or not may_be_cut(self.depthwise, x, self.pointwise, self.act):
             return super().__call__(x)
         _, height, width, _ = x.shape
         before = cpu_ops.Before(-(-height // 2), -(-width // 2), self._first_rows)

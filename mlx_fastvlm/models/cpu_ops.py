@@ -187,17 +187,21 @@ def linear(x: mx.array, layer: nn.Module, apply: Callable[[mx.array], mx.array])
     Args:
         apply: the same by MLX.
     """
-    tokens, (outputs, _) = x.size // x.shape[-1], layer.weight.shape
-    unpacked, cores = "scales" in layer and tokens >= UNPACKED, free_cores()
-    if unpacked:  # once, and a part at a time: the head's matrix would be the largest array
-        pieces = 1 if outputs * x.shape[-1] < PIECE // 4 else -(-outputs * x.shape[-1] // (2 * PIECE * cores)) * cores
-    elif tokens >= MANY or layer.weight.size < PIECE // 4:
+    tokens, cores = x.size // x.shape[-1], free_cores()
+    if "scales" in layer and tokens >= UNPACKED:
+        values = layer.weight.shape[0] * x.shape[-1]
+        # A part at a time: of the head, the whole would be the largest array.
+        parts = 1 if values < PIECE // 4 else -(-values // (2 * PIECE * cores)) * cores
+        return _by_outputs(x, layer, parts, _some_unpacked_outputs)
+    if tokens >= MANY or layer.weight.size < PIECE // 4:
         return tokenwise(x, apply)
-    else:
-        pieces = cores
-    compute = _some_unpacked_outputs if unpacked else _some_outputs
-    shares = _shares(outputs, pieces)
-    done = spread(x.reshape(tokens, -1), shares, lambda x, share: compute(x, layer, share))
+    return _by_outputs(x, layer, cores, _some_outputs)
+
+
+def _by_outputs(x: mx.array, layer: nn.Module, parts: int, compute: Callable[..., mx.array]) -> mx.array:
+    """``compute(x, layer, share)`` for so many shares of the outputs, put together, and the bias added."""
+    outputs = layer.weight.shape[0]
+    done = spread(x.reshape(-1, x.shape[-1]), _shares(outputs, parts), lambda x, share: compute(x, layer, share))
     y = mx.concatenate(done, axis=-1).reshape(*x.shape[:-1], outputs)
     return y + layer.bias if "bias" in layer else y
 
