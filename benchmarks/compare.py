@@ -6,7 +6,7 @@ CHECKPOINT is a folder in transformers' layout, for example what `tests/support/
 PYTHON is the interpreter of an environment with that package. Each package runs in a process of its own that stays
 alive; one warms up and measures while the others wait, in turns, so that what else the machine does falls on all alike.
 The table gives medians, and the median of each turn's ratio to this package. `--blas LIBRARY` is preloaded for both MLX
-packages; `--defaults` takes each package's own number type.
+packages; `--defaults` takes each package's own number type; `--earlier CHECKOUT` is an earlier state of this package.
 """
 
 # ruff: noqa: PLC0415  each package is imported in a process of its own
@@ -207,11 +207,17 @@ def for_mlx_vlm(source: Path, target: Path, python: str):
     mx.save_safetensors(str(target / "model.safetensors"), made, {"format": "mlx"})
 
 
-def start(package: str, python: str, folder: Path, dtype: str | None, blas: str | None) -> subprocess.Popen:
+def start(
+    package: str, python: str, folder: Path, dtype: str | None, blas: str | None, checkout: Path | None = None
+) -> subprocess.Popen:
+    """A process that measures a package; another checkout measures itself, with its own state of this file."""
     environment = dict(os.environ)
     if blas and package != "transformers":
         environment["LD_PRELOAD"] = blas
-    command = [python, __file__, str(folder), "--work", package, *(["--dtype", dtype] if dtype else [])]
+    script = __file__
+    if checkout:
+        environment["PYTHONPATH"], script = str(checkout), str(checkout / "benchmarks/compare.py")
+    command = [python, script, str(folder), "--work", package, *(["--dtype", dtype] if dtype else [])]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     assert json.loads(process.stdout.readline()) == "ready"
     return process
@@ -222,6 +228,7 @@ def main():
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("--mlx-vlm", metavar="PYTHON")
     parser.add_argument("--transformers", metavar="PYTHON")
+    parser.add_argument("--earlier", metavar="CHECKOUT", type=Path, help="another checkout of this package")
     parser.add_argument("--blas", metavar="LIBRARY", help="preloaded for the MLX packages")
     parser.add_argument("--defaults", action="store_true", help="each package's own number type")
     parser.add_argument("--turns", type=int, default=5)
@@ -233,7 +240,10 @@ def main():
         return work(arguments.work, arguments.checkpoint, arguments.dtype)
     dtype = None if arguments.defaults else "float32"
     with tempfile.TemporaryDirectory() as renamed:
-        workers = {"mlx_fastvlm": start("mlx_fastvlm", sys.executable, arguments.checkpoint, dtype, arguments.blas)}
+        own = "mlx_fastvlm", sys.executable, arguments.checkpoint, dtype, arguments.blas
+        workers = {"mlx_fastvlm": start(*own)}
+        if arguments.earlier:
+            workers["earlier"] = start(*own, arguments.earlier.resolve())
         if arguments.mlx_vlm:
             for_mlx_vlm(arguments.checkpoint, Path(renamed), arguments.mlx_vlm)
             workers["mlx-vlm"] = start("mlx-vlm", arguments.mlx_vlm, Path(renamed), dtype or "bfloat16", arguments.blas)
