@@ -48,7 +48,7 @@ FIELDS: Table = {
     "model": MODEL,
     "max_tokens": Honoured("stop after this many tokens", LENGTH),
     "max_completion_tokens": Honoured("the same; both together must agree", LENGTH),
-    "n": Honoured("so many answers to one prompt, which is read once", COUNT),
+    "n": Honoured("this many answers to one prompt, which is read once", COUNT),
     "logprobs": Honoured("with the tokens whose text is in the answer", FLAG),
     "top_logprobs": Honoured("0 to 20, with logprobs", TOP_LOGPROBS),
     "response_format": Honoured(
@@ -71,7 +71,7 @@ FIELDS: Table = {
     "instructions": Refused("send a message of the role system."),
     "max_output_tokens": Refused("send max_completion_tokens."),
     "parallel_tool_calls": Ignored("there are no tools"),
-    "prediction": Ignored("it would only make answers come sooner"),
+    "prediction": Ignored("it would only speed answers up"),
     "store": Ignored("nothing is stored"),
     **SAMPLING,
     **EXTENSIONS,

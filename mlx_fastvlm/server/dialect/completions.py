@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 # What is done about each field of openai's CompletionCreateParams.
 FIELDS: Table = {
     "prompt": Honoured(
-        "a string, or several; each is asked as a message of the user, within the chat template",
+        "a string, or several; each becomes a user message in the chat template",
         given(either(TEXT.schema, a_list(TEXT.schema, 1))),
     ),
     "model": MODEL,
     "max_tokens": Honoured("stop after this many tokens; the default is that of chat, not OpenAI's 16", LENGTH),
-    "n": Honoured("so many answers to each prompt", COUNT),
-    "logprobs": Honoured("0 to 20: so many of the likeliest tokens, beside the chosen one", TOP_LOGPROBS),
+    "n": Honoured("this many answers to each prompt", COUNT),
+    "logprobs": Honoured("0 to 20: this many of the likeliest tokens, beside the chosen one", TOP_LOGPROBS),
     "stream": STREAM,
     "stream_options": Honoured("include_usage; include_obfuscation pads nothing here", STREAM_OPTIONS),
     "best_of": Refused("answers are not ranked; send n.", (1,)),

@@ -34,15 +34,15 @@ CHOICES = {
 HARMLESS: dict[str, tuple[Any, ...]] = {"temperature": (0, 0.0), "stop": ([],)}
 FIELDS: Table = {
     "choices": Honoured("2 to 256 answers to choose from, spelled as the model would begin its own", given(CHOICES)),
-    "question": Honoured("a text; it or messages", TEXT),
+    "question": Honoured("a text; send this or messages", TEXT),
     "images": Honoured(
         "before the question: addresses, or objects of url and detail, as image_url in chat", given(a_list(ADDRESS))
     ),
-    "image": Honoured("the same for one", given(ADDRESS)),
+    "image": Honoured("one image, given the same way", given(ADDRESS)),
     "messages": Honoured("as in chat, instead of question and images", given(chat.MESSAGES)),
     "model": MODEL,
     **{name: Refused(NO_SAMPLING, HARMLESS.get(name, ())) for name in SAMPLING},
-    "seed": Ignored("there is no chance in it"),
+    "seed": Ignored("a decision involves no chance"),
     "max_tokens": Refused(NO_SAMPLING),
     "max_completion_tokens": Refused(NO_SAMPLING),
     "stream": Refused("a decision comes at once.", (False,)),

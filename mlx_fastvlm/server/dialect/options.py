@@ -46,7 +46,7 @@ BOOKKEEPING: Table = {
     "user": Ignored("clients are told apart by key and address"),
 }
 # Fields that mean the same wherever they are.
-MODEL = Honoured("the served one, one of its aliases, or left out", TEXT)
+MODEL = Honoured("the served model, one of its aliases, or left out", TEXT)
 STREAM = Honoured("server-sent events", FLAG)
 STREAM_OPTIONS = given(an_object(include_usage=or_null(FLAG.schema), include_obfuscation=or_null(FLAG.schema)))
 LENGTH = COUNT = whole(1)

@@ -54,7 +54,7 @@ FIELDS: Table = {
     "instructions": Honoured("a system prompt before the input", TEXT),
     "max_output_tokens": Honoured("stop after this many tokens", LENGTH),
     "text": Honoured("format: text, json_object, json_schema; verbosity only medium", given(TEXT_OPTIONS)),
-    "include": Honoured(f"{LOGPROBS}; nothing else there would be", given(INCLUDE)),
+    "include": Honoured(f"{LOGPROBS}; nothing else applies here", given(INCLUDE)),
     "top_logprobs": Honoured("0 to 20; more than 0 includes the logprobs", TOP_LOGPROBS),
     "stream": Honoured("server-sent events, each with its name and number", FLAG),
     "stream_options": Honoured("include_obfuscation pads nothing here", STREAM_OPTIONS),

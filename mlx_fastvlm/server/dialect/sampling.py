@@ -39,24 +39,22 @@ PENALTY = number(minimum=-2, maximum=2)
 SEED = Shape({"type": "integer", "minimum": 0, "maximum": 2**63 - 1}, lambda body, name: body.whole(name))
 # The names are the library's options too, and so are the ranges.
 SAMPLING: dict[str, Honoured] = {
-    "temperature": Honoured("0 unless given: the likeliest token each time, where OpenAI's is 1", number(minimum=0)),
+    "temperature": Honoured("0 unless given (OpenAI's is 1): the likeliest token each time", number(minimum=0)),
     "top_p": Honoured(
         "sample among the likeliest tokens of this total probability", number(exclusiveMinimum=0, maximum=1)
     ),
-    "top_k": Honoured("sample among so many of the likeliest tokens", whole(0)),
+    "top_k": Honoured("sample among this many of the likeliest tokens", whole(0)),
     "min_p": Honoured(
-        "sample among tokens that are at least so probable, relative to the likeliest", number(minimum=0, maximum=1)
+        "sample among tokens that are at least this probable, relative to the likeliest", number(minimum=0, maximum=1)
     ),
     "seed": Honoured("the same seed gives the same text; of several answers, answer i has seed + i", SEED),
     "stop": Honoured("up to 16 strings, which end the answer and are not in it", texts(MAX_STOPS, MAX_STOP_LENGTH)),
     "logit_bias": Honoured("token ids as strings", Shape(_BIASES, _read_biases)),
     "presence_penalty": Honoured("-2 to 2", PENALTY),
     "frequency_penalty": Honoured("-2 to 2", PENALTY),
-    "repetition_penalty": Honoured(
-        "above 1: what was said lately is less likely to come again", number(exclusiveMinimum=0)
-    ),
-    "repetition_context_size": Honoured("how many tokens back that looks, 20 unless given", whole(1)),
-    "min_tokens": Honoured("the model can't end its answer before", whole(0)),
+    "repetition_penalty": Honoured("above 1: recent tokens are less likely to come again", number(exclusiveMinimum=0)),
+    "repetition_context_size": Honoured("how many tokens back this looks, 20 unless given", whole(1)),
+    "min_tokens": Honoured("the model can't end its answer before this many tokens", whole(0)),
 }
 
 
