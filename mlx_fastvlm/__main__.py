@@ -11,12 +11,12 @@ from .cli.sources import is_source
 
 COMMANDS = {
     "generate": "ask about images",
-    "caption": "ask about every image of folders, archives and lists",
-    "chat": "talk about images in the terminal",
+    "caption": "ask about every image in folders, archives and lists",
+    "chat": "chat about images in the terminal",
     "lora": "fine-tune on your own images and answers",
     "fuse": "merge trained adapters into their model",
     "convert": "convert, quantize and verify a checkpoint",
-    "evaluate": "score answers on a file of questions",
+    "evaluate": "score answers to a file of questions",
     "benchmark": "time each step of an answer on this machine",
     "server": "serve a page and OpenAI's API over HTTP",
 }
@@ -25,7 +25,7 @@ MODULES = {"server": "server.__main__"}  # of commands that are packages
 
 USAGE = (
     'usage: fastvlm IMAGE ... ["QUESTION"] [FLAGS]\n       fastvlm COMMAND [FLAGS]\n\n'
-    "commands, each with --help; without one, generate:\n"
+    "commands, each with --help; the default is generate:\n"
 ) + "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
 
 

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 
 from .checkpoints.quantization import plan, quantize_modules
 from .checkpoints.weights import choose_dtype
+from .cli.flags import DEBUG, DTYPE, FORCE, SOURCE
 from .cli.parser import Parser, run
 from .errors import UsageError
 from .evaluation.report import markdown, sections
@@ -34,38 +35,40 @@ def parser() -> argparse.ArgumentParser:
         description="Time each step of an answer on this machine. The table goes to stdout.",
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("-m", "--model", default="demo", help="a folder, a hub id, or demo")
-    which.add_argument("--random", choices=SHAPES, help="random weights in a released model's shapes instead")
+    which.add_argument("-m", "--model", default="demo", help=SOURCE)
+    which.add_argument("--random", choices=SHAPES, help="use random weights in a released model's shapes instead")
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="type of the weights (the checkpoint's; float32 on a CPU)",
+        help=DTYPE,
     )
-    parser.add_argument("--force", action="store_true", help="load it even if memory seems too small")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="the image to use (a generated 12-megapixel JPEG)")
+    parser.add_argument("--force", action="store_true", help=FORCE)
+    parser.add_argument("--image", type=Path, metavar="FILE", help="image to use (a generated 12-megapixel JPEG)")
     parser.add_argument(
         "--image-size",
         type=int,
         action="append",
         metavar="PIXELS",
-        help="side that the image is scaled to; repeatable (the checkpoint's)",
+        help="side to scale the image to, a multiple of 64; repeatable (the checkpoint's)",
     )
     parser.add_argument(
-        "--q-bits", type=int, action="append", metavar="N", help="also with the decoder in this many bits; repeatable"
+        "--q-bits", type=int, action="append", metavar="N", help="also time the decoder in this many bits; repeatable"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="measure each step once, with 8 tokens: a first impression"
+        "--quick", action="store_true", help="measure each step once, with 8 tokens, for a first impression"
     )
     parser.add_argument("--tokens", type=int, default=32, metavar="N", help="tokens to decode")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="measurements of each step")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="measurements per step")
+    parser.add_argument("--json", action="store_true", help="print a JSON object instead of the table")
     parser.add_argument(
         "--report",
         action="store_true",
-        help="print a whole report in Markdown: operations, steps, shares of what the machine could do",
+        help="print a full report in Markdown: operations, steps, and their shares of the machine's peaks",
     )
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the time to first token; needs matplotlib")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument(
+        "--plot", type=Path, metavar="PNG", help="plot the time to first token to this file; needs matplotlib"
+    )
+    parser.add_argument("--debug", action="store_true", help=DEBUG)
     return parser
 
 

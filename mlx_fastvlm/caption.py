@@ -21,8 +21,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line of ``python -m mlx_fastvlm.caption``."""
     parser = Parser(
         prog="fastvlm caption",
-        description="Ask FastVLM about every image of a data set. Each gets a record. Run the command again after an "
-        "interruption, and it continues where it stopped. The exit code is 3 if some records are errors.",
+        description="Ask FastVLM about every image in a data set, and write a record for each. To continue after an "
+        "interruption, run the command again. The exit code is 3 if some records are errors.",
         epilog='example: fastvlm caption photos --output captions.jsonl --prompt "Describe the image."',
     )
     parser.add_argument(
@@ -34,36 +34,24 @@ def parser() -> argparse.ArgumentParser:
     _add_record_flags(parser)
     asking = parser.add_argument_group("question")
     asking.add_argument(
-        "-p", "--prompt", default="Describe the image.", metavar="TEXT", help="for every image without one of its own"
+        "-p", "--prompt", default="Describe the image.", metavar="TEXT", help="prompt for every image without its own"
     )
-    asking.add_argument(
-        "--system", "--system-prompt", metavar="TEXT", help="a system prompt of your own (the template's)"
-    )
-    asking.add_argument(
-        "--choices",
-        dest="decide_among",
-        type=flags.choices,
-        metavar="A,B",
-        help="choose among these answers; records hold their probabilities",
-    )
+    flags.add_system_flag(asking)
+    flags.add_choices_flag(asking, "records hold their probabilities")
     flags.add_pixel_flags(parser.add_argument_group("images"))
     flags.add_model_flags(parser)
     flags.add_sampling_flags(parser)
     flags.add_constraint_flags(parser)
     flags.add_cache_flags(parser)
-    speed = parser.add_argument_group("speed")
-    speed.add_argument("--batch-size", type=int, default=16, metavar="N", help="answers generated at once")
-    speed.add_argument(
-        "--threads", type=int, default=4, metavar="N", help="threads that open images ahead of the model"
-    )
+    speed = flags.add_speed_flags(parser)
     speed.add_argument("--dedupe", action="store_true", help="ask only once about images with the same pixels")
     speed.add_argument(
-        "--shard", metavar="I/N", help="process only part I (from 0) of N; mlx.launch sets this itself (everything)"
+        "--shard", metavar="I/N", help="process only part I of N, counted from 0; mlx.launch sets this (everything)"
     )
     printing = parser.add_argument_group("messages")
-    printing.add_argument("--quiet", action="store_true", help="show errors only, no progress and no summary")
+    printing.add_argument("--quiet", action="store_true", help="show only errors, no progress or summary")
     printing.add_argument("--json", action="store_true", help="print the summary as a JSON object")
-    printing.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    printing.add_argument("--debug", action="store_true", help=flags.DEBUG)
     return parser
 
 
@@ -75,9 +63,11 @@ def _add_record_flags(parser: argparse.ArgumentParser) -> None:
         metavar="DEST",
         help="a .jsonl, .parquet or .tar file, .txt for a text file beside each image, or - for standard output",
     )
-    group.add_argument("--records-per-file", type=int, default=10_000, metavar="N", help="in each parquet or tar file")
+    group.add_argument(
+        "--records-per-file", type=int, default=10_000, metavar="N", help="records per parquet or tar file"
+    )
     group.add_argument("--overwrite", action="store_true", help="replace existing records")
-    group.add_argument("--append-as", metavar="NAME", help="keep them, and add this run's under this name")
+    group.add_argument("--append-as", metavar="NAME", help="keep existing records, and add this run's under this name")
     group.add_argument("--retry-errors", action="store_true", help="ask again about images whose records are errors")
 
 

@@ -15,14 +15,12 @@ def parser() -> argparse.ArgumentParser:
     """The command line of ``python -m mlx_fastvlm.chat``."""
     parser = Parser(
         prog="python -m mlx_fastvlm.chat",
-        description="Talk with FastVLM about images.",
+        description="Chat with FastVLM about images.",
         epilog="example: fastvlm chat photo.jpg\n\n" + HELP,
     )
     parser.add_argument("words", nargs="*", metavar="IMAGE", help="images for the first question")
-    parser.add_argument(
-        "--system", "--system-prompt", metavar="TEXT", help="a system prompt of your own (the template's)"
-    )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    flags.add_system_flag(parser)
+    parser.add_argument("--debug", action="store_true", help=flags.DEBUG)
     flags.add_image_flags(parser)
     flags.add_model_flags(parser)
     flags.add_sampling_flags(parser)

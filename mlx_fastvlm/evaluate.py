@@ -28,9 +28,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line of ``python -m mlx_fastvlm.evaluate``."""
     parser = Parser(
         prog="fastvlm evaluate",
-        description="Ask FastVLM the questions in a file, and score its answers. Run the command again after an "
-        "interruption, and it continues where it stopped. The exit code is 3 if some questions could not be asked; "
-        "they count as wrong.",
+        description="Ask FastVLM the questions in a file, and score its answers. To continue after an interruption, "
+        "run the command again. The exit code is 3 if some questions could not be asked; these count as wrong.",
         epilog="example: fastvlm evaluate --data chartqa.parquet --metric relaxed",
     )
     task = parser.add_argument_group("questions")
@@ -40,35 +39,33 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a .jsonl or .parquet file with image, question and answer in each row",
     )
-    task.add_argument("--metric", required=True, choices=tuple(METRICS), help="how answers are scored")
+    task.add_argument("--metric", required=True, choices=tuple(METRICS), help="how to score answers")
     task.add_argument(
         "--post-prompt", metavar="TEXT", help="add this to each question (what the metric's benchmarks add)"
     )
-    task.add_argument(
-        "--system", "--system-prompt", metavar="TEXT", help="a system prompt of your own (the template's)"
-    )
+    flags.add_system_flag(task)
     task.add_argument("--by", metavar="FIELD", help="also score each value of this field separately")
     task.add_argument(
-        "--bootstrap-seed", type=int, default=0, metavar="N", help="seed of the resampling for the confidence interval"
+        "--bootstrap-seed", type=int, default=0, metavar="N", help="seed for the bootstrap confidence interval"
     )
     records = parser.add_argument_group("predictions")
-    records.add_argument("--output", metavar="FILE", help="a .jsonl file (DATA-predictions.jsonl in this folder)")
+    records.add_argument(
+        "--output", metavar="FILE", help="a .jsonl file (DATA-predictions.jsonl in the current folder)"
+    )
     records.add_argument("--overwrite", action="store_true", help="replace existing predictions")
-    records.add_argument("--append-as", metavar="NAME", help="keep them, and add this run's under this name")
-    records.add_argument("--retry-errors", action="store_true", help="ask again where predictions are errors")
+    records.add_argument(
+        "--append-as", metavar="NAME", help="keep existing predictions, and add this run's under this name"
+    )
+    records.add_argument("--retry-errors", action="store_true", help="ask again where the prediction is an error")
     flags.add_pixel_flags(parser.add_argument_group("images"))
     flags.add_model_flags(parser)
     flags.add_sampling_flags(parser)
     flags.add_cache_flags(parser)
-    speed = parser.add_argument_group("speed")
-    speed.add_argument("--batch-size", type=int, default=16, metavar="N", help="answers generated at once")
-    speed.add_argument(
-        "--threads", type=int, default=4, metavar="N", help="threads that open images ahead of the model"
-    )
+    flags.add_speed_flags(parser)
     printing = parser.add_argument_group("messages")
-    printing.add_argument("--quiet", action="store_true", help="print only the table, no progress and no warnings")
+    printing.add_argument("--quiet", action="store_true", help="print only the table, no progress or warnings")
     printing.add_argument("--json", action="store_true", help="print a JSON object instead of the table")
-    printing.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    printing.add_argument("--debug", action="store_true", help=flags.DEBUG)
     return parser
 
 

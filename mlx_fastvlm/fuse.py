@@ -13,7 +13,7 @@ from .checkpoints.adapters import read_adapter_config
 from .checkpoints.peft import write_peft
 from .checkpoints.targets import LAYOUTS
 from .checkpoints.weights import DTYPES
-from .cli.flags import DEFAULT_MODEL
+from .cli.flags import DEBUG, DEFAULT_MODEL, Q_GROUP_SIZE, REVISION
 from .cli.parser import Parser, run
 from .conversion.source import LICENSE_PATTERNS
 from .errors import UsageError
@@ -38,14 +38,14 @@ def parser() -> argparse.ArgumentParser:
         "--layout",
         choices=(*LAYOUTS, "peft"),
         default="mlx",
-        help="layout of the result; peft writes the adapters alone, unmerged, for transformers and PEFT (mlx)",
+        help="layout of the result; peft writes only the adapters, unmerged, for transformers and PEFT (mlx)",
     )
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="type of the weights (the model's)")
-    parser.add_argument("--revision", help="branch, tag or commit of a hub id (main)")
+    parser.add_argument("--revision", help=REVISION)
     parser.add_argument(
         "--force",
         action="store_true",
-        help="replace the folder if it has content, and round even if that loses what was learnt",
+        help="replace the folder if it is not empty, and round even if that loses what was learnt",
     )
     packing = parser.add_argument_group("quantization")
     packing.add_argument(
@@ -59,9 +59,9 @@ def parser() -> argparse.ArgumentParser:
         help="quantize the result to this many bits (as the model is)",
     )
     packing.add_argument(
-        "--q-group-size", type=int, choices=quantization.GROUP_SIZES, metavar="N", help="32, 64 or 128 (64)"
+        "--q-group-size", type=int, choices=quantization.GROUP_SIZES, metavar="N", help=f"{Q_GROUP_SIZE} (64)"
     )
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--debug", action="store_true", help=DEBUG)
     return parser
 
 

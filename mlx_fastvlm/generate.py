@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line of ``python -m mlx_fastvlm.generate``."""
     parser = Parser(
         prog="fastvlm",
-        description="Ask FastVLM about images. The answer streams to stdout, everything else goes to stderr.",
+        description="Ask FastVLM about images. The answer streams to stdout; everything else goes to stderr.",
         usage="fastvlm [IMAGE ...] [QUESTION] [FLAGS]; --help lists them",
         epilog='example: fastvlm photo.jpg "What is this?"',
     )
@@ -49,19 +49,11 @@ def parser() -> argparse.ArgumentParser:
         "-p",
         "--prompt",
         metavar="TEXT",
-        help=f"the question, or - for standard input; <image> in it places an image ({DEFAULT_PROMPT!r})",
+        help=f"the question, or - for standard input; <image> marks where an image goes ({DEFAULT_PROMPT!r})",
     )
-    asking.add_argument(
-        "--system", "--system-prompt", metavar="TEXT", help="a system prompt of your own (the template's)"
-    )
-    asking.add_argument("--n", type=int, default=1, metavar="N", help="give this many answers; the prompt is read once")
-    asking.add_argument(
-        "--choices",
-        dest="decide_among",
-        type=flags.choices,
-        metavar="A,B",
-        help="choose among these answers; their probabilities go to stderr",
-    )
+    flags.add_system_flag(asking)
+    asking.add_argument("--n", type=int, default=1, metavar="N", help="number of answers; the prompt is read once")
+    flags.add_choices_flag(asking, "their probabilities go to stderr")
     flags.add_image_flags(parser)
     flags.add_video_flags(parser)
     flags.add_model_flags(parser)
@@ -72,17 +64,23 @@ def parser() -> argparse.ArgumentParser:
         "--prompt-cache-file",
         dest="cache_file",
         metavar="FILE",
-        help="continue from this prompt cache, or write one if there is none",
+        help="continue from this prompt cache, or create it if there is none",
     )
     printing = parser.add_argument_group("output")
-    printing.add_argument("--json", action="store_true", help="print each answer as a JSON object, with the statistics")
-    printing.add_argument("--logprobs", action="store_true", help="with --json, each token's log-probability")
+    printing.add_argument("--json", action="store_true", help="print each answer as a JSON object, with statistics")
+    printing.add_argument("--logprobs", action="store_true", help="with --json, print each token's log probability")
     printing.add_argument(
-        "--top-logprobs", type=int, default=0, metavar="N", help="with --json, the N likeliest tokens of each step"
+        "--top-logprobs",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --json, print the N likeliest tokens at each step",
     )
-    printing.add_argument("-q", "--quiet", action="store_true", help="print the answer only: no notes, no statistics")
-    printing.add_argument("--verbose", action="store_true", help="also say what was loaded and how it reads images")
-    printing.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    printing.add_argument("-q", "--quiet", action="store_true", help="print only the answer, no notes or statistics")
+    printing.add_argument(
+        "--verbose", action="store_true", help="also print which model was loaded and how it reads images"
+    )
+    printing.add_argument("--debug", action="store_true", help=flags.DEBUG)
     return parser
 
 

@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten
 
 from .checkpoints.adapters import KINDS, AdapterConfig
 from .checkpoints.weights import DTYPES
-from .cli.flags import DEFAULT_MODEL
+from .cli.flags import DEBUG, DEFAULT_MODEL, DTYPE, FORCE, REVISION
 from .cli.parser import Parser, run
 from .cli.terminal import ProgressBars
 from .errors import UsageError, require
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line of ``python -m mlx_fastvlm.lora``; a flag that is not given is None."""
     parser = Parser(
         prog="python -m mlx_fastvlm.lora",
-        description="Fine-tune FastVLM on your own images and answers: LoRA, DoRA, QLoRA (on a quantized model), full.",
+        description="Fine-tune FastVLM on your own images and answers: LoRA, DoRA, QLoRA (quantized models) or full.",
         epilog="example: fastvlm lora --model demo --data my-data --train --iters 200",
     )
     defaults = {field.name: field.default for kind in (TrainingOptions, AdapterConfig) for field in fields(kind)}
@@ -78,51 +78,49 @@ def parser() -> argparse.ArgumentParser:
         group.add_argument(flag, action="store_true", default=None, help=words, **how)
 
     model = parser.add_argument_group("model")
-    add(model, "--model", str, "a folder, a hub id, or demo; quantized ones too", "SOURCE", short=["-m"])
-    add(model, "--dtype", str, "type of the weights (the checkpoint's; float32 on a CPU)", choices=tuple(DTYPES))
-    add(model, "--revision", str, "branch, tag or commit of a hub id (main)", "NAME")
-    switch(model, "--force", "load it even if memory seems too small")
+    add(model, "--model", str, "a folder, a hub id, or demo; quantized models work too", "SOURCE", short=["-m"])
+    add(model, "--dtype", str, DTYPE, choices=tuple(DTYPES))
+    add(model, "--revision", str, REVISION, "NAME")
+    switch(model, "--force", FORCE)
 
     data = parser.add_argument_group("data")
     add(
         data,
         "--data",
         Path,
-        "a folder with train.jsonl and, if you like, valid.jsonl and test.jsonl; or one file",
+        "a folder with train.jsonl and optionally valid.jsonl and test.jsonl, or a single file",
         "DIR",
     )
-    add(data, "--image-folder", Path, "relative image paths start here (the data's folder)", "DIR")
+    add(data, "--image-folder", Path, "folder that relative image paths start from (the data's)", "DIR")
     add(
         data,
         "--image-size",
         int,
-        "side that images are scaled to, a multiple of 64; use the same one later (the checkpoint's)",
+        "side to scale images to, a multiple of 64; use the same for the trained model (the checkpoint's)",
         "PIXELS",
     )
-    add(data, "--max-seq-length", int, "skip and count rows with more tokens")
+    add(data, "--max-seq-length", int, "skip rows with more tokens, and report how many")
     mask: Any = argparse.BooleanOptionalAction
-    data.add_argument("--mask-prompt", action=mask, default=None, help="learn the answers only (yes)")
+    data.add_argument("--mask-prompt", action=mask, default=None, help="learn only the answers (yes)")
     add(data, "--feature-folder", Path, "cache image features here (ADAPTER_PATH/features)", "DIR")
 
-    what = parser.add_argument_group("what is trained")
+    what = parser.add_argument_group("what to train")
     switch(what, "--train", "train on --data")
-    switch(what, "--test", "measure the loss on the test set, after training or of --adapter-path")
-    add(what, "--fine-tune-type", str, "adapters, or all weights", choices=KINDS)
-    add(what, "--num-layers", int, "how many decoder layers, from the end; -1 is all")
+    switch(what, "--test", "measure the loss on the test set, after training or for the adapters in --adapter-path")
+    add(what, "--fine-tune-type", str, "train lora or dora adapters, or all weights", choices=KINDS)
+    add(what, "--num-layers", int, "decoder layers to train, counted from the end; -1 means all")
     switch(what, "--train-projector", "train the projector too")
-    switch(
-        what, "--train-embeddings", "train the token embedding and the head too: for words the model never had to say"
-    )
+    switch(what, "--train-embeddings", "train the token embedding and the head too, for words new to the model")
     switch(what, "--train-vision", "train the vision tower too")
     add(
         what,
         "--vision-stages",
         int,
-        "how many of the tower's stages then, from the end; -1 is all, for which no image features can be cached",
+        "with --train-vision, stages to train, counted from the end; -1 means all, and no image features are cached",
     )
     add(what, "--rank", int, "rank of the adapters")
-    add(what, "--scale", float, "weight of what an adapter adds: alpha / rank", "X")
-    add(what, "--dropout", float, "dropout on the adapters' input while training", "X")
+    add(what, "--scale", float, "weight of an adapter's output: alpha / rank", "X")
+    add(what, "--dropout", float, "dropout on the adapters' input during training", "X")
     add(
         what,
         "--keys",
@@ -131,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
         "NAMES",
     )
 
-    how = parser.add_argument_group("how it is trained")
+    how = parser.add_argument_group("how to train")
     add(how, "--iters", int, "batches to train on")
     add(how, "--batch-size", int, "rows per batch")
     add(how, "--grad-accumulation-steps", int, "batches per update")
@@ -140,14 +138,14 @@ def parser() -> argparse.ArgumentParser:
         how,
         "--lr-schedule",
         str,
-        "decay to zero at the end; a config file can name any of MLX's schedules (constant)",
+        "decay to zero by the end; a config file can name any MLX schedule (constant)",
         choices=SCHEDULES,
     )
-    add(how, "--warmup", int, "updates over which the rate rises")
+    add(how, "--warmup", int, "updates over which the learning rate rises")
     add(how, "--optimizer", str, "optimizer", choices=tuple(OPTIMIZERS))
-    add(how, "--weight-decay", float, "weight decay, for optimizers that have one (MLX's)", "X")
+    add(how, "--weight-decay", float, "weight decay, for optimizers that have it (MLX's)", "X")
     add(how, "--max-grad-norm", float, "clip gradients to this norm", "X")
-    switch(how, "--grad-checkpoint", "use less memory and more time")
+    switch(how, "--grad-checkpoint", "use less memory but more time")
     add(how, "--seed", int, "seed for the order of rows, new adapters and dropout")
 
     files = parser.add_argument_group("files and reports")
@@ -157,8 +155,8 @@ def parser() -> argparse.ArgumentParser:
     add(files, "--save-every", int, "iterations between saves")
     add(files, "--steps-per-report", int, "iterations between reports")
     add(files, "--steps-per-eval", int, "iterations between evaluations")
-    add(files, "--val-batches", int, "batches per evaluation; -1 is all")
-    add(files, "--test-batches", int, "batches of the test set; -1 is all")
+    add(files, "--val-batches", int, "batches per evaluation; -1 means all")
+    add(files, "--test-batches", int, "batches of the test set; -1 means all")
     add(
         files,
         "--report-to",
@@ -166,9 +164,11 @@ def parser() -> argparse.ArgumentParser:
         "also write curves to the adapters' folder; needs tensorboard",
         choices=("tensorboard",),
     )
-    add(files, "--plot", Path, "draw the losses to this file; needs matplotlib", "PNG")
-    files.add_argument("-c", "--config", type=Path, metavar="YAML", help="read options from this file; flags win")
-    files.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add(files, "--plot", Path, "plot the losses to this file; needs matplotlib", "PNG")
+    files.add_argument(
+        "-c", "--config", type=Path, metavar="YAML", help="read options from this file; flags take precedence"
+    )
+    files.add_argument("--debug", action="store_true", help=DEBUG)
     return parser
 
 

@@ -1,4 +1,4 @@
-"""The command-line flags of generation, named as the options are; ``generate`` and ``chat`` share them."""
+"""The command-line flags that several commands share, and what their help says; named as the options are."""
 
 from __future__ import annotations
 
@@ -25,18 +25,46 @@ DEFAULT_MODEL = "apple/FastVLM-0.5B"
 LARGE = 300e6  # bytes that take long enough to read that people wonder
 _DEFAULTS = GenerationOptions()
 
+# Help of flags that commands add in ways of their own.
+SOURCE = "a folder, a hub id, or demo, the built-in model"
+DTYPE = "type of the weights (the checkpoint's; float32 on a CPU)"
+REVISION = "branch, tag or commit of a hub id (main)"
+FORCE = "load the model even if memory seems too small"
+DEBUG = "show the traceback of an error"
+Q_BITS = "bits per weight: 2, 3, 4, 5, 6 or 8"
+Q_GROUP_SIZE = "weights per scale: 32, 64 or 128"
+
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
+    group.add_argument("-m", "--model", default=DEFAULT_MODEL, metavar="SOURCE", help=SOURCE)
+    group.add_argument("--dtype", choices=tuple(DTYPES), help=DTYPE)
+    group.add_argument("--revision", help=REVISION)
+    group.add_argument("--adapter-path", metavar="FOLDER", help="also load the adapters in this folder")
+    group.add_argument("--force", action="store_true", help=FORCE)
+
+
+def add_system_flag(group: argparse._ActionsContainer) -> None:
+    group.add_argument("--system", "--system-prompt", metavar="TEXT", help="system prompt (the template's)")
+
+
+def add_choices_flag(group: argparse._ActionsContainer, probabilities: str) -> None:
     group.add_argument(
-        "-m", "--model", default=DEFAULT_MODEL, metavar="SOURCE", help="a folder, a hub id, or demo, which is built in"
+        "--choices",
+        dest="decide_among",
+        type=choices,
+        metavar="A,B",
+        help=f"choose one of these answers; {probabilities}",
     )
+
+
+def add_speed_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    group = parser.add_argument_group("speed")
+    group.add_argument("--batch-size", type=int, default=16, metavar="N", help="answers to generate at once")
     group.add_argument(
-        "--dtype", choices=tuple(DTYPES), help="type of the weights (the checkpoint's; float32 on a CPU)"
+        "--threads", type=int, default=4, metavar="N", help="threads that open images ahead of the model"
     )
-    group.add_argument("--revision", help="branch, tag or commit of a hub id (main)")
-    group.add_argument("--adapter-path", metavar="FOLDER", help="load these adapters too, which lora wrote")
-    group.add_argument("--force", action="store_true", help="load it even if memory seems too small")
+    return group
 
 
 def add_image_flags(parser: argparse.ArgumentParser) -> None:
@@ -57,37 +85,39 @@ def add_pixel_flags(group: argparse._ArgumentGroup) -> None:
         "--image-size",
         type=int,
         metavar="PIXELS",
-        help="side that images are scaled to, a multiple of 64: smaller is faster and less accurate (the checkpoint's)",
+        help="side to scale images to, a multiple of 64; smaller is faster but less accurate (the checkpoint's)",
     )
-    group.add_argument("--frames", type=int, default=1, metavar="N", help="frames of an animation (1, the first)")
+    group.add_argument(
+        "--frames", type=int, default=1, metavar="N", help="frames to take from an animation (1, the first)"
+    )
     group.add_argument(
         "--vision-batch-size",
         type=int,
         metavar="N",
-        help="images per pass through the vision tower (1; more if they are small)",
+        help="images per pass through the vision tower (1; more for small images)",
     )
 
 
 def add_video_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("video")
-    group.add_argument("--video", metavar="VIDEO", help="path or URL of a video; its frames go before the question")
+    group.add_argument("--video", metavar="VIDEO", help="path or URL of a video; its frames come before the question")
     _number(group, "--fps", float, "frames to take per second of video")
-    _number(group, "--max-frames", int, "most frames to take; a longer video is sampled more thinly")
+    _number(group, "--max-frames", int, "most frames to take; longer videos are sampled more sparsely")
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("sampling")
     _number(group, "--max-tokens", int, "stop after this many tokens")
-    _number(group, "--min-tokens", int, "keep the model from stopping before this many tokens")
-    _number(group, "--temperature", float, "0 always takes the likeliest token; higher is more varied", "--temp")
-    _number(group, "--top-p", float, "sample among the likeliest tokens of this total probability")
-    _number(group, "--top-k", int, "sample among this many tokens; 0 is all")
-    _number(group, "--min-p", float, "sample among tokens at least this probable, relative to the likeliest")
-    group.add_argument("--seed", type=int, metavar="N", help="same seed, same text (random)")
-    group.add_argument("--repetition-penalty", type=float, metavar="X", help="above 1 discourages repetition")
-    _number(group, "--repetition-context-size", int, "how many tokens back that penalty looks")
-    _number(group, "--presence-penalty", float, "lower the logit of every token already in the answer by this")
-    _number(group, "--frequency-penalty", float, "the same, once for each time it occurs")
+    _number(group, "--min-tokens", int, "don't let the model stop before this many tokens")
+    _number(group, "--temperature", float, "0 always picks the likeliest token; higher values vary more", "--temp")
+    _number(group, "--top-p", float, "sample from the likeliest tokens that add up to this probability")
+    _number(group, "--top-k", int, "sample from this many of the likeliest tokens; 0 means all")
+    _number(group, "--min-p", float, "sample from tokens at least this probable, relative to the likeliest")
+    group.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text (random)")
+    group.add_argument("--repetition-penalty", type=float, metavar="X", help="values above 1 discourage repetition")
+    _number(group, "--repetition-context-size", int, "how many tokens back the repetition penalty looks")
+    _number(group, "--presence-penalty", float, "subtract this from the logit of every token already in the answer")
+    _number(group, "--frequency-penalty", float, "the same, once per occurrence")
     group.add_argument(
         "--logit-bias", type=_bias, action="append", metavar="ID:X", help="add X to the logit of token ID; repeatable"
     )
@@ -95,13 +125,11 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_constraint_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what the answer must be (needs the extra constraints)")
+    group = parser.add_argument_group("constraints on the answer (need the extra constraints)")
+    group.add_argument("--json-schema", type=_content, metavar="FILE", help="JSON that follows the schema in this file")
+    group.add_argument("--regex", metavar="PATTERN", help="text that fully matches this regular expression")
     group.add_argument(
-        "--json-schema", type=_content, metavar="FILE", help="JSON that keeps to the schema in this file"
-    )
-    group.add_argument("--regex", metavar="PATTERN", help="text that matches this regular expression as a whole")
-    group.add_argument(
-        "--grammar", type=_content, metavar="FILE", help="text that keeps to the lark grammar in this file"
+        "--grammar", type=_content, metavar="FILE", help="text that follows the Lark grammar in this file"
     )
 
 
@@ -115,7 +143,7 @@ def add_cache_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     )
     group.add_argument("--kv-bits", type=int, metavar="N", help="quantize the KV cache to 4 or 8 bits (not quantized)")
     _number(group, "--kv-group-size", int, "values per scale in a quantized cache: 32, 64 or 128")
-    _number(group, "--prefill-step-size", int, "read long prompts in pieces of this many tokens")
+    _number(group, "--prefill-step-size", int, "read long prompts in chunks of this many tokens")
     return group
 
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from ..generation.session import ChatSession
 
 HELP = """\
-/image IMAGE ... show images with the next question; dragging them here, or pasting a path or URL, does the same
+/image IMAGE ... add images to the next question; dragging them here, or pasting a path or URL, does the same
 /reset, /clear   begin a new conversation
 /save FILE       write the conversation to a new JSON file
-/stats           show the statistics of answers, or hide them again
-/help            this list
+/stats           show or hide the statistics of answers
+/help            show this list
 /quit            leave (also exit, quit, q, or Ctrl-D); Ctrl-C stops an answer"""
 COMMANDS = ("/image", "/reset", "/clear", "/save", "/stats", "/help", "/quit")
 _ENDS = ("/quit", "/exit", "exit", "quit", "q")
