@@ -76,7 +76,9 @@ def draw(results, file: str):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--questions", type=int, default=2000)
-    parser.add_argument("--blur", type=float, nargs="*", default=[0, 6], help="radius in pixels of 256; one run each")
+    parser.add_argument(
+        "--blur", type=float, nargs="*", default=[0, 6], help="blur radius in pixels, at 256 a side; one run each"
+    )
     parser.add_argument("--figure")
     arguments = parser.parse_args()
     results = []

@@ -48,7 +48,7 @@ def make(size: str, folder: Path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("size", choices=SHAPES)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="where there is room")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="folder with enough room")
     arguments, options = parser.parse_known_args()  # the others are convert.py's
     source = arguments.folder / f"random-fastvlm-{arguments.size}"
     target = arguments.folder / f"random-fastvlm-{arguments.size}-converted"

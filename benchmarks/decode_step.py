@@ -74,7 +74,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-size", default="0.5b", choices=["0.5b", "1.5b", "7b"])
     parser.add_argument("--turns", type=int, default=9)
-    parser.add_argument("--repeats", type=int, default=40, help="steps a turn")
+    parser.add_argument("--repeats", type=int, default=40, help="steps per turn")
     arguments = parser.parse_args()
     text = random_config(arguments.model_size).text_config
     (reference, their_caches), (model, caches) = theirs(arguments.model_size), ours(arguments.model_size)

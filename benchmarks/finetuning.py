@@ -116,12 +116,12 @@ def measure(way: str, arguments: argparse.Namespace) -> dict:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--random", choices=SHAPES, default="0.5b", help="(0.5b)")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="(float32)")
-    parser.add_argument("--image-size", type=int, default=1024, help="(1024)")
-    parser.add_argument("--answer", type=int, default=64, help="tokens (64)")
-    parser.add_argument("--steps", type=int, default=2, help="(2)")
-    parser.add_argument("--estimate", action="store_true", help="the sum alone, nothing is run")
+    parser.add_argument("--random", choices=SHAPES, default="0.5b", help="shapes of the model (0.5b)")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="type of the weights (float32)")
+    parser.add_argument("--image-size", type=int, default=1024, help="side of the image in pixels (1024)")
+    parser.add_argument("--answer", type=int, default=64, help="tokens in the answer (64)")
+    parser.add_argument("--steps", type=int, default=2, help="steps to measure (2)")
+    parser.add_argument("--estimate", action="store_true", help="only estimate; run nothing")
     parser.add_argument("--way", choices=tuple(WAYS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.way:

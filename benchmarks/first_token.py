@@ -53,7 +53,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="demo")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--cold", action="store_true", help="no greedy answer comes before")
+    parser.add_argument("--cold", action="store_true", help="give no greedy answer first")
     arguments = parser.parse_args()
     print("| answer | first | second | ratio | options made in |\n|---|---|---|---|---|")
     for name, kind in KINDS.items():

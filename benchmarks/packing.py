@@ -100,11 +100,11 @@ def seconds(model, batches: list[tuple[int, int, mx.array, mx.array | str]]) -> 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--random", choices=SHAPES, default="0.5b", help="(0.5b)")
-    parser.add_argument("--layers", type=int, default=4, help="of its decoder (4)")
-    parser.add_argument("--rows", type=int, default=64, help="(64)")
-    parser.add_argument("--batch-size", type=int, default=4, help="(4)")
-    parser.add_argument("--spread", type=float, default=0.8, help="of the lengths' logarithm (0.8)")
+    parser.add_argument("--random", choices=SHAPES, default="0.5b", help="shapes of the model (0.5b)")
+    parser.add_argument("--layers", type=int, default=4, help="layers of its decoder (4)")
+    parser.add_argument("--rows", type=int, default=64, help="rows to train on (64)")
+    parser.add_argument("--batch-size", type=int, default=4, help="rows per batch (4)")
+    parser.add_argument("--spread", type=float, default=0.8, help="spread of the lengths' logarithm (0.8)")
     arguments = parser.parse_args()
 
     model, samples = decoder(arguments.random, arguments.layers), rows(arguments.rows, arguments.spread)

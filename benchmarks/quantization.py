@@ -83,7 +83,7 @@ def predictions(model, processor, count):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("variants", nargs="*", metavar="VARIANT", help=f"{', '.join(VARIANTS)}; by default all")
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help=f"{', '.join(VARIANTS)}; all by default")
     parser.add_argument("--questions", type=int, default=500)
     arguments = parser.parse_args()
     count, chosen = arguments.questions, arguments.variants or VARIANTS

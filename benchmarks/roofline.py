@@ -269,9 +269,9 @@ def show_here(size: str, pixels: int, repeats: int):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=("0.5b", "1.5b", "7b"), default="0.5b")
-    parser.add_argument("--pixels", type=int, default=1024, help="(%(default)s)")
+    parser.add_argument("--pixels", type=int, default=1024, help="side of the image (%(default)s)")
     parser.add_argument("--kernels", choices=("tower", "prefill", "token", "token, 4 bits"))
-    parser.add_argument("--chip", choices=CHIPS, default="M4", help="for --kernels (%(default)s)")
+    parser.add_argument("--chip", choices=CHIPS, default="M4", help="chip for --kernels (%(default)s)")
     parser.add_argument("--here", action="store_true", help="measure this machine too")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""This server beside mlx-vlm's: the same random FastVLM-0.5B, as many requests with images at once, turn about.
+"""This server beside mlx-vlm's: the same random FastVLM-0.5B, as many requests with images at once, turn by turn.
 
     python benchmarks/servers.py --mlx-vlm PYTHON [--requests 16] [--image-size 256] [--tokens 16] [--turns 3]
 
@@ -115,12 +115,14 @@ def measure(addresses: dict[str, str], model: Path, folder: Path, arguments: arg
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mlx-vlm", required=True, metavar="PYTHON")
-    parser.add_argument("--requests", type=int, default=16, help="at once (%(default)s)")
-    parser.add_argument("--image-size", type=int, default=256, help="the checkpoint's, in pixels (%(default)s)")
-    parser.add_argument("--tokens", type=int, default=16, help="of each answer (%(default)s)")
+    parser.add_argument("--requests", type=int, default=16, help="requests at once (%(default)s)")
+    parser.add_argument(
+        "--image-size", type=int, default=256, help="the checkpoint's image size in pixels (%(default)s)"
+    )
+    parser.add_argument("--tokens", type=int, default=16, help="tokens per answer (%(default)s)")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--blas", metavar="LIBRARY")
-    parser.add_argument("--folder", type=Path, help="keep the weights there, or find them there")
+    parser.add_argument("--folder", type=Path, help="folder to keep or find the weights in")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         where = arguments.folder or Path(folder)

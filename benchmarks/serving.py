@@ -297,15 +297,17 @@ def draw(seen: Seen, file: str):
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clients", type=int, default=32, help="at once, in a closed loop (%(default)s)")
-    parser.add_argument("--requests", type=int, default=500, help="in all (%(default)s)")
-    parser.add_argument("--rate", type=float, help="requests a second, in an open loop")
-    parser.add_argument("--vanish", type=float, default=0.0, help="share of clients that leave in the middle")
-    parser.add_argument("--short", action="store_true", help="images of 64 pixels and answers of 6 tokens, for many")
+    parser.add_argument("--clients", type=int, default=32, help="clients at once, in a closed loop (%(default)s)")
+    parser.add_argument("--requests", type=int, default=500, help="requests in total (%(default)s)")
+    parser.add_argument("--rate", type=float, help="requests per second, in an open loop")
+    parser.add_argument("--vanish", type=float, default=0.0, help="share of clients that leave midway")
+    parser.add_argument(
+        "--short", action="store_true", help="images of 64 pixels and answers of 6 tokens, for long runs"
+    )
     parser.add_argument("--max-rows", type=int, default=16)
     parser.add_argument("--max-queue", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--figure", help="memory, threads and files over the requests go here")
+    parser.add_argument("--figure", help="plot memory, threads and files over the requests to this file")
     arguments = parser.parse_args()
 
     jobs = make_jobs(arguments.short)

@@ -1,4 +1,4 @@
-"""What HTTP costs: the same questions asked of the library and of a server, turn about.
+"""What HTTP costs: the same questions asked of the library and of a server, turn by turn.
 
     python benchmarks/serving_cost.py [--model demo] [--requests 64] [--rows 16] [--turns 5] [--tokens 40]
 
@@ -147,13 +147,15 @@ def row(name: str, unit: float, library: list[float], served: list[float]) -> st
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="demo")
-    parser.add_argument("--requests", type=int, default=64, help="of a turn (%(default)s)")
-    parser.add_argument("--rows", type=int, default=16, help="answers that are made at once (%(default)s)")
+    parser.add_argument("--requests", type=int, default=64, help="requests per turn (%(default)s)")
+    parser.add_argument("--rows", type=int, default=16, help="answers to generate at once (%(default)s)")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--pixels", type=int, default=256, help="of the images' longer side (%(default)s)")
-    parser.add_argument("--image-size", type=int, help="what they are scaled to (the checkpoint's)")
-    parser.add_argument("--tokens", type=int, default=40, help="the longest answer (%(default)s)")
-    parser.add_argument("--skip-first", action="store_true", help="for random weights, which hardly say any text")
+    parser.add_argument("--pixels", type=int, default=256, help="longer side of the images (%(default)s)")
+    parser.add_argument("--image-size", type=int, help="side to scale images to (the checkpoint's)")
+    parser.add_argument("--tokens", type=int, default=40, help="stop after this many tokens (%(default)s)")
+    parser.add_argument(
+        "--skip-first", action="store_true", help="don't time first tokens: random weights generate hardly any text"
+    )
     arguments = parser.parse_args()
     model, processor = mlx_fastvlm.load(arguments.model)
     flags = ("--max-rows", arguments.rows, "--max-queue", arguments.requests)

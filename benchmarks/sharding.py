@@ -34,7 +34,7 @@ def peak_of_process() -> float:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--random", choices=SHAPES, default="1.5b")
-    parser.add_argument("--folder", type=Path, required=True, help="of the checkpoint")
+    parser.add_argument("--folder", type=Path, required=True, help="folder of the checkpoint")
     args = parser.parse_args()
     group = mx.distributed.init()
     if not args.folder.exists():

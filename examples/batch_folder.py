@@ -1,9 +1,9 @@
-"""Ask the same about every image of a folder, several at a time.
+"""Ask the same question about every image in a folder, several at a time.
 
     python examples/batch_folder.py photos --model apple/FastVLM-0.5B --prompt "Describe the image." --batch-size 8
 
-For large folders there is `python -m mlx_fastvlm.caption photos --output captions.jsonl`, which can be interrupted and
-goes on where it stopped.
+For large folders there is `python -m mlx_fastvlm.caption photos --output captions.jsonl`, which continues where it
+stopped after an interruption.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from mlx_fastvlm import batch_generate, load
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "images")
 parser.add_argument("--model", default="demo", help="a folder, a hub id or demo (%(default)s)")
-parser.add_argument("--prompt", default="Describe the image.", help="(%(default)s)")
+parser.add_argument("--prompt", default="Describe the image.", help="the question (%(default)s)")
 parser.add_argument("--batch-size", type=int, default=4, help="images at a time (%(default)s)")
 arguments = parser.parse_args()
 

@@ -28,13 +28,13 @@ def read(pattern: str) -> "ray.data.Dataset":
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("source", help="a pattern of parquet files or tar shards")
-    parser.add_argument("output", help="a folder for parquet files, which all nodes can write to")
+    parser.add_argument("output", help="a folder for parquet files that all nodes can write to")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--prompt", default="Describe the image.")
     parser.add_argument("--max-tokens", type=int, default=100)
-    parser.add_argument("--address", help="of a cluster that runs already")
-    parser.add_argument("--nodes", type=int, default=1, help="how many models at a time")
-    parser.add_argument("--resource", help="what a node has to have, such as mac")
+    parser.add_argument("--address", help="address of a running cluster")
+    parser.add_argument("--nodes", type=int, default=1, help="models to run at once")
+    parser.add_argument("--resource", help="resource that a node must have, such as mac")
     args = parser.parse_args()
 
     ray.init(address=args.address)

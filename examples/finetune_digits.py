@@ -1,4 +1,4 @@
-"""Teach the demo model to read, which it can't, from 4,000 images, as one would with own data.
+"""Teach the demo model to read, which it can't do yet, from 4,000 images, as you would with your own data.
 
     python examples/finetune_digits.py --processes 2            # LoRA, on two cores
     python examples/finetune_digits.py --q-bits 4               # QLoRA: the same on the model in 4 bits
@@ -260,22 +260,32 @@ def finish(axes, **legend):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, default="digits", metavar="FOLDER", help="(digits)")
-    parser.add_argument("--q-bits", type=int, choices=(4, 8), help="train adapters on the model in so many bits")
-    parser.add_argument("--fine-tune-type", choices=("lora", "dora", "full"), default="lora", help="(lora)")
-    parser.add_argument("--rank", type=int, default=16, help="(16)")
-    parser.add_argument("--vision-stages", type=int, default=1, metavar="N", help="of the tower, from the end (1)")
-    parser.add_argument("--no-embeddings", action="store_true", help="leave embedding and head as they are")
-    parser.add_argument("--learning-rate", type=float, default=8e-4, metavar="X", help="(0.0008)")
-    parser.add_argument("--weight-decay", type=float, default=0.2, metavar="X", help="towards the old model (0.2)")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="that train together (1)")
-    parser.add_argument("--iters", type=int, default=2600, help="(2600)")
-    parser.add_argument("--resume", action="store_true", help="go on with a training that was stopped")
-    parser.add_argument("--texts", type=int, default=4000, metavar="N", help="images to read (4000)")
-    parser.add_argument("--old", type=int, default=4000, metavar="N", help="images of its own world (4000)")
+    parser.add_argument("--work", type=Path, default="digits", metavar="FOLDER", help="folder for the results (digits)")
+    parser.add_argument("--q-bits", type=int, choices=(4, 8), help="train adapters on the model in this many bits")
+    parser.add_argument(
+        "--fine-tune-type", choices=("lora", "dora", "full"), default="lora", help="what to train (lora)"
+    )
+    parser.add_argument("--rank", type=int, default=16, help="rank of the adapters (16)")
+    parser.add_argument(
+        "--vision-stages", type=int, default=1, metavar="N", help="stages of the tower, counted from the end (1)"
+    )
+    parser.add_argument("--no-embeddings", action="store_true", help="don't train the embedding and the head")
+    parser.add_argument("--learning-rate", type=float, default=8e-4, metavar="X", help="learning rate (0.0008)")
+    parser.add_argument(
+        "--weight-decay", type=float, default=0.2, metavar="X", help="weight decay towards the old model (0.2)"
+    )
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes that train together (1)")
+    parser.add_argument("--iters", type=int, default=2600, help="batches to train on (2600)")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted training")
+    parser.add_argument("--texts", type=int, default=4000, metavar="N", help="images of text to train on (4000)")
+    parser.add_argument(
+        "--old", type=int, default=4000, metavar="N", help="images of the demo's own world to train on (4000)"
+    )
     parser.add_argument("--valid", type=int, default=len(VALID), metavar="N", help="images to validate with (100)")
-    parser.add_argument("--held-out", type=int, default=len(HELD_OUT), metavar="N", help="images to be tested on (300)")
-    parser.add_argument("--own", type=int, default=500, metavar="N", help="own questions to ask (500)")
+    parser.add_argument("--held-out", type=int, default=len(HELD_OUT), metavar="N", help="images to test on (300)")
+    parser.add_argument(
+        "--own", type=int, default=500, metavar="N", help="questions to ask about the demo's own world (500)"
+    )
     arguments = parser.parse_args()
 
     work, model = arguments.work, "demo"

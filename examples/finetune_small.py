@@ -89,9 +89,9 @@ def plot(losses: list[float], path: Path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="demo", help="the checkpoint to begin with (demo)")
-    parser.add_argument("--steps", type=int, default=100, help="(100)")
-    parser.add_argument("--rate", type=float, default=1e-3, help="Adam's learning rate at the beginning (0.001)")
+    parser.add_argument("--model", default="demo", help="checkpoint to start from (demo)")
+    parser.add_argument("--steps", type=int, default=100, help="training steps (100)")
+    parser.add_argument("--rate", type=float, default=1e-3, help="Adam's initial learning rate (0.001)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="save the losses as an image; needs matplotlib")
     parser.add_argument("--save", type=Path, metavar="FOLDER", help="save the trained model")
     arguments = parser.parse_args()

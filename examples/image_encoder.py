@@ -1,4 +1,4 @@
-"""The vision tower alone: a vector for each image, and a search for the images most like one.
+"""The vision tower alone: a vector for each image, and a search for the images most similar to one.
 
     python examples/image_encoder.py --plot nearest.png
     python examples/image_encoder.py photos --query photo.jpg --model apple/FastVLM-0.5B --plot nearest.png
@@ -63,10 +63,10 @@ def plot(rows: list[tuple[Image.Image, list[tuple[Image.Image, float]]]], path: 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", type=Path, help="of JPEG and PNG images to search in")
+    parser.add_argument("folder", nargs="?", type=Path, help="folder of JPEG and PNG images to search")
     parser.add_argument("--query", action="append", metavar="IMAGE", help="find images similar to this one; repeatable")
     parser.add_argument("--model", default="demo", help="a folder, a hub id or demo (%(default)s)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw what was found; needs matplotlib")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the results; needs matplotlib")
     arguments = parser.parse_args()
     if arguments.plot and not importlib.util.find_spec("matplotlib"):
         parser.error("--plot needs matplotlib; install it with pip install matplotlib")

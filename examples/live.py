@@ -82,11 +82,11 @@ def from_opencv(frame) -> Image.Image:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", help="a folder, an animated image, a video, or a camera's number (0)")
+    parser.add_argument("source", help="a folder, an animated image, a video, or a camera's number, such as 0")
     parser.add_argument("--model", default="demo", help="a folder, a hub id or demo (%(default)s)")
-    parser.add_argument("--prompt", default="What are these?", help="(%(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=40, help="(%(default)s)")
-    parser.add_argument("--image-size", type=int, help="pixels, a multiple of 64; less is faster")
+    parser.add_argument("--prompt", default="What are these?", help="the question (%(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=40, help="stop after this many tokens (%(default)s)")
+    parser.add_argument("--image-size", type=int, help="side to scale frames to, a multiple of 64; smaller is faster")
     parser.add_argument("--every", type=float, default=1.0, help="seconds of a video between frames (%(default)s)")
     arguments = parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""A folder of images and a JSON schema -> a table: CSV or JSON lines, as pandas reads them.
+"""Turn a folder of images and a JSON schema into a table: CSV or JSON lines, which pandas reads.
 
     python examples/photos_to_table.py photos --schema columns.json --output table.csv --model apple/FastVLM-0.5B
     python examples/photos_to_table.py --demo 100 --output table.csv
@@ -117,8 +117,8 @@ def draw_demo(count: int, folder: Path) -> dict[str, dict]:
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("folder", nargs="?", type=Path)
-parser.add_argument("--schema", type=Path, help="a JSON schema of an object (that of the demo's shapes)")
-parser.add_argument("--output", type=Path, default=Path("table.csv"), help=".csv, or .jsonl (%(default)s)")
+parser.add_argument("--schema", type=Path, help="JSON schema of a row (the one for the demo's shapes)")
+parser.add_argument("--output", type=Path, default=Path("table.csv"), help="a .csv or .jsonl file (%(default)s)")
 parser.add_argument("--model", default="demo", help="a folder, a hub id or demo (%(default)s)")
 parser.add_argument("--batch-size", type=int, default=8, help="images at a time (%(default)s)")
 parser.add_argument("--demo", type=int, metavar="N", help="draw N images instead of reading a folder")

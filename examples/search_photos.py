@@ -115,7 +115,7 @@ def main():
     indexing.add_argument("--model", default="demo")
     indexing.add_argument("--prompt", default="Describe the image.")
     indexing.add_argument("--max-tokens", type=int, default=100)
-    for name, what in (("words", "what captions have to say"), ("image", "an image that others are to be like")):
+    for name, what in (("words", "words that captions must contain"), ("image", "an image to find similar ones to")):
         searching = commands.add_parser(name)
         searching.add_argument("library", type=Path)
         searching.add_argument("wanted", help=what)

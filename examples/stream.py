@@ -1,4 +1,4 @@
-"""Print an answer while it is being written, and how fast that was.
+"""Print an answer as it is generated, and how fast that was.
 
     python examples/stream.py photo.jpg --model apple/FastVLM-0.5B --prompt "Describe it in detail."
 
@@ -14,8 +14,8 @@ from mlx_fastvlm import load, stream_generate
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("image", nargs="?", default=str(Path(__file__).parent / "images" / "shapes-1.png"))
 parser.add_argument("--model", default="demo", help="a folder, a hub id or demo (%(default)s)")
-parser.add_argument("--prompt", default="Describe the image.", help="(%(default)s)")
-parser.add_argument("--max-tokens", type=int, default=256, help="(%(default)s)")
+parser.add_argument("--prompt", default="Describe the image.", help="the question (%(default)s)")
+parser.add_argument("--max-tokens", type=int, default=256, help="stop after this many tokens (%(default)s)")
 arguments = parser.parse_args()
 
 model, processor = load(arguments.model)

@@ -75,11 +75,15 @@ def print_table(result: dict) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="demo", help="a folder, a hub id or demo (default: %(default)s)")
-    parser.add_argument("--questions", type=int, default=500, metavar="N", help="how many (default: %(default)s)")
+    parser.add_argument(
+        "--questions", type=int, default=500, metavar="N", help="number of questions (default: %(default)s)"
+    )
     parser.add_argument("--turn", type=int, default=1, metavar="N", help="which question counts (default: the first)")
-    parser.add_argument("--max-kv-size", type=int, metavar="N", help="bound the KV cache")
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="instead of the checkpoint's 256")
-    parser.add_argument("--kv-bits", type=int, metavar="N", help="quantize the KV cache")
+    parser.add_argument("--max-kv-size", type=int, metavar="N", help="limit the KV cache to this many tokens")
+    parser.add_argument(
+        "--image-size", type=int, metavar="PIXELS", help="side to scale images to, instead of the checkpoint's 256"
+    )
+    parser.add_argument("--kv-bits", type=int, metavar="N", help="quantize the KV cache to this many bits")
     parser.add_argument("--json", action="store_true", help="print one JSON object, wrong answers included")
     args = parser.parse_args(argv)
     if args.questions < 1 or args.turn < 1:

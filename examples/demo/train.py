@@ -854,7 +854,7 @@ def write_reference(path: Path, tower: FastVit, decoder: Decoder, encoder: Encod
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", type=Path, required=True, help="folder for the stages' results")
+    parser.add_argument("--work", type=Path, required=True, help="folder for each stage's results")
     parser.add_argument("--export", type=Path, required=True, help="folder for the checkpoint")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
