@@ -2,7 +2,7 @@
 
     python examples/demo/train.py --work WORK --export FOLDER
 
-Needs torch, timm, transformers and tokenizers (see README.md here); the package itself needs none of them.
+Needs torch, timm and tokenizers (see README.md here); the package itself needs neither torch nor timm.
 
 The stages follow each other, and each leaves its result in WORK, so a run that was stopped goes on where it was:
 
