@@ -90,7 +90,8 @@ def _check_report(parser: argparse.ArgumentParser, arguments: argparse.Namespace
     for name in ("model", "dtype", "image", "q_bits", "json", "plot"):
         if getattr(arguments, name) != parser.get_default(name):
             parser.error(
-                f"--report goes without --{name.replace('_', '-')}: it measures --random shapes, 0.5b by default"
+                f"--report can't be combined with --{name.replace('_', '-')}: "
+                "it measures --random shapes, 0.5b by default"
             )
     if len(arguments.image_size or ()) > 1:
         parser.error("--report takes one --image-size")

@@ -78,7 +78,7 @@ def _outlive_others() -> None:
     def go_on(*_: object) -> None:
         nonlocal told
         if not told:
-            print("another rank has ended with an error; this one goes on, Ctrl-C ends it", file=sys.stderr)
+            print("another rank has ended with an error; this one continues, and Ctrl-C ends it", file=sys.stderr)
         told = True
 
     for name in ("SIGTERM", "SIGHUP"):
@@ -121,8 +121,8 @@ def _ask(arguments: argparse.Namespace) -> Summary:
         summary = write_records(model, processor, job, options, progress)
     if summary.duplicates:
         warnings.warn(
-            f"{summary.duplicates} images have the key of an earlier one, the first is {summary.first_duplicate}; only "
-            "the earlier ones were asked about.",
+            f"{summary.duplicates} images have the key of an earlier one (the first is {summary.first_duplicate}); "
+            "only the earlier ones were asked about.",
             stacklevel=1,
         )
     return summary

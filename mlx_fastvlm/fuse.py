@@ -76,7 +76,9 @@ def _fuse(arguments: argparse.Namespace) -> None:
     source = find_checkpoint(arguments.model, arguments.revision, LICENSE_PATTERNS)
     for read in (source.resolve(), arguments.adapter_path.resolve()):
         if arguments.save_path.resolve() in (read, *read.parents):
-            raise UsageError(f"{arguments.save_path} is or holds what is read, which would be overwritten.")
+            raise UsageError(
+                f"{arguments.save_path} is or holds what is read, which would be overwritten; choose another folder."
+            )
     config = read_adapter_config(arguments.adapter_path)
     how: dict[str, Any] = {"dtype": arguments.dtype, "revision": arguments.revision}
     model, processor = load(arguments.model, adapter_path=arguments.adapter_path, **how)

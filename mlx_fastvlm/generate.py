@@ -92,9 +92,9 @@ def _check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace)
     if arguments.n < 1:
         parser.error(f"--n must be at least 1, got {arguments.n}")
     if arguments.n > 1 and arguments.cache_file:
-        parser.error("--n goes without --prompt-cache")
+        parser.error("--n can't be combined with --prompt-cache")
     if arguments.decide_among and (arguments.cache_file or arguments.n > 1):
-        parser.error("--choices goes without --prompt-cache and --n")
+        parser.error("--choices can't be combined with --prompt-cache or --n")
     for flag, given in (("--logprobs", arguments.logprobs), ("--top-logprobs", arguments.top_logprobs)):
         if given and not arguments.json:
             parser.error(f"{flag} needs --json")
@@ -237,7 +237,7 @@ def _open_cache(file: str, model: FastVlmForConditionalGeneration, policy: Cache
         return PromptCache.from_policy(policy)
     cache = load_prompt_cache(file, model)
     if policy not in (CachePolicy(), cache.policy):
-        raise UsageError(f"{file} was made with {cache.policy}, which stays; leave out the flags of the KV cache.")
+        raise UsageError(f"{file} was made with {cache.policy}, which can't change; leave out the KV cache's flags.")
     return cache
 
 

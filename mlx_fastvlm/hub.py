@@ -40,8 +40,8 @@ def find_checkpoint(
         folder = _download(name, revision, (*needed, *also))
     elif not name or not folder.is_dir():  # "" is the folder one is in, to pathlib
         raise FileNotFoundError(
-            f"{short(name)} is no folder here and no hub id; give a folder, a hub id such as apple/FastVLM-0.5B, or "
-            "demo."
+            f"{short(name)} is neither a folder here nor a hub id; give a folder, a hub id such as apple/FastVLM-0.5B, "
+            "or demo."
         )
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{name} has no config.json; give the folder or hub id of a FastVLM checkpoint.")
@@ -58,7 +58,9 @@ def _download(repo: str, revision: str | None, patterns: tuple[str, ...]) -> Pat
     except errors.GatedRepoError:
         raise OSError(f"{repo} is gated; accept its terms on the hub and log in with `hf auth login`.") from None
     except errors.RepositoryNotFoundError:
-        raise FileNotFoundError(f"{repo} is no folder here, and the hub has no such model; check the name.") from None
+        raise FileNotFoundError(
+            f"{repo} is not a folder here, and the hub has no such model; check the name."
+        ) from None
     except errors.RevisionNotFoundError:
         raise FileNotFoundError(f"{repo} has no revision {revision!r}; check the branch, tag or commit.") from None
     except (OSError, ValueError) as error:

@@ -200,7 +200,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         check_size(path)
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} is no YAML ({error}).") from None
+        raise UsageError(f"{path} is not YAML ({error}).") from None
     if not isinstance(given, dict):
         raise UsageError(f"{path} holds no options; write lines such as `iters: 200`.")
     parameters = given.pop("lora_parameters", None) or {}

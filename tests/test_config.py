@@ -86,7 +86,7 @@ def test_save_and_from_pretrained(tmp_path):
     assert read.to_dict() == config.to_dict()
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         FastVlmConfig.from_pretrained(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no folder here and no hub id"):
+    with pytest.raises(FileNotFoundError, match="neither a folder here nor a hub id"):
         FastVlmConfig.from_pretrained(tmp_path / "missing")
 
 

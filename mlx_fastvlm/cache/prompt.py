@@ -216,8 +216,8 @@ class PromptCache:
         with self.at_rest() as contents:
             if contents.tokens is not tokens or not there:
                 raise ValueError(
-                    "Another answer or a reset() has taken over the prompt cache (or the chat session); give answers "
-                    "that run at the same time one each."
+                    "Another answer or a reset() has taken over the prompt cache (or the chat session); give each "
+                    "answer that runs at the same time its own."
                 )
 
     @contextlib.contextmanager

@@ -70,7 +70,7 @@ def _policy(value: Any, model: FastVlmModel) -> CachePolicy:
 def _tokens(value: Any, vocab_size: int) -> list[Token]:
     """Ids of the vocabulary, and each image from its first token on, one after the other."""
     if not isinstance(value, list) or not value:
-        raise Malformed("tokens is no list of any")
+        raise Malformed("tokens is not a list of tokens")
     tokens: list[Token] = []
     for token in value:
         tokens.append(tuple(token) if isinstance(token, list) else token)

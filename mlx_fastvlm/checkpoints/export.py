@@ -78,7 +78,7 @@ def to_transformers(
     if processor is None:
         if not 0 <= config.image_token_id < config.text_config.vocab_size:
             raise ValueError(
-                f"The image placeholder {config.image_token_id} is no token, and transformers needs one; pass the "
+                f"The image placeholder {config.image_token_id} is not a token, and transformers needs one; pass the "
                 "processor, to which it is added."
             )
         return replace(weights, tensors=timm_form(weights.tensors)), config.to_dict()
@@ -128,7 +128,7 @@ def check_transformers(config: FastVlmConfig, modules: dict[str, dict[str, Any]]
         )
     if not config.vision_config.timm_has_its_positions:
         raise ValueError(
-            f"A file can't tell timm of the position convolutions {config.vision_config.pos_embs_shapes} "
+            f"A file can't describe to timm the position convolutions {config.vision_config.pos_embs_shapes} "
             "(pos_embs_shapes); write layout mlx."
         )
 

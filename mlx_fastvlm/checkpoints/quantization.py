@@ -46,7 +46,9 @@ def settings(
     }
     possible = chosen["group_size"] in (16, *GROUP_SIZES) and chosen["bits"] in BITS
     if not possible or not isinstance(chosen["mode"], str):
-        raise ValueError(f"config.json says that {source} is quantized as {chosen}, which MLX can't; convert it again.")
+        raise ValueError(
+            f"config.json says that {source} is quantized as {chosen}, which MLX can't read; convert it again."
+        )
     _check_parts(tensors, module, chosen["mode"], source)
     # The number of bits can be read off the shapes; a config that says otherwise would decode to noise.
     packed, groups = tensors[f"{module}.weight"].shape[-1], tensors[f"{module}.scales"].shape[-1]
@@ -67,7 +69,7 @@ def _check_parts(tensors: dict[str, mx.array], module: str, mode: str, source: s
     if not fits or scales.size == 0 or biases is None or biases.shape != scales.shape:
         parts = {name: tensors.get(f"{module}.{name}") for name in ("weight", "scales", "biases")}
         said = ", ".join(f"{name} {'missing' if x is None else tuple(x.shape)}" for name, x in parts.items())
-        raise ValueError(f"{source} is no matrix quantized by MLX ({said}); download it, or convert it again.")
+        raise ValueError(f"{source} is not a matrix quantized by MLX ({said}); download it, or convert it again.")
 
 
 def quantized_modules(

@@ -27,9 +27,9 @@ def group_of_launch() -> mx.distributed.Group | None:
 def check_flags(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """What several processes can't do, told before they meet."""
     if arguments.cache_file:
-        parser.error("--prompt-cache goes without mlx.launch: each process has a share of the KV heads only")
+        parser.error("--prompt-cache can't be combined with mlx.launch: each process has only a share of the KV heads")
     if "-" in (arguments.prompt, arguments.video, *(arguments.image or [])):
-        parser.error("- goes without mlx.launch, which never ends the standard input of its processes; give a file")
+        parser.error("- can't be combined with mlx.launch, which never ends its processes' standard input; give a file")
 
 
 def draw_alike(group: mx.distributed.Group) -> None:

@@ -99,7 +99,7 @@ def sort_words(parser: argparse.ArgumentParser, arguments: argparse.Namespace, w
     images = [word for word in words if is_source(word)]
     texts = [*(word for word in words if not is_source(word)), *getattr(arguments, "spilled", [])]
     if texts and arguments.prompt is not None:
-        parser.error(f"the question is there twice, as {texts[0]!r} and as --prompt; give one")
+        parser.error(f"the question is given twice, as {texts[0]!r} and as --prompt; give one")
     if texts:
         arguments.prompt = " ".join(texts)
     arguments.image = [*images, *(arguments.image or [])]

@@ -169,7 +169,7 @@ def _samples(path: Path, cut_off: bool = False) -> Iterator[Sample]:
     except (BrokenTar, ValueError, KeyError) as error:
         if cut_off and isinstance(error, BrokenTar):
             return
-        raise ValueError(f"{path} holds other things than captions; give another --output.") from None
+        raise ValueError(f"{path} holds something other than captions; give another --output.") from None
 
 
 def _copy(part: Path, samples: list[Sample], file: BinaryIO) -> None:

@@ -25,7 +25,7 @@ def folder_items(folder: Path) -> list[Item]:
     """The same as items, whose keys are paths below the folder; each folder that can't be read is one
     with an error."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder; give one with images.")
+        raise FileNotFoundError(f"{folder} is not a folder; give one with images.")
     return list(_walk(folder, "", image_suffixes(), set()))
 
 

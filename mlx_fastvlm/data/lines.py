@@ -61,7 +61,7 @@ class LineSink:
             os.ftruncate(self._file, size - len(rest))  # what writes nothing can't fail for want of room
 
     def _foreign(self) -> ValueError:
-        return ValueError(f"{self._path} holds other things than captions; give another --output.")
+        return ValueError(f"{self._path} holds something other than captions; give another --output.")
 
     def records(self) -> Iterator[Record]:
         """Those that are there, in order."""

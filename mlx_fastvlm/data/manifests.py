@@ -62,7 +62,9 @@ def _table(lines: Iterator[str], folder: Path, name: str) -> Iterator[Item]:
         for number, row in enumerate(csv.DictReader(lines, strict=True), 2):
             yield _image({key: value for key, value in row.items() if value != ""}, folder, f"{name}:{number}")
     except csv.Error as error:
-        yield Item(name, error=f"{one_line(name)} is no CSV to its end ({one_line(str(error))}); correct it.")
+        yield Item(
+            name, error=f"{one_line(name)} can't be read to its end as CSV ({one_line(str(error))}); correct it."
+        )
 
 
 def _entry(line: str, folder: Path, place: str) -> Item:
@@ -71,7 +73,7 @@ def _entry(line: str, folder: Path, place: str) -> Item:
     except (ValueError, RecursionError):
         entry = None
     if not isinstance(entry, dict):
-        return Item(place, error=f"{one_line(place)} is no JSON object; correct the line.")
+        return Item(place, error=f"{one_line(place)} is not a JSON object; correct the line.")
     return _image(entry, folder, place)
 
 
@@ -81,6 +83,6 @@ def _image(entry: dict[Any, Any], folder: Path, place: str) -> Item:
         return Item(place, error=f"{one_line(place)} names no image; give it one as {', '.join(IMAGE_FIELDS)}.")
     key, prompt = entry.get("key", image), entry.get("prompt")
     if not isinstance(key, (str, int)) or not isinstance(prompt, (str, type(None))):
-        return Item(place, error=f"{one_line(place)} has a key or prompt that is no text; correct it.")
+        return Item(place, error=f"{one_line(place)} has a key or prompt that is not text; correct it.")
     source: Any = image if is_url(image) else folder / image
     return Item(str(key), source, prompt)

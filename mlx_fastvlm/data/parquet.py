@@ -54,7 +54,7 @@ def row_item(row: dict[str, Any], key: str, column: str, folder: Path) -> Item:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if prompt is not None and not isinstance(prompt, str):
-        return Item(key, error="The prompt is no text; correct the column prompt.")
+        return Item(key, error="The prompt is not text; correct the prompt column.")
     if isinstance(value, bytes):
         if len(value) > SAMPLE_LIMIT:
             return Item(key, error=f"The image has more than {SAMPLE_LIMIT >> 20} MB; scale it down first.")
@@ -67,7 +67,7 @@ def row_item(row: dict[str, Any], key: str, column: str, folder: Path) -> Item:
         if not (folder / value).resolve().is_relative_to(folder.resolve()):
             return Item(key, error=f"{one_line(value)} leads out of the parquet file's folder; put the image there.")
     except (OSError, ValueError, RuntimeError):
-        return Item(key, error=f"{one_line(value)} is no path; correct it.")
+        return Item(key, error=f"{one_line(value)} is not a path; correct it.")
     return Item(key, folder / value, prompt)
 
 

@@ -101,5 +101,5 @@ def _item(key: Any, image: Any, prompt: Any) -> Item:
         return Item(str(key), image, str(prompt) if prompt else None)
     return Item(
         str(key),
-        error=f"There is no image but {type(image).__name__}; read the files too, with ray.data.read_binary_files.",
+        error=f"The image column holds {type(image).__name__}; read the files too, with ray.data.read_binary_files.",
     )

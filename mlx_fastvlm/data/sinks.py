@@ -92,7 +92,7 @@ class Destination:
 
     def __post_init__(self) -> None:
         if self.append_as is not None and not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.append_as):
-            raise UsageError(f"A name to append as has letters, digits, - and _ only, got {short(self.append_as)}.")
+            raise UsageError(f"append_as may have only letters, digits, - and _, got {short(self.append_as)}.")
         if self.records_per_file < 1:
             raise UsageError(f"records_per_file must be at least 1, got {self.records_per_file}.")
         kind = self.output if self.output in ("-", ".txt") else Path(self.output).suffix.lower()

@@ -106,6 +106,6 @@ def _part(path: Path, name: str) -> Part:
     if suffix in _PACKED:
         raise UsageError(f"{one_line(str(path))} is packed, and could become any size; unpack it first.")
     raise UsageError(
-        f"{one_line(str(path))} is of no kind that is read; give a folder, images, or files that end with "
+        f"{one_line(str(path))} is not a kind of file that is read; give a folder, images, or files ending in "
         f"{', '.join(_READERS)}."
     )

@@ -75,7 +75,7 @@ class ParquetSink:
         except Exception as error:  # whatever Arrow's readers raise
             if not isinstance(error, (ValueError, OSError)):
                 raise
-            raise ValueError(f"{part} holds other things than captions; give another --output.") from None
+            raise ValueError(f"{part} holds something other than captions; give another --output.") from None
 
     def keep(self, wanted: Keep) -> None:
         for part in parts_of(self._path):

@@ -73,7 +73,9 @@ class TextSink:
         if image is not None and "error" not in record:
             text = self._beside(image)
             if os.path.lexists(text):
-                record = _refused(record, f"{text.name} is there already, and not of this program; move it away.")
+                record = _refused(
+                    record, f"{text.name} already exists, and this program did not write it; move it away."
+                )
             elif not os.access(text.parent, os.W_OK):
                 record = _refused(record, f"{text.name} can't be written into its folder; check its permissions.")
         self._lines.write(item, record)

@@ -64,7 +64,7 @@ class Questions:
     def __init__(self, path: Path, metric: Metric, post_prompt: str, by: str | None = None) -> None:
         if path.suffix.lower() not in READERS:
             raise UsageError(
-                f"{one_line(str(path))} is no file of questions; give one that ends with .jsonl or .parquet."
+                f"{one_line(str(path))} is not a file of questions; give one that ends with .jsonl or .parquet."
             )
         if not path.is_file():
             raise FileNotFoundError(f"{one_line(str(path))}: no such file; check the path.")
@@ -160,7 +160,7 @@ class Questions:
 def _choices(row: Row) -> list[str]:
     found = row.get("choices", row.get("options", []))
     if not isinstance(found, list) or not all(isinstance(one, (str, int, float)) for one in found):
-        raise ValueError("has choices that are no list of texts; correct them.")
+        raise ValueError("has choices that are not a list of texts; correct them.")
     if len(found) > len(LETTERS):
         raise ValueError(f"has {len(found)} choices, and there are {len(LETTERS)} letters; give fewer.")
     return [str(one) for one in found]
@@ -205,7 +205,7 @@ def _parsed(line: bytes, place: str) -> Row | str:
         row = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         row = None
-    return row if isinstance(row, dict) else f"{place} is no JSON object; correct the line."
+    return row if isinstance(row, dict) else f"{place} is not a JSON object; correct the line."
 
 
 def _parquet(path: Path, images: bool) -> Iterator[tuple[str, Row | str]]:

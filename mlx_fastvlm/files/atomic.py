@@ -182,12 +182,12 @@ def _open_lock(path: Path) -> int:
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.EMLINK):  # Linux's and BSD's word for a link
             raise
-        raise OSError(f"{path} is a link, and the lock file of this folder should be there; remove it.") from None
+        raise OSError(f"{path} is a link where this folder's lock file should be; remove it.") from None
     ours = os.fsencode(path.name.removesuffix("lock"))  # what the names in it begin with
     begin = os.pread(lock, len(ours), 0) if stat.S_ISREG(os.fstat(lock).st_mode) else b"a pipe"
     if begin not in (b"", ours):
         os.close(lock)
-        raise OSError(f"{path} is not this package's, and the lock file of this folder should be there; move it away.")
+        raise OSError(f"{path} is not this package's, but where this folder's lock file should be; move it away.")
     return lock
 
 

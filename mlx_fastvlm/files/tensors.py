@@ -38,7 +38,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
 
     check_name(path)
     if not path.is_file():
-        raise ValueError(f"{path} is no regular file; put the safetensors file itself there.")
+        raise ValueError(f"{path} is not a regular file; put the safetensors file itself there.")
     try:
         with safe_open(path, framework="numpy") as file:  # checks that header and file agree, which mx.load does not
             count = len(file.keys())

@@ -119,7 +119,7 @@ def json_schema(value: Any) -> str:
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"json_schema is no JSON ({one_line(str(error))}); correct it.") from None
+            raise UsageError(f"json_schema is not JSON ({one_line(str(error))}); correct it.") from None
     elif isinstance(value, type):
         value = _schema_of(value)
     require(isinstance(value, (dict, bool)), "json_schema must be a dict, JSON text or a pydantic model", value)

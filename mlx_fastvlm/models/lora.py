@@ -231,8 +231,8 @@ def adapted_layers(model: nn.Module, config: AdapterConfig) -> dict[str, nn.Modu
         names = [key] if key in named else [f"language_model.layers.{i}.{key}" for i in range(count)]
         if not all(isinstance(named.get(name), (*LINEAR, *EMBEDDING)) for name in names):
             raise UsageError(
-                f"keys: {key!r} is no linear layer or embedding of this model; name those of a decoder layer, such as "
-                "self_attn.q_proj, or of the whole model, such as multi_modal_projector.linear_1."
+                f"keys: {key!r} is not a linear layer or embedding of this model; name those of a decoder layer, such "
+                "as self_attn.q_proj, or of the whole model, such as multi_modal_projector.linear_1."
             )
         found |= {name: named[name] for name in (names if key in named else names[first:])}
     if not found:

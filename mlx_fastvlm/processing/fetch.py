@@ -52,7 +52,7 @@ def fetch(url: str, kind: str = "image", *, private: bool = True) -> bytes:
     if len(body) > URL_LIMIT:
         raise OSError(f"{shown} is larger than {URL_LIMIT >> 20} MB; download it and give its path.")
     if content_type in ("text/html", "application/json"):
-        raise ValueError(f"{shown} is no {kind} but {content_type}; give the address of the {kind} itself.")
+        raise ValueError(f"{shown} is {content_type}, not the {kind} itself; give the {kind}'s own address.")
     return body
 
 

@@ -112,7 +112,7 @@ class _Guarded(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """For what is no HTTP, or has a head of more than 64 KB."""
-        error = RequestError("This is no valid HTTP request, or its head is too large.", code="invalid_http")
+        error = RequestError("This is not a valid HTTP request, or its head is too large.", code="invalid_http")
         body = to_json(error.body)
         headers = [
             (b"content-type", b"application/json"),

@@ -70,7 +70,9 @@ def bound(host: str, port: int) -> socket.socket:
         listener.bind(address)
         return listener
     except OSError as error:
-        raise OSError(f"{host} port {port} can't be listened on ({error.strerror}); take another --port.") from None
+        raise OSError(
+            f"The server can't listen on {host} port {port} ({error.strerror}); take another --port."
+        ) from None
 
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, Any]:

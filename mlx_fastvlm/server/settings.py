@@ -81,7 +81,7 @@ class ServerSettings(Limits):
         self._check_keys()
         self._check_origins()
         if self.image_root is not None and not self.image_root.is_dir():
-            raise UsageError(f"image_root {self.image_root} is no folder; give one that holds images.")
+            raise UsageError(f"image_root {self.image_root} is not a folder; give one that holds images.")
 
     def _check_keys(self) -> None:
         for key in self.api_keys:
@@ -89,7 +89,7 @@ class ServerSettings(Limits):
                 raise UsageError("An API key must have at least 8 visible ASCII characters and no spaces.")
         if not self.api_keys and not is_loopback(self.host):
             raise UsageError(
-                f"{self.host} can be reached from other machines, so the server wants a key: set FASTVLM_API_KEY or "
+                f"{self.host} can be reached from other machines, so the server needs a key: set FASTVLM_API_KEY or "
                 "give --api-key, or listen on 127.0.0.1."
             )
 

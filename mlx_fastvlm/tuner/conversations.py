@@ -183,7 +183,7 @@ def _answer(content: Any, place: str) -> AnswerText:
         texts = [part.get("text") if isinstance(part, dict) else None for part in content]
         content = "".join(map(str, texts)) if all(isinstance(text, str) for text in texts) else None
     if not isinstance(content, str):
-        raise ValueError(f"{place} is an answer and no text.")
+        raise ValueError(f"{place} is an answer without text.")
     if not content.strip():
         raise ValueError(f"{place} is an empty answer, from which nothing is learnt; fill or remove it.")
     return AnswerText(content, ())

@@ -115,9 +115,7 @@ class TrainingOptions:
         if self.resume and (self.adapter_path is None or self.resume_adapter_file is not None):
             raise UsageError("To resume, name the adapter_path to go on from, and no resume_adapter_file.")
         if self.grad_checkpoint and self.adapters.dropout:
-            raise UsageError(
-                "grad_checkpoint goes without dropout: what is computed again would leave out other inputs."
-            )
+            raise UsageError("grad_checkpoint can't be combined with dropout: computing again would drop other inputs.")
         self._check_optimizer()
 
     def _check_optimizer(self) -> None:

@@ -61,7 +61,7 @@ def find_split(data: Path, split: str) -> list[Path]:
         return [data] if split == "train" else []
     if not data.is_dir():
         raise FileNotFoundError(
-            f"{short(str(data))} is no folder; give one with train.jsonl, and if you like valid.jsonl and test.jsonl."
+            f"{short(str(data))} is not a folder; give one with train.jsonl, and optionally valid.jsonl and test.jsonl."
         )
     found = [data / f"{name}{kind}" for name in SPLITS[split] for kind in KINDS if (data / f"{name}{kind}").is_file()]
     if len(found) > 1:
@@ -110,10 +110,10 @@ def _table(file: Path) -> Iterator[Row]:
             for number, row in enumerate(table, 2):  # below the line of names
                 place = f"{file.name}, row {number}"
                 if None in row or None in row.values():
-                    raise ValueError(f"{place} has not as many fields as the line of names; quote texts with commas.")
+                    raise ValueError(f"{place} doesn't have as many fields as the header; quote texts with commas.")
                 yield place, dict(row)
         except csv.Error as error:
-            raise ValueError(f"{file.name} is no CSV ({error}); write it as JSON lines.") from None
+            raise ValueError(f"{file.name} is not CSV ({error}); write it as JSON lines.") from None
 
 
 def _parsed(text: str, place: str) -> Any:
@@ -127,7 +127,7 @@ def _parsed(text: str, place: str) -> Any:
 
 def _an_object(row: Any, place: str) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise ValueError(f"{place} is no JSON object but {short(row)}.")
+        raise ValueError(f"{place} is not a JSON object but {short(row)}.")
     return row
 
 
@@ -178,6 +178,6 @@ def check_image(source: ImageSource, place: str) -> None:
             try:
                 PIL.Image.open(file, formats=FORMATS).close()
             except Exception:  # whatever Pillow makes of it
-                raise ValueError(f"{name} is no image that can be read; convert or remove it.") from None
+                raise ValueError(f"{name} is not an image that can be read; convert or remove it.") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{place}: {error}") from None

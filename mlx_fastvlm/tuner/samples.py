@@ -81,8 +81,9 @@ def _encode(conversation: Conversation, processor: FastVlmProcessor, image_size:
         start, stop = len(prompt), len(prompt) + len(answer)
         if ids[:stop] != prompt + answer or stop == len(ids) or ids[stop] not in processor.eos_token_ids:
             raise ValueError(
-                "the chat template shows an answer otherwise than the model would have to give it (it changes texts of "
-                "the assistant, leaves out turns, or ends them with no token of its own); give another chat_template."
+                "the chat template shows an answer differently from how the model would give it (it changes the "
+                "assistant's texts, leaves out turns, or ends them without a token of its own); give another "
+                "chat_template."
             )
         learnt.append((start, stop + 1))
     return Sample(tuple(ids), tuple(learnt), conversation.images, conversation.place)
@@ -117,7 +118,7 @@ def encode_all(
     if samples and not fitting:
         shortest = min(len(sample.ids) for sample in samples)
         raise ValueError(
-            f"All {len(samples)} rows are longer than {max_seq_length} tokens, the shortest has {shortest}; raise "
+            f"All {len(samples)} rows are longer than {max_seq_length} tokens (the shortest has {shortest}); raise "
             "--max-seq-length, or lower --image-size."
         )
     return fitting, [sample for sample in samples if len(sample.ids) > max_seq_length]

@@ -66,7 +66,7 @@ def resume(folder: Path, model: nn.Module, optimizer: optim.Optimizer, plan: dic
         assert isinstance(before, dict)
         assert step >= 0
     except (KeyError, ValueError, AssertionError, RecursionError):
-        raise ValueError(f"{path} is no state of a training; train anew, into another folder.") from None
+        raise ValueError(f"{path} is not a saved state of a training; train again, into another folder.") from None
     other = [name for name in sorted(plan.keys() | before.keys()) if plan.get(name) != before.get(name)]
     if other:
         raise ValueError(

@@ -89,7 +89,7 @@ class ParquetTable:
             metadata = self._file.metadata
             self._groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
         except Exception as error:  # whatever Arrow's readers raise for a damaged file
-            raise ValueError(f"{path.name} is no parquet file ({_line(error)}); get it again.") from None
+            raise ValueError(f"{path.name} is not a parquet file ({_line(error)}); get it again.") from None
         self._batches: Iterator[Any] = iter(())
         self._start = 0
         self._rows: list[dict[str, Any]] = []

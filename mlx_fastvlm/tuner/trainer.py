@@ -182,8 +182,8 @@ class _Trainer:
         self.ranks = Ranks()
         if options.batch_size < self.ranks.count:
             raise UsageError(
-                f"batch_size is of all processes together, and must be at least their number ({self.ranks.count}), got "
-                f"{options.batch_size}."
+                f"batch_size is for all processes together, and must be at least their number ({self.ranks.count}), "
+                f"got {options.batch_size}."
             )
         self.features: ImageFeatures
         self._clock = Clock()
@@ -216,8 +216,7 @@ class _Trainer:
         self.done = self.saved = state.resume(self.folder, self.model, self.optimizer, self.plan)
         if self.done >= self.options.iters:
             raise UsageError(
-                f"{self.folder} has had {self.done} iterations already; to go on, ask for more than that in all "
-                "(--iters)."
+                f"{self.folder} has had {self.done} iterations already; to continue, ask for more in total (--iters)."
             )
 
     def run(self) -> None:

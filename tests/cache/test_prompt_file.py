@@ -187,7 +187,7 @@ def test_other_bytes(policy, data):
         ({"keep": -1}, "keep is -1"),
         ({"policy": []}, r"policy is \[\]"),
         ({"policy": [120, 5, 64]}, r"policy is \[120, 5, 64\]"),
-        ({"tokens": []}, "tokens is no list of any"),
+        ({"tokens": []}, "tokens is not a list of tokens"),
         ({"tokens": [10**6]}, "among its tokens is 1000000"),
         ({"tokens": [-200]}, "among its tokens is -200"),
         ({"tokens": [["f", 1]]}, r"among its tokens is \['f', 1\]"),

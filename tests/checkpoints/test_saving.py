@@ -40,7 +40,7 @@ def test_save_for_transformers(tmp_path, checkpoint, source):
     ids, image = [1, *[model.config.image_token_id] * 6, 2], pixels(1)
     expected = model(mx.array([ids]), image).logits
     if source == "apple":
-        with pytest.raises(ValueError, match="is no token"):
+        with pytest.raises(ValueError, match="is not a token"):
             model.save_pretrained(tmp_path / "saved", layout="transformers")
         model.save_pretrained(tmp_path / "saved", layout="transformers", processor=processor)
     else:

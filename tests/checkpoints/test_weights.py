@@ -34,10 +34,10 @@ FAULTS = {
     "scales of no weight": (lambda t: t.update({"model.layers.0.mlp.foo.scales": ONE}), "1 unexpected"),
     "scales of a head that is not there": (lambda t: t.update({"lm_head.scales": ONE}), "1 missing .lm_head.weight"),
     "scales of nothing": (lambda t: t.update({".scales": ONE}), "1 unexpected"),
-    "no groups": (lambda t: t.update({f"{UP}.scales": np.zeros((160, 0), np.float32)}), "no matrix quantized"),
-    "a number": (lambda t: t.update({f"{UP}.scales": np.array(1, np.float32)}), "no matrix quantized"),
-    "other rows": (lambda t: t.update({f"{UP}.scales": np.ones((80, 2), np.float32)}), "no matrix quantized"),
-    "a plain weight": (lambda t: t.update({f"{UP}.weight": np.ones((160, 8), np.float32)}), "no matrix quantized"),
+    "no groups": (lambda t: t.update({f"{UP}.scales": np.zeros((160, 0), np.float32)}), "not a matrix quantized"),
+    "a number": (lambda t: t.update({f"{UP}.scales": np.array(1, np.float32)}), "not a matrix quantized"),
+    "other rows": (lambda t: t.update({f"{UP}.scales": np.ones((80, 2), np.float32)}), "not a matrix quantized"),
+    "a plain weight": (lambda t: t.update({f"{UP}.weight": np.ones((160, 8), np.float32)}), "not a matrix quantized"),
     "no biases": (drop_biases, "biases missing"),
 }
 ONE = np.ones((1, 1), np.float32)
@@ -90,7 +90,7 @@ def test_position_convolutions_that_no_file_tells_timm_are_not_exported(tmp_path
         "vision_config": {**small.VISION, "pos_embs_shapes": [None] * 4 + [[7, 7]]},
     }
     model = FastVlmForConditionalGeneration(config_of(settings, image_token_id=300))
-    with pytest.raises(ValueError, match="can't tell timm"):
+    with pytest.raises(ValueError, match="can't describe to timm"):
         model.save_pretrained(tmp_path / "hf", layout="transformers")
     assert not (tmp_path / "hf").exists()
     model.save_pretrained(tmp_path / "mlx")

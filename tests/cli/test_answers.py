@@ -76,7 +76,7 @@ def test_an_answer_that_must_match(capsys, tmp_path):
         assert re.fullmatch(rf"error: argument {flag}: .*none.*\n", capsys.readouterr().err)
     (tmp_path / "schema.json").write_text("{")
     assert main([*demo, "--json-schema", str(tmp_path / "schema.json")]) == 2
-    assert re.fullmatch(r"error: json_schema is no JSON .*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"error: json_schema is not JSON .*\n", capsys.readouterr().err)
 
 
 def test_what_is_told_besides(model, capsys, monkeypatch, tmp_path):

@@ -76,7 +76,7 @@ def test_the_command_line(folder, words, images, prompt):
     ("words", "said"),
     [
         ([], "neither an image nor a question"),
-        (["a.png", "What?", "--prompt", "Why?"], "the question is there twice"),
+        (["a.png", "What?", "--prompt", "Why?"], "the question is given twice"),
         (["a.png", "--resize-shape", "512"], "did you mean --image-size?"),
     ],
 )

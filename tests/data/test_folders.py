@@ -56,7 +56,7 @@ def test_a_folder_that_can_not_be_read_is_one_error(folder, monkeypatch):
 
 
 def test_no_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no folder"):
+    with pytest.raises(FileNotFoundError, match="is not a folder"):
         find_images(tmp_path / "nowhere")
 
 

@@ -48,7 +48,7 @@ def test_rows_and_files_that_are_wrong(tmp_path):
     (item,) = read(tmp_path / "p.parquet", {"image": [None], "prompt": ["a"]})
     assert "no image in its column" in item.error
     (item,) = read(tmp_path / "p.parquet", {"image": [IMAGE], "prompt": [5]})
-    assert "prompt is no text" in item.error
+    assert "prompt is not text" in item.error
     (tmp_path / "p.parquet").write_bytes(b"PAR1 precious PAR1")
     (item,) = parquet_items(tmp_path / "p.parquet", "p.parquet")
     assert "p.parquet can't be read past row 0" in item.error

@@ -48,7 +48,7 @@ def test_images_in_every_form_and_own_prompts(captioner):
     first, second, third, fourth = rows(captioner(batch))
     assert first == second  # a key may come twice here
     assert third == {**first, "key": "2"}
-    assert (fourth["key"], fourth["error"].partition(";")[0]) == ("3", "There is no image but str")
+    assert (fourth["key"], fourth["error"].partition(";")[0]) == ("3", "The image column holds str")
     asked = rows(captioner({**batch, "prompt": np.array(["Who?", None, "What?", None], object)}))
     assert asked[0]["prompt"] != first["prompt"]
     assert asked[1:3] == [second, third]

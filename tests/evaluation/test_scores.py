@@ -91,7 +91,7 @@ def test_broken_rows_count_as_wrong(demo, scenes, tmp_path):
         "broken": 0,
         "none": 0,
     }
-    assert records(tmp_path / "out.jsonl")[2]["error"] == "rows.jsonl:3 is no JSON object; correct the line."
+    assert records(tmp_path / "out.jsonl")[2]["error"] == "rows.jsonl:3 is not a JSON object; correct the line."
 
 
 def test_a_row_that_was_mended_is_asked_on_retrying(demo, scenes, tmp_path, asked):
@@ -195,7 +195,7 @@ def test_answers_of_annotators(tmp_path):
         ({"question": "?"}, "exact", "has no answer; give it a text as answer, or a list of them as answers."),
         ({"question": "?", "answers": []}, "exact", "has no answer"),
         ({"question": "?", "answer": "x"}, "vqa", "has 1 answers, and this metric needs those of 4 annotators"),
-        ({"question": "?", "choices": "ab", "answer": "A"}, "choice", "has choices that are no list of texts"),
+        ({"question": "?", "choices": "ab", "answer": "A"}, "choice", "has choices that are not a list of texts"),
         ({"question": "?", "choices": ["a"] * 27, "answer": "A"}, "choice", "has 27 choices, and there are 26 letters"),
         ({"question": "?", "choices": ["1", "2"], "answer": "1"}, "choice", "could be several of its choices"),
         ({"question": "?", "choices": ["red"], "answer": "B"}, "choice", "is none of its choices; give the letter."),
@@ -217,7 +217,7 @@ def test_a_row_without_an_image_is_an_error(tmp_path, image):
 
 
 def test_files_that_are_none(tmp_path):
-    with pytest.raises(UsageError, match="no file of questions"):
+    with pytest.raises(UsageError, match="not a file of questions"):
         Questions(tmp_path / "x.txt", METRICS["exact"], "")
     with pytest.raises(FileNotFoundError, match="no such file; check the path"):
         Questions(tmp_path / "x.jsonl", METRICS["exact"], "")

@@ -39,7 +39,7 @@ def test_a_text_that_is_not_utf8(folder):
 def test_a_pipe_for_weights_does_not_hang(folder):
     (folder / "model.safetensors").unlink()
     os.mkfifo(folder / "model.safetensors")
-    with pytest.raises(ValueError, match="is no regular file"):
+    with pytest.raises(ValueError, match="is not a regular file"):
         load(folder)
 
 

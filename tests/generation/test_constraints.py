@@ -184,11 +184,11 @@ REFUSED = [
     ({"choices": "ab"}, "choices must be a list of texts"),
     ({"choices": ["a", ""]}, "choices must not hold an empty text"),
     ({"grammar": " "}, "grammar must be a text in lark's notation"),
-    ({"json_schema": "{"}, "json_schema is no JSON"),
+    ({"json_schema": "{"}, "json_schema is not JSON"),
     ({"json_schema": 3}, "json_schema must be a dict, JSON text or a pydantic model"),
     ({"json_schema": {"a": {1, 2}}}, "json_schema is not JSON"),
     ({"json_schema": {"a": float("nan")}}, "json_schema is not JSON"),
-    ({"json_schema": "[" * 100_000}, "json_schema is no JSON"),
+    ({"json_schema": "[" * 100_000}, "json_schema is not JSON"),
     ({"regex": "a", "min_tokens": 2}, "says where an answer may end, so min_tokens must be 0"),
 ]
 

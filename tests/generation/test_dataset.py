@@ -89,7 +89,7 @@ def test_folders_and_files_that_are_wrong(wide, folder, tmp_path):
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         caption_dataset(*wide, job(tmp_path / "nowhere", tmp_path / "out.jsonl"))
     (tmp_path / "list.jsonl").write_text("[1]\n")
-    with pytest.raises(ValueError, match="other things than captions"):
+    with pytest.raises(ValueError, match="something other than captions"):
         caption_dataset(*wide, job(folder, tmp_path / "list.jsonl"))
     assert (tmp_path / "list.jsonl").read_text() == "[1]\n"
     for output in ("captions", "captions.txt", "captions.csv", ""):
@@ -175,7 +175,7 @@ def test_texts_beside_the_images(wide, folder):
     records = {record["key"]: record for record in lines(folder / ".captions.jsonl")}
     assert (folder / "0.txt").read_text() == records["0.png"]["text"]
     assert (folder / "1.txt").read_text() == "somebody's own"
-    assert "is there already" in records["1.png"]["error"]
+    assert "already exists" in records["1.png"]["error"]
     (folder / "2.txt").unlink()  # as a crash between the record and the text leaves it
     caption_dataset(*wide, job(folder, ".txt"), max_tokens=2)
     assert (folder / "2.txt").read_text() == records["2.png"]["text"]

@@ -151,8 +151,8 @@ def test_projector_and_tower(checkpoint):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"keys": ("self_attn.x_proj",)}, "'self_attn.x_proj' is no linear layer"),
-        ({"keys": ("language_model.norm",)}, "is no linear layer or embedding"),
+        ({"keys": ("self_attn.x_proj",)}, "'self_attn.x_proj' is not a linear layer"),
+        ({"keys": ("language_model.norm",)}, "is not a linear layer or embedding"),
         ({"num_layers": 0}, "No layer is chosen"),
         ({"rank": 0}, "rank must be at least 1"),
         ({"rank": True}, "rank must be a whole number"),

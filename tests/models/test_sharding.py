@@ -123,4 +123,4 @@ def test_what_several_processes_can_not_do_is_refused_by_name(flags, tmp_path):
     command = [sys.executable, "-m", "mlx_fastvlm.generate", "--model", "demo", *flags]
     (code, _, err), *_ = finish(start_ranks(command, tmp_path, count=1))
     assert (code, err.count("\n")) == (2, 1)
-    assert f"{flags[0] if flags[0] != '--prompt' else '-'} goes without mlx.launch" in err
+    assert f"{flags[0] if flags[0] != '--prompt' else '-'} can't be combined with mlx.launch" in err

@@ -96,11 +96,11 @@ def test_a_config_file(tmp_path):
     [
         ("iter: 5", "there is no option iter; did you mean iters?"),
         ("- 5", "holds no options"),
-        ("a: [", "is no YAML"),
+        ("a: [", "is not YAML"),
         ("lora_parameters: 5", "lora_parameters must hold"),
         ("lora_parameters: {alpha: 16}", "there is no option alpha"),
         ("iters: many", "iters must be a whole number"),
-        ("!!python/object/apply:os.system ['true']", "is no YAML"),
+        ("!!python/object/apply:os.system ['true']", "is not YAML"),
     ],
 )
 def test_config_files_that_are_none(tmp_path, capsys, content, words):
@@ -117,9 +117,9 @@ def test_config_files_that_are_none(tmp_path, capsys, content, words):
     [
         ([], "Say what to do", 2),
         (["--train"], "Say what to learn", 2),
-        (["--train", "--data", "nowhere"], "is no folder; give one", 1),
+        (["--train", "--data", "nowhere"], "is not a folder; give one", 1),
         (["--train", "--data", "DATA", "--iters", "0"], "iters must be at least 1", 2),
-        (["--train", "--data", "DATA", "--keys", "q_proj"], "is no linear layer", 2),
+        (["--train", "--data", "DATA", "--keys", "q_proj"], "is not a linear layer", 2),
         (["--train", "--data", "DATA", "--image-size", "100"], "image_size must be a multiple", 1),
         (["--train", "--data", "DATA", "--max-seq-length", "20"], "longer than 20 tokens", 1),
         (["--train", "--data", "DATA", "--resume"], "nothing to resume", 1),

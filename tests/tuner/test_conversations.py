@@ -150,7 +150,7 @@ BAD = {
     "a very long path": (row(image="a" * 5000), "no such image"),
     "a number for an image": (row(image=5), "is the path of a file, got 5"),
     "an object for an image": (row(image={"bytes": "x"}), "is the path of a file"),
-    "an image that is none": (row(image="train.jsonl"), "is no image that can be read"),
+    "an image that is none": (row(image="train.jsonl"), "is not an image that can be read"),
     "a data URI that is none": (row(image="data:image/png;base64,????"), "data: URI"),
     "images twice": (row(images=["a.png"]), "has both images and image"),
     "two images for one mark": (said(MARKED, ANSWER, images=["a.png", "b.png"]), "1 <image> mark for 2 images"),
@@ -184,8 +184,8 @@ BAD = {
         said(QUESTION, {"role": "assistant", "content": [{"type": "image"}]}),
         "is an answer with an image",
     ),
-    "an answer that is none": (said(QUESTION, {"role": "assistant", "content": None}), "is an answer and no text"),
-    "an answer of strange parts": (said(QUESTION, {"role": "assistant", "content": [5]}), "is an answer and no text"),
+    "an answer that is none": (said(QUESTION, {"role": "assistant", "content": None}), "is an answer without text"),
+    "an answer of strange parts": (said(QUESTION, {"role": "assistant", "content": [5]}), "is an answer without text"),
     "a turn from nobody": ({**LLAVA, "conversations": [{"value": "Who?"}]}, 'a turn is "from" human or gpt'),
     "a turn from a robot": (
         {**LLAVA, "conversations": [{"from": "robot", "value": "Who?"}]},
@@ -212,7 +212,7 @@ def test_bad_rows_are_named(data, name):
 
 FILES = {
     "a broken line": ('{"image": "a.png"\n', "train.jsonl, row 1 is not valid JSON"),
-    "a list in a line": ("[]", "row 1 is no JSON object but []"),
+    "a list in a line": ("[]", "row 1 is not a JSON object but []"),
     "nested too deeply": ("[" * 100000, "row 1 is "),
     "nothing": ("", "has no rows"),
     "empty lines": ("\n\n", "has no rows"),
@@ -239,9 +239,9 @@ def test_other_bad_files(data):
         read_conversations(data.folder, "train")
     data.folder.joinpath("train.json").unlink()
     data.folder.joinpath("train.csv").write_text('file_name,text\na.png,"one"\nb.png\n')
-    with pytest.raises(ValueError, match=r"train\.csv, row 3 has not as many fields"):
+    with pytest.raises(ValueError, match=r"train\.csv, row 3 doesn't have as many fields"):
         read_conversations(data.folder, "train")
-    with pytest.raises(FileNotFoundError, match="is no folder; give one with"):
+    with pytest.raises(FileNotFoundError, match="is not a folder; give one with"):
         read_conversations(data.folder / "nowhere", "train")
     (data.folder / "data.xml").write_bytes(b"<a/>")
     with pytest.raises(ValueError, match=r"data\.xml is none of \.jsonl, \.json, \.csv, \.parquet"):

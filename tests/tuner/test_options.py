@@ -29,7 +29,7 @@ WRONG = [
     ({"grad_accumulation_steps": 8, "iters": 16, "save_every": 12}, "save_every must be a multiple"),
     ({"seed": -1}, "seed must be at least 0"),
     ({"resume": True}, "name the adapter_path"),
-    ({"adapters": AdapterConfig(dropout=0.5), "grad_checkpoint": True}, "goes without dropout"),
+    ({"adapters": AdapterConfig(dropout=0.5), "grad_checkpoint": True}, "can't be combined with dropout"),
 ]
 
 

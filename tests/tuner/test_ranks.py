@@ -77,5 +77,5 @@ def test_it_goes_on(words, tmp_path):
 
 def test_more_processes_than_rows_are_refused(words, tmp_path):
     done = launched(2, [*words, "--batch-size", 1, "--adapter-path", tmp_path / "both"])
-    assert "batch_size is of all processes together" in done.stdout + done.stderr
+    assert "batch_size is for all processes together" in done.stdout + done.stderr
     assert not (tmp_path / "both" / "adapters.safetensors").exists()

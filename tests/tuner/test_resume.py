@@ -127,7 +127,7 @@ def test_a_damaged_state_is_an_error(checkpoint, tmp_path):
     with pytest.raises(ValueError, match="is broken or cut off"):
         trained(checkpoint("apple"), iters=4, adapter_path=tmp_path, resume=True)
     mx.save_safetensors(str(tmp_path / STATE), {"x": mx.zeros(2)}, {"step": "two", "plan": "{}"})
-    with pytest.raises(ValueError, match="is no state of a training"):
+    with pytest.raises(ValueError, match="is not a saved state of a training"):
         trained(checkpoint("apple"), iters=4, adapter_path=tmp_path, resume=True)
     (tmp_path / STATE).write_bytes(state)
     weights_of(tmp_path, 2).unlink()

@@ -70,10 +70,10 @@ GENERATION = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% en
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        (LOOP.replace("CONTENT", "m['content']|upper") + GENERATION, "otherwise than"),
-        (LOOP.replace("CONTENT", "m['content']"), "otherwise than"),  # no generation prompt
-        (LOOP.replace("CONTENT", "m['content']").replace("<|im_end|>", "") + GENERATION, "otherwise than"),
-        (LOOP.replace("CONTENT", "m['content']").replace("messages", "messages[:1]") + GENERATION, "otherwise than"),
+        (LOOP.replace("CONTENT", "m['content']|upper") + GENERATION, "differently from"),
+        (LOOP.replace("CONTENT", "m['content']"), "differently from"),  # no generation prompt
+        (LOOP.replace("CONTENT", "m['content']").replace("<|im_end|>", "") + GENERATION, "differently from"),
+        (LOOP.replace("CONTENT", "m['content']").replace("messages", "messages[:1]") + GENERATION, "differently from"),
         ("{{ messages[5]['content'] }}", "chat template failed"),
     ],
 )
@@ -94,7 +94,7 @@ def test_rows_that_are_too_long_are_counted_and_never_cut(processor):
     fitting, dropped = encode_all(conversations, processor, max_seq_length=200)
     assert [len(sample.ids) for sample in dropped] == [len(encode(conversations[1], processor).ids)]
     assert learnt(fitting[1], processor) == ["A fox.A fox.<|im_end|>"]
-    with pytest.raises(ValueError, match=r"All 3 rows are longer than 20 tokens, the shortest has \d+; raise"):
+    with pytest.raises(ValueError, match=r"All 3 rows are longer than 20 tokens \(the shortest has \d+\); raise"):
         encode_all(conversations, processor, max_seq_length=20)
 
 

@@ -110,7 +110,7 @@ def test_without_the_extras(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({**asked(0), "image": {"bytes": b"nothing", "path": None}}, "row 2: .* is no image that can be read"),
+        ({**asked(0), "image": {"bytes": b"nothing", "path": None}}, "row 2: .* is not an image that can be read"),
         ({**asked(0), "image": None}, "row 2: The prompt has 1 <image> mark for 0 images"),
         ({**asked(0), "answer": ""}, "row 2, turn 2 is an empty answer"),
         ({**asked(0), "answer": None}, "row 2 has the keys .* and none of the forms"),
@@ -133,7 +133,7 @@ def test_damaged_tables(tmp_path):
     with pytest.raises(ValueError, match=r"^train\.parquet, row \d+ can't be read"):
         read_conversations(tmp_path, "train")
     (tmp_path / "train.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match=r"^train\.parquet is no parquet file"):
+    with pytest.raises(ValueError, match=r"^train\.parquet is not a parquet file"):
         read_conversations(tmp_path, "train")
     (tmp_path / "train.parquet").unlink()
     (tmp_path / "dataset_info.json").write_text(json.dumps([]))

@@ -54,7 +54,7 @@ def test_exit_codes_and_the_summary(model, folder, tmp_path, capfd):
 def test_keys_that_come_twice_are_told(model, tmp_path, capfd):
     shard = write_tar(tmp_path / "s.tar", [("a.png", encoded(1)), ("b.png", encoded(2)), ("a.png", encoded(3))])
     assert main([str(shard), "--output", str(tmp_path / "out.jsonl"), *model]) == 3
-    assert "warning: 1 images have the key of an earlier one, the first is s.tar/a" in capfd.readouterr().err
+    assert "warning: 1 images have the key of an earlier one (the first is s.tar/a)" in capfd.readouterr().err
 
 
 def test_standard_input_and_output(model, folder, monkeypatch, capfd):

@@ -139,7 +139,7 @@ def test_every_option_reaches_the_generator(arguments, monkeypatch, capfd):
 
 FAULTS = {
     "no such image": (["--image", "nowhere.png"], "nowhere.png", 1),
-    "no such model": (["--model", "nowhere"], "no hub id", 1),
+    "no such model": (["--model", "nowhere"], "nor a hub id", 1),
     "bad option": (["--top-p", "2"], "top_p", 2),
     "marks": (["--prompt", "<image> <image>"], "one mark for each image", 1),
     "prompt too long for the cache": (["--max-kv-size", "10"], "max_kv_size", 2),

@@ -91,7 +91,7 @@ def test_two_answers_in_turns_on_one_prompt_cache(wide):
     next(first)
     second = stream_generate(*wide, "b", IMAGES[1], prompt_cache=cache, max_tokens=12)
     text = next(second).text
-    with pytest.raises(ValueError, match="give answers that run at the same time one each"):
+    with pytest.raises(ValueError, match="give each answer that runs at the same time its own"):
         list(first)
     text += "".join(response.text for response in second)
     assert text == generate(*wide, "b", IMAGES[1], max_tokens=12)

@@ -313,7 +313,7 @@ class Interpreter(_Expressions):
         elif isinstance(target, nodes.NSRef):
             namespace = scope.find(target.name)
             if not isinstance(namespace, Namespace):
-                raise Refused("it sets an attribute of what is no namespace")
+                raise Refused("it sets an attribute of something that is not a namespace")
             namespace.values[target.attr] = value
         elif isinstance(target, nodes.Tuple):
             values = list(iterate(value, self.budget))

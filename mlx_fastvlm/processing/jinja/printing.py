@@ -63,7 +63,7 @@ def to_json(
         raise Refused("it indents JSON by more than 16 spaces")
     between, colon = separators or (", " if indent is None else ",", ": ")
     if not isinstance(between, str) or not isinstance(colon, str):
-        raise Refused("it separates JSON by something that is no text")
+        raise Refused("it separates JSON by something that is not text")
     writer = _Json(budget, bool(ensure_ascii), indent, between, colon, bool(sort_keys))
     writer.write(value, 1)
     return joined(writer.written, budget)

@@ -99,7 +99,7 @@ def unavailable(message: str, retry_after: int | None = None) -> RequestError:
 
 
 def out_of_memory() -> RequestError:
-    message = "The server has not enough memory for this request; send fewer or smaller images, or try later."
+    message = "The server doesn't have enough memory for this request; send fewer or smaller images, or try later."
     return RequestError(message, code="out_of_memory", status=503, kind="server_error")
 
 

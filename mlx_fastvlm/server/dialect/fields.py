@@ -25,7 +25,7 @@ def parse(body: bytes) -> dict[str, Any]:
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:  # no JSON, no UTF-8, a number of thousands of digits
-        raise RequestError(f"The body is no JSON ({one_line(str(error))}); send a JSON object.") from None
+        raise RequestError(f"The body is not JSON ({one_line(str(error))}); send a JSON object.") from None
     if not isinstance(value, dict):
         raise RequestError(f"The body must be a JSON object, got {_kind(value)}.")
     _check_depth(value)
@@ -33,11 +33,11 @@ def parse(body: bytes) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _too_deep() -> RequestError:
-    return RequestError(f"The body has values inside of values, more than {MAX_DEPTH} deep; send a flatter one.")
+    return RequestError(f"The body is nested more than {MAX_DEPTH} deep; send a flatter one.")
 
 
 def _check_depth(value: Any) -> None:

@@ -128,8 +128,8 @@ class Images:
         larger = next((where for detail, where in self._details.items() if detail not in ("low", "auto")), None)
         if larger is not None:
             raise RequestError(
-                "All images of a request have one size here, so they can't be of detail low and of another; send them "
-                "with one detail, or give image_size.",
+                "All images in a request have one size here, so none can be of detail low beside another detail; send "
+                "one detail for all, or give image_size.",
                 larger,
             )
         return min(LOW_DETAIL, self._served.image_size)

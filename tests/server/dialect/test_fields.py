@@ -10,14 +10,14 @@ from mlx_fastvlm.server.dialect.fields import Fields, parse
 from tests.server.dialect.bodies import DIALECTS, PLAIN, SERVED, name_of, refusal, says
 
 BAD = {
-    "no JSON": (b"{", "no JSON"),
-    "nothing": (b"", "no JSON"),
-    "no UTF-8": (b'{"a": "\xff"}', "no JSON"),
+    "not JSON": (b"{", "not JSON"),
+    "nothing": (b"", "not JSON"),
+    "no UTF-8": (b'{"a": "\xff"}', "not JSON"),
     "a list": (b"[]", "an object|a JSON object"),
     "null": (b"null", "a JSON object, got null"),
     "not a number": (b'{"temperature": NaN}', "NaN"),
     "infinity": (b'{"temperature": -Infinity}', "Infinity"),
-    "a number without end": (b'{"seed": ' + b"9" * 5000 + b"}", "no JSON"),
+    "a number without end": (b'{"seed": ' + b"9" * 5000 + b"}", "not JSON"),
     "a deep list": (b'{"a": ' + b"[" * 100 + b"]" * 100 + b"}", "deep"),
     "a very deep list": (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "deep"),
     "deep objects": (b'{"a":' * 1000 + b"1" + b"}" * 1000, "deep"),

@@ -115,9 +115,9 @@ NAN, INF = float("nan"), float("inf")
 GREETING = "Hi " * 5
 
 CASES = {
-    "checkpoint: a user that is none": option("no hub id", "--model", "~nobody-here/a", code=1),
-    "checkpoint: a name longer than names can be": option("no hub id", "--model", "a" * 5000, code=1),
-    "checkpoint: missing": option("no hub id", "--model", "nowhere", code=1),
+    "checkpoint: a user that is none": option("nor a hub id", "--model", "~nobody-here/a", code=1),
+    "checkpoint: a name longer than names can be": option("nor a hub id", "--model", "a" * 5000, code=1),
+    "checkpoint: missing": option("nor a hub id", "--model", "nowhere", code=1),
     "checkpoint: a file": Case("is a file", lambda p: ["--model", p.file("model.safetensors")]),
     "checkpoint: an empty folder": Case("has no config.json", lambda p: ["--model", str(p.folder)]),
     "checkpoint: no config": model("has no config.json", lambda f: (f / "config.json").unlink()),

@@ -15,7 +15,7 @@ def conversion(words, *flags, code=1, source=lambda place: place.good):
 
 
 CASES = {
-    "conversion: no source": conversion("no hub id", source=lambda p: "nowhere"),
+    "conversion: no source": conversion("nor a hub id", source=lambda p: "nowhere"),
     "conversion: both ways": conversion("exclude each other", "--quantize", "--dequantize", code=2),
     "conversion: bits": conversion("invalid choice: 7", "--quantize", "--q-bits", "7", code=2),
     "conversion: layout": conversion("invalid choice: 'gguf'", "--layout", "gguf", code=2),

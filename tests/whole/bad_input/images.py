@@ -68,7 +68,7 @@ CASES = {
         "no such file or folder", lambda p: [str(p.folder / "none"), "--output", "captions.jsonl"], command=caption
     ),
     "image: captions into a file of something else": Case(
-        "other things than captions",
+        "something other than captions",
         lambda p: [str(Path(p.file("a.png", encoded(IMAGE))).parent), "--output", p.file("mine.jsonl", "precious")],
         command=caption,
     ),

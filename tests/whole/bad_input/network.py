@@ -25,7 +25,7 @@ CASES = {
     "network: a redirect to a file": url("answered 302", "/to-a-file"),
     "network: a redirect to a private address": url("an address inside this network", "/to-this-machine"),
     "network: redirects without an end": url("answered 302", "/round"),
-    "network: a web page": url("is no image but text/html", "/page"),
+    "network: a web page": url("is text/html, not the image", "/page"),
     "network: junk that says it is an image": url("not an image", "/junk"),
     "network: not HTTP": url("could not be fetched", "/not-http"),
     "network: an impossible address": Case("could not be fetched", lambda p: ["--image", "http://[::bad/x.png"]),

@@ -50,7 +50,7 @@ CASES = {
     "option: misspelt": option("did you mean --temperature?", "--tempreature", "1"),
     "option: misspelt, with a value": option("did you mean --max-tokens?", "--max-token=4"),
     "option: like none": option("--help lists all", "--zzz"),
-    "option: two questions": option("the question is there twice", "What", "is", "this?", "--prompt", "Why?"),
+    "option: two questions": option("the question is given twice", "What", "is", "this?", "--prompt", "Why?"),
     "option: logprobs without json": option("--logprobs needs --json", "--logprobs"),
     "option: no output": option("required: --output", "images", command=caption),
     "option: images-dir, of old": option("there is no --images-dir", "--images-dir", "images"),
@@ -94,10 +94,12 @@ CASES = {
     "option: min_tokens above max_tokens": option("at most max_tokens", "--min-tokens", "9", "--max-tokens", "8"),
     "option: top_logprobs 21": option("at most 20", "--json", "--top-logprobs", "21"),
     "option: no answers": option("--n must be at least 1", "--n", "0"),
-    "option: several answers and a prompt cache": option("--n goes without", "--n", "2", "--prompt-cache", "a"),
+    "option: several answers and a prompt cache": option(
+        "--n can't be combined with", "--n", "2", "--prompt-cache", "a"
+    ),
     "option: prompt-cache empty": option("--prompt-cache is empty", "--prompt-cache", ""),
     "option: image empty": option("name is empty", "--image", "", code=1),
-    "option: model empty": option("is no folder here and no hub id", "--model", "", code=1),
+    "option: model empty": option("is neither a folder here nor a hub id", "--model", "", code=1),
     "option: a flag without its value": option("expected one argument", "--prompt"),
     "option: standard input twice": option("read once", "--image", "-", "--prompt", "-"),
     "option: a prompt cache that is none": Case(
