@@ -11,7 +11,6 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..checkpoints import quantization
 from ..checkpoints.weights import Weights, cast
 from ..models.fastvlm import FastVlmForConditionalGeneration
 from ..models.loading import build_model
@@ -88,14 +87,9 @@ def predictions(
     The layers run one after the other and are dropped as soon as they have, so that a model that is larger than the
     memory can be checked: ``weights`` are used up. ``progress`` is told 1 after each of them.
     """
-    tensors, modules = cast(weights.tensors, mx.float32), weights.modules
+    tensors = cast(weights.tensors, mx.float32)
     weights.tensors.clear()
-    if mx.default_device().type == mx.DeviceType.cpu:
-        # Packed matrices multiply slowly there; unpacked, layer by layer, they cost little memory and no accuracy.
-        tensors, modules = quantization.dequantized(tensors, modules), {}
-    model = build_model(
-        FastVlmForConditionalGeneration, replace(weights, tensors=tensors, modules=modules), config, mx.float32
-    )
+    model = build_model(FastVlmForConditionalGeneration, replace(weights, tensors=tensors), config, mx.float32)
     del tensors
     size = min(IMAGE_SIZE, processor.image_settings.size)
     ids = processor.encode_chat(user_message(PROMPT, images=1), image_size=size)
