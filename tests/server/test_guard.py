@@ -221,7 +221,7 @@ def test_settings_that_can_not_be(setting, value):
 
 def test_an_image_root_is_a_folder(tmp_path):
     assert ServerSettings(image_root=tmp_path).image_root == tmp_path
-    with pytest.raises(UsageError, match="no folder"):
+    with pytest.raises(UsageError, match="not a folder"):
         ServerSettings(image_root=tmp_path / "missing")
 
 

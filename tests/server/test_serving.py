@@ -134,7 +134,7 @@ def test_an_address_that_is_taken():
     with socket.create_server(("127.0.0.1", 0)) as other:
         done = run([*SERVER, "--model", "demo", "--port", other.getsockname()[1]])
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: 127.0.0.1 port ")
+    assert done.stderr.startswith("error: The server can't listen on 127.0.0.1 port ")
     assert done.stderr.count("\n") == 1
 
 
