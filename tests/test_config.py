@@ -126,6 +126,8 @@ def test_impossible_towers_are_refused(vision):
         {"vision_feature_select_strategy": "default"},
         {"vision_feature_layer": -2},
         {"image_aspect_ratio": "anyres"},
+        {"trained_image_sizes": 256},
+        {"trained_image_sizes": [0]},
         {"model_type": "llava"},
         {"text_config": {"hidden_act": "hardswish"}},
         {"text_config": {"attention_bias": False}},

@@ -2,7 +2,8 @@
 
     python examples/demo/evaluate.py                              # 500 first questions, the demo checkpoint
     python examples/demo/evaluate.py --turn 10                    # 500 tenth questions, each after nine others
-    python examples/demo/evaluate.py --image-size 512             # at a size that it was not trained for
+    python examples/demo/evaluate.py --image-size 512             # at another size
+    python examples/demo/evaluate.py --skip 2000                  # about other scenes
     python examples/demo/evaluate.py --turn 10 --max-kv-size 128  # with a bounded KV cache
 
 Before a question of a later turn, the model has answered the earlier ones itself; its answers, right or wrong,
@@ -39,10 +40,10 @@ def answer_in_turn(model, processor, scene: scenes.Scene, asked: list[scenes.Que
     return answer
 
 
-def evaluate(model, processor, count: int, turn: int, options: dict, progress: bool = False) -> dict:
-    """Exact matches over `count` held-out scenes, in total and by kind, and the answers that were wrong."""
+def evaluate(model, processor, count: int, turn: int, options: dict, progress: bool = False, skip: int = 0) -> dict:
+    """Exact matches over `count` held-out scenes from number `skip` on, by kind too, and the wrong answers."""
     asked, right, wrong = Counter(), Counter(), []
-    for done, seed in enumerate(scenes.HELD_OUT_SEEDS[:count]):
+    for done, seed in enumerate(scenes.HELD_OUT_SEEDS[skip : skip + count]):
         scene = scenes.make_scene(seed)
         questions = conversation(scene, turn)
         answer = answer_in_turn(model, processor, scene, questions, options)
@@ -78,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--questions", type=int, default=500, metavar="N", help="number of questions (default: %(default)s)"
     )
+    parser.add_argument("--skip", type=int, default=0, metavar="N", help="leave out the first N held-out scenes")
     parser.add_argument("--turn", type=int, default=1, metavar="N", help="which question counts (default: the first)")
     parser.add_argument("--max-kv-size", type=int, metavar="N", help="limit the KV cache to this many tokens")
     parser.add_argument(
@@ -86,15 +88,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kv-bits", type=int, metavar="N", help="quantize the KV cache to this many bits")
     parser.add_argument("--json", action="store_true", help="print one JSON object, wrong answers included")
     args = parser.parse_args(argv)
-    if args.questions < 1 or args.turn < 1:
-        parser.error("--questions and --turn start at 1")
+    if args.questions < 1 or args.turn < 1 or args.skip < 0:
+        parser.error("--questions and --turn start at 1, --skip at 0")
 
     names = ("max_kv_size", "kv_bits", "image_size")
     options = {"max_tokens": 64, **{name: getattr(args, name) for name in names}}
     options = {name: value for name, value in options.items() if value is not None}
     model, processor = load(args.model)
     started = time.perf_counter()
-    result = evaluate(model, processor, args.questions, args.turn, options, progress=True)
+    result = evaluate(model, processor, args.questions, args.turn, options, progress=True, skip=args.skip)
     result["seconds"] = round(time.perf_counter() - started, 1)
     print(json.dumps(result)) if args.json else print_table(result)
     return 0

@@ -155,10 +155,12 @@ def load_chosen_model(arguments: argparse.Namespace) -> tuple[FastVlmForConditio
     if size > LARGE and not quiet:
         print(f"loading {printable(arguments.model)} ({size / 1e9:.1f} GB) ...", file=sys.stderr, flush=True)
     model, processor = load(folder, dtype=arguments.dtype, adapter_path=arguments.adapter_path, force=arguments.force)
-    asked, trained = processor.check_image_size(getattr(arguments, "image_size", None)), processor.image_settings.size
-    if asked != trained and not quiet:
+    asked = processor.check_image_size(getattr(arguments, "image_size", None))
+    trained = model.config.trained_image_sizes or [processor.image_settings.size]
+    if asked not in trained and not quiet:
+        sizes = ", ".join(map(str, trained))
         print(
-            f"note: this checkpoint was trained on images of {trained} pixels; at {asked} its answers may be worse.",
+            f"note: this checkpoint was trained on images of {sizes} pixels; at {asked} its answers may be worse.",
             file=sys.stderr,
         )
     return model, processor

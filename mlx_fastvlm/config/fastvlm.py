@@ -14,7 +14,7 @@ from ..hub import find_checkpoint
 from .keys import check_keys
 from .layouts import READERS
 from .text import TextConfig, read_text_config
-from .values import as_json, without
+from .values import MOST, as_json, check_whole, without
 from .vision import VisionConfig, read_vision_config
 
 # Keys that what this package writes replaces. "auto_map" names code for transformers to run: of no use any more.
@@ -48,6 +48,7 @@ class FastVlmConfig:
         projector_type: LLaVA's ``mm_projector_type``: "identity", "linear" or "mlp<N>x_gelu", N linear layers.
         eos_token_id: every id that ends an answer.
         image_aspect_ratio: how images are made square, "pad" or "crop".
+        trained_image_sizes: sides of the squares that training saw, in pixels; empty where the file does not say.
         dtype: what the weights are stored in, by name; None where the file does not say.
         quantization: mlx-lm's entry (see ``quantization.py``); None for plain weights.
         extra: the ``config.json`` that this one was read from.
@@ -67,6 +68,7 @@ class FastVlmConfig:
     projector_type: str = "mlp2x_gelu"
     eos_token_id: list[int] = field(default_factory=list)
     image_aspect_ratio: str = "crop"
+    trained_image_sizes: list[int] = field(default_factory=list)
     dtype: str | None = None
     quantization: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict, repr=False)
@@ -101,12 +103,20 @@ class FastVlmConfig:
                 f"image_aspect_ratio {self.image_aspect_ratio!r} is not supported; use 'pad' (Apple's files: black "
                 "bars to a square) or 'crop' (transformers' files: shortest edge, then the centre)."
             )
+        self._check_trained_image_sizes()
         widths = self.vision_config.hidden_size, self.text_config.hidden_size
         if self.projector_layers == 0 and widths[0] != widths[1]:
             raise ValueError(
                 f"mm_projector_type 'identity' does not lead from {widths[0]} image channels to {widths[1]} text "
                 "channels; use 'linear' or 'mlp2x_gelu'."
             )
+
+    def _check_trained_image_sizes(self) -> None:
+        sizes: Any = self.trained_image_sizes
+        if not isinstance(sizes, list):
+            raise ValueError(f"trained_image_sizes must be a list of sides in pixels, got {short(sizes)}.")
+        for size in sizes:
+            check_whole("config.json", "trained_image_sizes", size, MOST["pixels"])
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> FastVlmConfig:
@@ -196,6 +206,7 @@ class FastVlmConfig:
             "mm_projector_type": self.projector_type,
             "tie_word_embeddings": self.tie_word_embeddings,
             "image_aspect_ratio": self.image_aspect_ratio,
+            "trained_image_sizes": self.trained_image_sizes or None,
             "eos_token_id": self.eos_token_id or None,
             "dtype": self.dtype,
             "quantization": self.quantization,

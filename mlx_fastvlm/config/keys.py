@@ -130,7 +130,7 @@ _WHOLE = {
         """
         model_type vision_config text_config image_token_id image_token_index projector_hidden_act
         vision_feature_select_strategy vision_feature_layer multimodal_projector_bias mm_projector_type mm_hidden_size
-        mm_vision_tower image_aspect_ratio dtype torch_dtype quantization
+        mm_vision_tower image_aspect_ratio trained_image_sizes dtype torch_dtype quantization
         """,
     ),
     # LLaVA's training, its cuts of high-resolution images ("anyres" is refused), what Apple's tower doesn't look at.

@@ -34,6 +34,7 @@ def read_apple(config: dict[str, Any]) -> dict[str, Any]:
         "projector_type": config.get("mm_projector_type") or "mlp2x_gelu",
         "eos_token_id": as_ids(config.get("eos_token_id")),
         "image_aspect_ratio": _aspect_ratio(config.get("image_aspect_ratio")),
+        "trained_image_sizes": first(config, "trained_image_sizes", default=[]),
         "dtype": first(config, "dtype", "torch_dtype"),
         "quantization": config.get("quantization"),
     }
@@ -45,7 +46,7 @@ def _aspect_ratio(said: Any) -> Any:
 
 
 def read_transformers(config: dict[str, Any]) -> dict[str, Any]:
-    """transformers' fast_vlm, and ours, which adds ``image_aspect_ratio`` and ``quantization``."""
+    """transformers' fast_vlm, and ours, which adds how images are made square, the sizes seen and the quantization."""
     vision: Any = config.get("vision_config")
     text: Any = config.get("text_config")
     for name, value in (("vision_config", vision), ("text_config", text)):
@@ -71,6 +72,7 @@ _AS_THEY_ARE = (
     "vision_feature_layer",
     "multimodal_projector_bias",
     "image_aspect_ratio",
+    "trained_image_sizes",
     "quantization",
 )
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -77,6 +78,18 @@ def test_an_answer_that_must_match(capsys, tmp_path):
     (tmp_path / "schema.json").write_text("{")
     assert main([*demo, "--json-schema", str(tmp_path / "schema.json")]) == 2
     assert re.fullmatch(r"error: json_schema is not JSON .*\n", capsys.readouterr().err)
+
+
+def test_only_a_size_that_training_did_not_see_is_noted(checkpoint, capsys, tmp_path):
+    several = shutil.copytree(checkpoint("apple"), tmp_path / "several")
+    config = json.loads((several / "config.json").read_text())
+    (several / "config.json").write_text(json.dumps({**config, "trained_image_sizes": [64, 128]}))
+    IMAGE.save(tmp_path / "image.png")
+    asked = ["--model", str(several), "--max-tokens", "2", str(tmp_path / "image.png"), "--image-size"]
+    assert main([*asked, "64"]) == 0
+    assert "note" not in capsys.readouterr().err
+    assert main([*asked, "192"]) == 0
+    assert "note: this checkpoint was trained on images of 64, 128 pixels; at 192" in capsys.readouterr().err
 
 
 def test_what_is_told_besides(model, capsys, monkeypatch, tmp_path):

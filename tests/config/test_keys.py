@@ -102,6 +102,7 @@ CHANGES = {
         "mm_hidden_size": {"mm_hidden_size": 100},
         "mm_vision_tower": {"mm_vision_tower": "mobileclip_l_256", "vision_config": small.VISION},
         "image_aspect_ratio": {"image_aspect_ratio": "square"},
+        "trained_image_sizes": {"trained_image_sizes": [64, 128]},
         "dtype": {"dtype": "float16"},
         "torch_dtype": {"torch_dtype": "float16"},
         "quantization": {"quantization": {"bits": 4, "group_size": 64}},

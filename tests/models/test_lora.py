@@ -250,7 +250,7 @@ def test_tensors_that_do_not_fit(checkpoint, tmp_path, change, said):
 
 
 def test_adapters_of_a_wider_base(tmp_path, checkpoint):
-    """The demo is 192 wide and has 4 layers, the small model 64 and 3."""
+    """The demo is 256 wide and has 5 layers, the small model 64 and 3."""
     model, config = adapted(checkpoint("apple"), num_layers=-1)
     folder = written(tmp_path, model, config)
     with pytest.raises(ValueError, match=r"down_proj.lora_a has shape \(160, 4\), and this model takes \(320, 4\)"):

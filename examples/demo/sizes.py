@@ -1,0 +1,303 @@
+"""Teach the demo checkpoint, trained at 256 pixels, to see and answer at 192 to 512 pixels too.
+
+    python examples/demo/sizes.py CHECKPOINT --work WORK --export FOLDER
+
+CHECKPOINT is what fuse.py wrote. Needs what train.py needs, and scipy. Each stage leaves its result in WORK, so a run
+that was stopped goes on after the last stage that was done:
+
+1. pictures   other scenes for each size, drawn at that size and at 256 pixels
+2. tower      at every size, one token has of each thing what the token of its cell has at 256 pixels
+3. features   the new tower's view of every picture
+4. decoder    conversations about those features, as in train.py
+5. export     Apple's names, fused, in float16, as the checkpoint came
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import random
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from scipy.optimize import linear_sum_assignment
+from timm.utils import reparameterize_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import scenes
+import train
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of the training one size gets."""
+
+    scenes: int
+    tower_share: float  # of the tower's steps
+    tower_batch: int
+    decoder_share: float  # of the decoder's steps
+
+
+TEACHER = train.PIXELS
+SIZES = {  # 192 pixels are the hardest: 9 tokens for 16 cells
+    192: Size(7_000, 0.54, 32, 0.32),
+    256: Size(7_500, 0.13, 32, 0.20),
+    320: Size(4_000, 0.10, 32, 0.13),
+    384: Size(4_000, 0.09, 24, 0.13),
+    448: Size(2_000, 0.04, 16, 0.06),
+    512: Size(3_500, 0.10, 16, 0.16),
+}
+TOWER_STEPS, TOWER_RATE, TOWER_AVERAGE = 2_000, 1e-3, 0.98
+DECODER_STEPS, DECODER_SHARE, DECODER_AVERAGE = 1_200, 0.6, 0.99
+PLAN = train.ROUNDS[-1]  # its questions and crowds
+PULL = 1.2  # what it costs a token to speak for a thing outside it, for each squared token of distance
+HEADS = 0.5  # the heads' share of the loss
+CHECK = range(20_000, 20_200)  # of the held-out scenes; evaluate.py asks about the first
+
+
+# 1. Pictures
+
+
+def seeds_of(size: int) -> range:
+    """The training scenes seen at a size: at 256 pixels, where the teacher sees them, all scenes of the other sizes."""
+    others = [other for other in SIZES if other != TEACHER]
+    if size == TEACHER:
+        return scenes.TRAINING_SEEDS[: sum(SIZES[other].scenes for other in others)]
+    start = sum(SIZES[other].scenes for other in others[: others.index(size)])
+    return scenes.TRAINING_SEEDS[start : start + SIZES[size].scenes]
+
+
+def tokens_of(size: int) -> int:
+    return (size // train.PATCH) ** 2
+
+
+# 2. The tower
+
+
+def load_demo(folder: Path) -> tuple[nn.Module, train.Decoder]:
+    """The fused tower and the decoder of a checkpoint that fuse.py wrote."""
+    weights = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
+    tower = reparameterize_model(train.make_tower().eval())
+    names = {name: fused_name(name) for name in tower.state_dict() if not name.endswith("num_batches_tracked")}
+    tower.load_state_dict({name: weights.pop(apples) for name, apples in names.items()}, strict=False)
+    decoder = train.Decoder()
+    decoder.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
+    return tower.to(memory_format=torch.channels_last), decoder
+
+
+def fused_name(name: str) -> str:
+    """Apple's name of one of timm's fused weights."""
+    name = name.replace("pos_emb.", "pos_emb.pos_enc.").replace("proj.0.reparam_conv", "proj.0.lkb_reparam")
+    return train.apple_name(name).replace(".pe.", ".")
+
+
+class Teacher:
+    """What the checkpoint as it came sees at 256 pixels: the lesson for every other size.
+
+    `targets` are its projected features of each scene, cell by cell; `empty` are those of a cell without a thing,
+    averaged; `heads` tell a thing's shape, colour, size and cell from its features, and stay as they are afterwards.
+    """
+
+    def __init__(self, tower: nn.Module, projector: nn.Module, pictures: np.ndarray, path: Path) -> None:
+        self.things = [scenes.make_scene(seed).things for seed in seeds_of(TEACHER)]
+        self.cells = [[thing.row * scenes.GRID + thing.column for thing in things] for things in self.things]
+        self.known = [torch.from_numpy(train.cell_targets(seed)) for seed in seeds_of(TEACHER)]
+        self.targets = projector(train.features_of(tower, pictures, path).float())
+        full = torch.stack([known[:, 0] == 1 for known in self.known])
+        self.empty = torch.stack([self.targets[~full[:, cell], cell].mean(0) for cell in range(train.CELLS)])
+        self.scale = self.targets.var()
+        self.heads = nn.Linear(train.HIDDEN, sum(ANSWERS))
+        optimizer = torch.optim.Adam(self.heads.parameters(), lr=3e-3)
+        seen, known = self.targets[full], torch.stack(self.known)[full][:, 1:]
+        for _ in range(400):
+            rows = torch.randint(len(seen), (2_048,))
+            loss = self.misread(seen[rows], known[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        self.heads.requires_grad_(False)
+
+    def misread(self, features: Tensor, known: Tensor) -> Tensor:
+        """Cross-entropy of what the heads say of some things' features."""
+        said = self.heads(features / self.scale.sqrt()).split(ANSWERS, dim=-1)
+        return sum(F.cross_entropy(part, known[:, i]) for i, part in enumerate(said))
+
+    def loss(self, seen: Tensor, rows: list[int], size: int) -> Tensor:
+        """Of projected features (pictures, tokens, width): each thing has one token, the other tokens are empty.
+
+        A thing belongs to the token that already speaks for it best; distance counts too (PULL).
+        """
+        side = size // train.PATCH
+        centres = ((torch.arange(side) + 0.5) * scenes.GRID / side).int()
+        empty = self.empty[(centres[:, None] * scenes.GRID + centres).flatten()]
+        wanted, full = empty.repeat(len(rows), 1, 1), torch.zeros(seen.shape[:2], dtype=torch.bool)
+        spoken, known = [], []
+        for picture, row in enumerate(rows):
+            targets = self.targets[row, self.cells[row]]
+            with torch.no_grad():
+                errors = (seen[picture] - targets[:, None]).square().mean(-1)
+                errors -= (seen[picture] - empty).square().mean(-1)
+                far = torch.stack([distances(thing.x * side, thing.y * side, side) for thing in self.things[row]])
+            things, tokens = linear_sum_assignment((errors / self.scale + PULL * far).numpy())
+            wanted[picture, tokens] = targets[things]
+            full[picture, tokens] = True
+            spoken.append(seen[picture, tokens])
+            known.append(self.known[row][self.cells[row]][things, 1:])
+        errors = (seen - wanted).square().mean(-1) / self.scale
+        return errors[full].mean() + errors[~full].mean() + HEADS * self.misread(torch.cat(spoken), torch.cat(known))
+
+
+ANSWERS = list(train.CELL_TARGETS.values())[1:]
+
+
+def distances(x: float, y: float, side: int) -> Tensor:
+    """Of a point from each token's square, squared, in tokens."""
+    at = torch.arange(side) + 0.5
+    across, down = ((at - x).abs() - 0.5).clamp(min=0), ((at - y).abs() - 0.5).clamp(min=0)
+    return (down[:, None] ** 2 + across**2).flatten()
+
+
+def train_tower(
+    work: Path, tower: nn.Module, projector: nn.Module, pictures: dict[int, np.ndarray], teacher: Teacher
+) -> nn.Module:
+    """Teach a copy of the fused tower; returns its averaged weights."""
+    path = work / "tower.pt"
+    tower = copy.deepcopy(tower)
+    if path.exists():
+        tower.load_state_dict(torch.load(path))
+        return tower.eval()
+    tower.requires_grad_(True)  # in evaluation mode: the batches' statistics stay those that were fused
+    average = copy.deepcopy(tower).requires_grad_(False)
+    optimizer = torch.optim.AdamW(tower.parameters(), lr=TOWER_RATE, weight_decay=0.02)
+    started, losses = time.time(), {size: [] for size in SIZES}
+    shares = [size.tower_share for size in SIZES.values()]
+    for step in range(TOWER_STEPS):
+        train.set_rates([optimizer], train.cosine_rate(step, TOWER_STEPS, warm_up=30))
+        rng = random.Random(f"tower {train.SEED} {step}")
+        size = rng.choices(list(SIZES), shares)[0]
+        rows = sorted(rng.sample(range(len(pictures[size])), SIZES[size].tower_batch))
+        with torch.autocast("cpu", torch.bfloat16):
+            features = train.see(tower, pictures[size][rows])
+        first = seeds_of(size).start
+        loss = teacher.loss(projector(features.float()), [first + row for row in rows], size)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
+        optimizer.step()
+        train.average_in(average, tower, step + 1, TOWER_AVERAGE)
+        losses[size].append(loss.item())
+        if (step + 1) % 50 == 0:
+            print(f"tower {step + 1} {recent(losses)} {time.time() - started:.0f} s", flush=True)
+    train.save(path, **average.state_dict())
+    return average
+
+
+def recent(losses: dict[int, list[float]]) -> dict[int, float]:
+    return {size: round(float(np.mean(kept[-15:])), 4) for size, kept in losses.items() if kept}
+
+
+# 4. The decoder
+
+
+def train_decoder(
+    work: Path, decoder: train.Decoder, encoder: train.Encoder, features: dict[int, Tensor], check: dict[int, Tensor]
+) -> train.Decoder:
+    """Teach projector and decoder conversations at every size; returns the averaged weights."""
+    path = work / "decoder.pt"
+    if path.exists():
+        decoder.load_state_dict(torch.load(path))
+        return decoder
+    torch.manual_seed(train.SEED)
+    average = copy.deepcopy(decoder).requires_grad_(False)
+    optimizers = train.decoder_optimizers(decoder)
+    for layer in decoder.layers:
+        layer.compile(dynamic=True)  # a fifth faster
+    by_count = {size: rows_by_count(seeds_of(size)[: len(features[size])]) for size in SIZES}
+    started, losses = time.time(), {size: [] for size in SIZES}
+    shares = [size.decoder_share for size in SIZES.values()]
+    for step in range(DECODER_STEPS):
+        train.set_rates(optimizers, DECODER_SHARE * train.cosine_rate(step, DECODER_STEPS, warm_up=60))
+        rng = random.Random(f"sizes {train.SEED} {step}")
+        torch.manual_seed(step)
+        size = rng.choices(list(SIZES), shares)[0]
+        rows = train.pick_seeds(train.EASY_STEPS, PLAN.crowds, by_count[size], rng)
+        seeds = [seeds_of(size)[row] for row in rows]
+        batch = train.batch_of(encoder, seeds, rng, PLAN.kinds, tokens_of(size))
+        loss = train.answer_loss(decoder, features[size][rows].float(), batch, rng)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+        train.average_in(average, decoder, step + 1, DECODER_AVERAGE)
+        losses[size].append(loss.item())
+        if (step + 1) % 50 == 0:
+            print(f"decoder {step + 1} {recent(losses)} {time.time() - started:.0f} s", flush=True)
+    train.save(path, **average.state_dict())
+    held_out = [scenes.HELD_OUT_SEEDS[number] for number in CHECK]
+    for size, seen in check.items():
+        print(f"decoder at {size} {train.report(average, encoder, seen, turns=2, seeds=held_out)}", flush=True)
+    return average
+
+
+def rows_by_count(seeds: range) -> dict[int, list[int]]:
+    rows: dict[int, list[int]] = {count: [] for count in range(1, 5)}
+    for row, seed in enumerate(seeds):
+        rows[len(scenes.make_scene(seed).things)].append(row)
+    return rows
+
+
+# 5. Export
+
+
+def export(checkpoint: Path, folder: Path, tower: nn.Module, decoder: train.Decoder) -> None:
+    """Write the checkpoint as it came, with the new weights and the sizes that it knows now."""
+    shutil.copytree(checkpoint, folder)
+    weights = {
+        fused_name(name): value
+        for name, value in tower.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    weights |= {f"model.{name}": value for name, value in decoder.state_dict().items()}
+    weights = {name: value.detach().half().contiguous() for name, value in weights.items()}
+    assert all(value.isfinite().all() for value in weights.values()), "a weight is too large for float16"
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((folder / "config.json").read_text())
+    settings["trained_image_sizes"] = list(SIZES)
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help="what fuse.py wrote")
+    parser.add_argument("--work", type=Path, required=True, help="folder for each stage's results")
+    parser.add_argument("--export", type=Path, required=True, help="folder for the new checkpoint")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    pictures = {size: train.render(seeds_of(size), args.work / f"{size}.u8", size) for size in SIZES}
+    held_out = [scenes.HELD_OUT_SEEDS[number] for number in CHECK]
+    check = {size: train.render(held_out, args.work / f"check-{size}.u8", size) for size in SIZES}
+    tower, decoder = load_demo(args.checkpoint)
+    decoder.requires_grad_(False)
+    teacher = Teacher(tower, decoder.mm_projector, pictures[TEACHER], args.work / "taught.pt")
+    tower = train_tower(args.work, tower, decoder.mm_projector, pictures, teacher)
+    seen = {
+        size: train.features_of(tower, array[: SIZES[size].scenes], args.work / f"features-{size}.pt")
+        for size, array in pictures.items()
+    }
+    checked = {size: train.features_of(tower, array, args.work / f"check-{size}.pt") for size, array in check.items()}
+    encoder = train.Encoder(train.make_tokenizer(args.work / "tokenizer.json"))
+    decoder = train_decoder(args.work, decoder.requires_grad_(True), encoder, seen, checked)
+    export(args.checkpoint, args.export, tower, decoder)
+
+
+if __name__ == "__main__":
+    main()
