@@ -1,11 +1,11 @@
-"""Teach the demo model to read, which it can't do yet, from 4,000 images, as you would with your own data.
+"""Teach the demo model to read, which it can't do yet, from 6,000 images, as you would with your own data.
 
     python examples/finetune_digits.py --processes 2            # LoRA, on two cores
     python examples/finetune_digits.py --q-bits 4               # QLoRA: the same on the model in 4 bits
     python examples/finetune_digits.py --fine-tune-type dora    # and so on: see --help
 
 It draws numbers of two or three digits and short words on the demo's backgrounds, two in an image, in six fonts, and
-beside them 4,000 of the demo's own scenes with their questions, so that it won't forget those; writes them as anybody
+beside them 6,000 of the demo's own scenes with their questions, so that it won't forget those; writes them as anybody
 would, images and `train.jsonl`; and runs `python -m mlx_fastvlm.lora`. Before and after, the model reads one text in
 each of 300 images that it was not trained on, with numbers that none of those had, and answers 500 of its own
 questions, about scenes held out from its own training too. What is written lies in `--work`: data, adapters, and
@@ -280,9 +280,9 @@ def main():
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="processes that train together (1)")
     parser.add_argument("--iters", type=int, default=2600, help="batches to train on (2600)")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted training")
-    parser.add_argument("--texts", type=int, default=4000, metavar="N", help="images of text to train on (4000)")
+    parser.add_argument("--texts", type=int, default=6000, metavar="N", help="images of text to train on (6000)")
     parser.add_argument(
-        "--old", type=int, default=4000, metavar="N", help="images of the demo's own world to train on (4000)"
+        "--old", type=int, default=6000, metavar="N", help="images of the demo's own world to train on (6000)"
     )
     parser.add_argument("--valid", type=int, default=len(VALID), metavar="N", help="images to validate with (100)")
     parser.add_argument("--held-out", type=int, default=len(HELD_OUT), metavar="N", help="images to test on (300)")
