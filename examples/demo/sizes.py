@@ -85,11 +85,15 @@ def load_demo(folder: Path) -> tuple[nn.Module, train.Decoder]:
     """The fused tower and the decoder of a checkpoint that fuse.py wrote."""
     weights = {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
     tower = reparameterize_model(train.make_tower().eval())
-    names = {name: fused_name(name) for name in tower.state_dict() if not name.endswith("num_batches_tracked")}
-    tower.load_state_dict({name: weights.pop(apples) for name, apples in names.items()}, strict=False)
+    tower.load_state_dict({name: weights.pop(apples) for name, apples in names_of(tower).items()}, strict=False)
     decoder = train.Decoder()
     decoder.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()})
     return tower.to(memory_format=torch.channels_last), decoder
+
+
+def names_of(tower: nn.Module) -> dict[str, str]:
+    """timm's name of each of a fused tower's weights, and Apple's."""
+    return {name: fused_name(name) for name in tower.state_dict() if not name.endswith("num_batches_tracked")}
 
 
 def fused_name(name: str) -> str:
@@ -108,14 +112,14 @@ class Teacher:
     def __init__(self, tower: nn.Module, projector: nn.Module, pictures: np.ndarray, path: Path) -> None:
         self.things = [scenes.make_scene(seed).things for seed in seeds_of(TEACHER)]
         self.cells = [[thing.row * scenes.GRID + thing.column for thing in things] for things in self.things]
-        self.known = [torch.from_numpy(train.cell_targets(seed)) for seed in seeds_of(TEACHER)]
+        self.known = torch.from_numpy(np.stack([train.cell_targets(seed) for seed in seeds_of(TEACHER)]))
         self.targets = projector(train.features_of(tower, pictures, path).float())
-        full = torch.stack([known[:, 0] == 1 for known in self.known])
+        full = self.known[..., 0] == 1
         self.empty = torch.stack([self.targets[~full[:, cell], cell].mean(0) for cell in range(train.CELLS)])
         self.scale = self.targets.var()
         self.heads = nn.Linear(train.HIDDEN, sum(ANSWERS))
         optimizer = torch.optim.Adam(self.heads.parameters(), lr=3e-3)
-        seen, known = self.targets[full], torch.stack(self.known)[full][:, 1:]
+        seen, known = self.targets[full], self.known[full][:, 1:]
         for _ in range(400):
             rows = torch.randint(len(seen), (2_048,))
             loss = self.misread(seen[rows], known[rows])
@@ -149,7 +153,7 @@ class Teacher:
             wanted[picture, tokens] = targets[things]
             full[picture, tokens] = True
             spoken.append(seen[picture, tokens])
-            known.append(self.known[row][self.cells[row]][things, 1:])
+            known.append(self.known[row, self.cells[row]][things, 1:])
         errors = (seen - wanted).square().mean(-1) / self.scale
         return errors[full].mean() + errors[~full].mean() + HEADS * self.misread(torch.cat(spoken), torch.cat(known))
 
@@ -187,10 +191,7 @@ def train_tower(
             features = train.see(tower, pictures[size][rows])
         first = seeds_of(size).start
         loss = teacher.loss(projector(features.float()), [first + row for row in rows], size)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
-        optimizer.step()
+        train.learn(loss, tower, [optimizer])
         train.average_in(average, tower, step + 1, TOWER_AVERAGE)
         losses[size].append(loss.item())
         if (step + 1) % 50 == 0:
@@ -231,12 +232,7 @@ def train_decoder(
         seeds = [seeds_of(size)[row] for row in rows]
         batch = train.batch_of(encoder, seeds, rng, PLAN.kinds, tokens_of(size))
         loss = train.answer_loss(decoder, features[size][rows].float(), batch, rng)
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        train.learn(loss, decoder, optimizers)
         train.average_in(average, decoder, step + 1, DECODER_AVERAGE)
         losses[size].append(loss.item())
         if (step + 1) % 50 == 0:
@@ -260,12 +256,9 @@ def rows_by_count(seeds: range) -> dict[int, list[int]]:
 
 def export(checkpoint: Path, folder: Path, tower: nn.Module, decoder: train.Decoder) -> None:
     """Write the checkpoint as it came, with the new weights and the sizes that it knows now."""
-    shutil.copytree(checkpoint, folder)
-    weights = {
-        fused_name(name): value
-        for name, value in tower.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
+    shutil.copytree(checkpoint, folder, dirs_exist_ok=True)  # the package's own is there
+    state = tower.state_dict()
+    weights = {apples: state[name] for name, apples in names_of(tower).items()}
     weights |= {f"model.{name}": value for name, value in decoder.state_dict().items()}
     weights = {name: value.detach().half().contiguous() for name, value in weights.items()}
     assert all(value.isfinite().all() for value in weights.values()), "a weight is too large for float16"

@@ -223,6 +223,16 @@ def set_rates(optimizers: list[torch.optim.Optimizer], share: float) -> None:
             group["lr"] = group["peak"] * share
 
 
+def learn(loss: Tensor, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+    """One step of every optimizer along the loss's clipped gradients."""
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+
+
 def save(path: Path, **parts: object) -> None:
     """Write a checkpoint so that being stopped halfway leaves the previous one whole."""
     torch.save(parts, path.with_suffix(".part"))
@@ -253,10 +263,7 @@ def train_tower(work: Path, number: int, pictures: np.ndarray, check: np.ndarray
         set_rates([optimizer], cosine_rate(step, plan.tower_steps, warm_up=50))
         rows = np.random.default_rng((SEED, done + step)).integers(len(pictures), size=TOWER_BATCH)
         loss = cell_loss(head(see(tower, pictures[rows])), torch.from_numpy(targets[rows]))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        learn(loss, model, [optimizer])
         step += 1
         if step % 200 == 0 or step == plan.tower_steps:
             score = check_tower(tower, head, check)
@@ -581,12 +588,7 @@ def train_decoder(work: Path, number: int, encoder: Encoder, features: Tensor, c
         torch.manual_seed(done + step)
         seeds = pick_seeds(done + step, plan.crowds, by_count, rng)
         loss = answer_loss(decoder, features[seeds].float(), batch_of(encoder, seeds, rng, plan.kinds), rng)
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        learn(loss, decoder, optimizers)
         step += 1
         average_in(average, decoder, step, plan.average)
         losses.append(loss.item())
