@@ -5,8 +5,8 @@ depthwise convolutions, which take a naive loop; erf, exp and sigmoid, which tak
 temporary arrays, whose pages the operating system clears at each use; and waiting for one core, while others have
 nothing to do (``streams.py`` shares the work out).
 
-Two things here are compiled (``mx.compile``), where they are worth seconds of the system's C++ compiler, which MLX runs
-for it: GELU and exp on large arrays, which would otherwise take a quarter of an image's time (``compiler.py``).
+GELU, SiLU and exp of large arrays are compiled (``mx.compile``): they would take a quarter of an image's time, and that
+is worth seconds of the system's C++ compiler, which MLX runs for it (``compiler.py``).
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ MANY = 64
 ENOUGH = 512
 # Values from which on compiling pays. The demo's images have fewer at a time, so nobody waits for a compiler there.
 LARGE = PIECE // 2
+# Values up to which a library call for each costs less than the fourteen operations that avoid it: a token's.
+SINGLE = 2**13
 # Tokens from which on a packed matrix is unpacked first: MLX's own product unpacks it anew for each token.
 UNPACKED = 16
 # Tokens up to which small products in a row are faster than one, and multiplications that such a product has at most.
@@ -129,32 +131,51 @@ def _exp_of_negative(x: mx.array) -> mx.array:
     return _exp_from(_exp_polynomial(x))
 
 
+def _silu_polynomial(x: mx.array) -> mx.array:
+    return _exp_polynomial(mx.abs(x))
+
+
+def _silu_from(x: mx.array, polynomial: mx.array) -> mx.array:
+    """max(x, 0) - a exp(-a) / (1 + exp(-a)), with a = abs(x)."""
+    t = _exp_from(polynomial)
+    return mx.maximum(x, 0) - mx.minimum(mx.abs(x), _EXP_END) * t / (1 + t)
+
+
 def _silu(x: mx.array) -> mx.array:
-    a = mx.minimum(mx.abs(x), _EXP_END)
-    t = _exp_from(_exp_polynomial(a))
-    return mx.maximum(x, 0) - a * t / (1 + t)
+    return _silu_from(x, _silu_polynomial(x))
 
 
-_plain_gelu, _compiled_gelu, _plain_silu = (
-    with_gradients_of(plain, fast)
-    for plain, fast in ((activations.gelu, _gelu), (activations.gelu, _fused_gelu), (activations.silu, _silu))
+_fused_silu_polynomial, _fused_silu_from = mx.compile(_silu_polynomial), mx.compile(_silu_from)
+
+
+def _fused_silu(x: mx.array) -> mx.array:
+    return _fused_silu_from(x, _fused_silu_polynomial(x))
+
+
+_gelus, _silus = (
+    [with_gradients_of(plain, fast) for fast in each]
+    for plain, each in ((activations.gelu, (_gelu, _fused_gelu)), (activations.silu, (_silu, _fused_silu)))
 )
 
 
 def gelu(x: mx.array) -> mx.array:
     """GELU within 1e-6. Any shape, float32."""
-    return tokenwise(x, _large_gelu)
-
-
-def _large_gelu(x: mx.array) -> mx.array:
-    if x.size > LARGE and may_compile():
-        return _compiled_gelu(mx.contiguous(x))  # a transposed array would need kernels of its own
-    return _plain_gelu(x)
+    return tokenwise(x, lambda x: _best(_gelus, x))
 
 
 def silu(x: mx.array) -> mx.array:
     """SiLU within 3e-6. Any shape, float32."""
-    return tokenwise(x, _plain_silu)
+    if x.size <= SINGLE:
+        return activations.silu(x)
+    return tokenwise(x, lambda x: _best(_silus, x))
+
+
+def _best(forms: list[Callable[[mx.array], mx.array]], x: mx.array) -> mx.array:
+    """The plain form of an activation, or the compiled one where that pays."""
+    plain, compiled = forms
+    if x.size > LARGE and may_compile():
+        return compiled(mx.contiguous(x))  # a transposed array would need kernels of its own
+    return plain(x)
 
 
 # What each token has to itself

@@ -104,7 +104,7 @@ def tower():
 def test_an_image_takes_few_kernels(tower):
     """Copies that Metal makes on the way included, which the rules of test_cpu_ops.py leave out."""
     assert tower.counts["Convolution"] == 91
-    assert tower.counts["copy"] == 5 + 6  # channels that are convolved twice, and attention's results in their order
+    assert tower.counts["copy"] == 5 + 6  # channels that are convolved twice, and the half of attention's wide heads
     assert len(tower.kernels) <= 331
 
 
@@ -113,8 +113,20 @@ def test_own_convolutions_take_fewer(monkeypatch):
     monkeypatch.setattr(kernels, "backend", lambda: "metal")
     monkeypatch.setenv(depthwise.VARIABLE, "own")
     tower = encoding(released(mx.bfloat16, layers=1), 1024)
-    assert tower.counts["copy"] == 6  # attention's results
+    assert tower.counts["copy"] == 6  # attention's
     assert len(tower.kernels) <= 281
+
+
+@pytest.mark.parametrize(("queries", "copies"), [(8, 1), (9, 0)])
+def test_attention_over_a_prompt_writes_its_results_as_they_are_read(queries, copies):
+    """MLX's kernel for more than eight queries puts a token's heads one behind another; the other one does not."""
+    q, kv = mx.zeros((1, 14, queries, 64)), mx.zeros((1, 2, 16, 64))
+
+    def attend(q, kv):
+        y = mx.fast.scaled_dot_product_attention(q, kv, kv, scale=1.0)
+        return y.transpose(0, 2, 1, 3).reshape(1, queries, -1)
+
+    assert Graph(attend, q, kv).counts["copy"] == copies
 
 
 @pytest.mark.parametrize(("bits", "most"), [(None, 413), ("4 bits", 488)])

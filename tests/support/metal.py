@@ -301,15 +301,20 @@ def _bracket(function: Any) -> Any:
 
 
 def _bracket_attention(attention: Any) -> Any:
-    """Fused where Metal has a kernel for it, as many operations as it takes where not."""
-    fused = _bracket(attention)
+    """Fused where Metal has a kernel for it, as many operations as it takes where not.
+
+    The kernel for more than 8 queries writes (batch, queries, heads, head size), and gives another look at that
+    (``eval_gpu`` in mlx/backend/metal/scaled_dot_product_attention.cpp).
+    """
+    short = _bracket(attention)
+    long = _bracket(lambda *arguments, **named: attention(*arguments, **named).transpose(0, 2, 1, 3))
 
     @functools.wraps(attention)
     def marked(q: mx.array, k: mx.array, v: mx.array, **named: Any) -> mx.array:
-        sizes = FUSED if q.shape[2] > 8 else FUSED_SHORT
-        if q.shape[-1] not in sizes:
+        queries, size = q.shape[2:]
+        if size not in (FUSED if queries > 8 else FUSED_SHORT):
             return attention(q, k, v, **named)
-        return fused(q, k, v, **named)
+        return long(q, k, v, **named).transpose(0, 2, 1, 3) if queries > 8 else short(q, k, v, **named)
 
     return marked
 
