@@ -419,14 +419,13 @@ def _band_convolution(stride: int, rows: int, strips: int) -> Callable[..., mx.a
         strides = (1, image, line, stride * line, stride * STRIP * channels, channels)
         x = mx.contiguous(mx.as_strided(mx.contiguous(padded), shape, strides))
         matrices = matrices.reshape(channels, outputs // channels, size, 1, window, STRIP)
-        y = mx.broadcast_to(
-            bias.reshape(channels, -1, 1, 1, 1), (channels, outputs // channels, batch, rows * strips, STRIP)
-        )
+        y = None
         for i in range(size):
             row = i // stride
             lines = x[:, None, :, i % stride, row : row + rows].reshape(channels, 1, batch, rows * strips, window)
-            y = mx.addmm(y, lines, matrices[:, :, i])
-        return _channels_last(y.reshape(outputs, -1)).reshape(batch, rows, strips * STRIP, outputs)
+            y = lines @ matrices[:, :, i] if y is None else mx.addmm(y, lines, matrices[:, :, i])
+        y = y.reshape(outputs, -1) + bias[:, None]  # last: the first product would have it written out
+        return _channels_last(y).reshape(batch, rows, strips * STRIP, outputs)
 
     return with_gradients_of(reference, convolve)
 
