@@ -5,8 +5,9 @@
 CHECKPOINT is what fuse.py wrote. Needs what train.py needs, and scipy. Each stage leaves its result in WORK, so a run
 that was stopped goes on after the last stage that was done:
 
-1. pictures   other scenes for each size, drawn at that size and at 256 pixels
-2. tower      at every size, one token has of each thing what the token of its cell has at 256 pixels
+1. pictures   other scenes for each size, drawn at that size and at 256 pixels; and scribbles, at 256 pixels
+2. tower      at every size, one token has of each thing what the token of its cell has at 256 pixels; of scribbles, it
+              still sees what it saw
 3. features   the new tower's view of every picture
 4. decoder    conversations about those features, as in train.py
 5. export     Apple's names, fused, in float16, as the checkpoint came
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import ImageDraw
 from safetensors.torch import load_file, save_file
 from scipy.optimize import linear_sum_assignment
 from timm.utils import reparameterize_model
@@ -47,14 +49,15 @@ class Size:
 
 TEACHER = train.PIXELS
 SIZES = {  # 192 pixels are the hardest: 9 tokens for 16 cells
-    192: Size(7_000, 0.54, 32, 0.32),
-    256: Size(7_500, 0.13, 32, 0.20),
-    320: Size(4_000, 0.10, 32, 0.13),
-    384: Size(4_000, 0.09, 24, 0.13),
-    448: Size(2_000, 0.04, 16, 0.06),
-    512: Size(3_500, 0.10, 16, 0.16),
+    192: Size(18_000, 0.50, 32, 0.36),
+    256: Size(7_500, 0.10, 32, 0.18),
+    320: Size(4_000, 0.08, 32, 0.12),
+    384: Size(4_000, 0.07, 24, 0.12),
+    448: Size(2_000, 0.03, 16, 0.06),
+    512: Size(3_500, 0.08, 16, 0.16),
 }
-TOWER_STEPS, TOWER_RATE, TOWER_AVERAGE = 2_000, 1e-3, 0.98
+SCRIBBLES, SCRIBBLED_SHARE, SCRIBBLED_BATCH = 4_000, 0.14, 32
+TOWER_STEPS, TOWER_RATE, TOWER_AVERAGE = 2_600, 1e-3, 0.98
 DECODER_STEPS, DECODER_SHARE, DECODER_AVERAGE = 1_200, 0.6, 0.99
 PLAN = train.ROUNDS[-1]  # its questions and crowds
 PULL = 1.2  # what it costs a token to speak for a thing outside it, for each squared token of distance
@@ -76,6 +79,33 @@ def seeds_of(size: int) -> range:
 
 def tokens_of(size: int) -> int:
     return (size // train.PATCH) ** 2
+
+
+def scribble(seed: int, pixels: int) -> np.ndarray:
+    """Lines, bows and blots on a scene's background: what the demo's world lacks, and what else is made of."""
+    rng = random.Random(f"scribble {seed}")
+    scene = scenes.Scene(seed, (), 1.0, 1.0, rng.choice(list(scenes.BACKGROUNDS)), scenes._background_tints(rng))
+    picture = scenes._paint_background(scene, pixels, pixels)
+    pen = ImageDraw.Draw(picture)
+    for _ in range(rng.randint(4, 12)):
+        colour = scenes._vary(rng, rng.choice(list(scenes.COLOURS.values())), 40)
+        extent, width = rng.uniform(0.06, 0.3) * pixels, rng.randint(5, 16)
+        x, y = rng.uniform(0, pixels), rng.uniform(0, pixels)
+        points = [
+            (x + rng.uniform(-extent, extent), y + rng.uniform(-extent, extent)) for _ in range(rng.randint(2, 5))
+        ]
+        box = (x - extent / 2, y - extent * rng.uniform(0.3, 0.7), x + extent / 2, y + extent * rng.uniform(0.3, 0.7))
+        kind = rng.choice(("line", "line", "bow", "bow", "ring", "blot"))
+        if kind == "line":
+            pen.line(points, colour, width, joint="curve")
+        elif kind == "bow":
+            start = rng.uniform(0, 360)
+            pen.arc(box, start, start + rng.uniform(60, 270), colour, width)
+        elif kind == "ring":
+            pen.ellipse(box, outline=colour, width=width)
+        else:
+            pen.polygon(points, colour)
+    return np.asarray(picture)
 
 
 # 2. The tower
@@ -161,6 +191,27 @@ class Teacher:
 ANSWERS = list(train.CELL_TARGETS.values())[1:]
 
 
+def keep_loss(tower: nn.Module, teacher: nn.Module, pictures: np.ndarray) -> Tensor:
+    """How far from the teacher's a tower's view of some pictures is, before its last stage and after it.
+
+    The lesson about sizes is one about six shapes. Without this one, the tower forgot what other things look like, and
+    the demo could hardly be taught to read any more (examples/finetune_digits.py).
+    """
+    with torch.no_grad():
+        wanted = views_of(teacher, pictures)
+    with torch.autocast("cpu", torch.bfloat16):
+        seen = views_of(tower, pictures)
+    return sum(F.mse_loss(a.float(), b) / b.var() for a, b in zip(seen, wanted))
+
+
+def views_of(tower: nn.Module, pictures: np.ndarray) -> tuple[Tensor, Tensor]:
+    """A tower's features before its last stage and after it."""
+    x = tower.stem(train.pixels_of(pictures))
+    for stage in tower.stages[:-1]:
+        x = stage(x)
+    return x, tower.final_conv(tower.stages[-1](x))
+
+
 def distances(x: float, y: float, side: int) -> Tensor:
     """Of a point from each token's square, squared, in tokens."""
     at = torch.arange(side) + 0.5
@@ -169,38 +220,47 @@ def distances(x: float, y: float, side: int) -> Tensor:
 
 
 def train_tower(
-    work: Path, tower: nn.Module, projector: nn.Module, pictures: dict[int, np.ndarray], teacher: Teacher
+    work: Path,
+    known: nn.Module,
+    projector: nn.Module,
+    pictures: dict[int, np.ndarray],
+    scribbles: np.ndarray,
+    teacher: Teacher,
 ) -> nn.Module:
     """Teach a copy of the fused tower; returns its averaged weights."""
     path = work / "tower.pt"
-    tower = copy.deepcopy(tower)
+    tower = copy.deepcopy(known)
     if path.exists():
         tower.load_state_dict(torch.load(path))
         return tower.eval()
     tower.requires_grad_(True)  # in evaluation mode: the batches' statistics stay those that were fused
     average = copy.deepcopy(tower).requires_grad_(False)
     optimizer = torch.optim.AdamW(tower.parameters(), lr=TOWER_RATE, weight_decay=0.02)
-    started, losses = time.time(), {size: [] for size in SIZES}
-    shares = [size.tower_share for size in SIZES.values()]
+    shares = {size: plan.tower_share for size, plan in SIZES.items()} | {"scribbles": SCRIBBLED_SHARE}
+    started, losses = time.time(), {lesson: [] for lesson in shares}
     for step in range(TOWER_STEPS):
         train.set_rates([optimizer], train.cosine_rate(step, TOWER_STEPS, warm_up=30))
         rng = random.Random(f"tower {train.SEED} {step}")
-        size = rng.choices(list(SIZES), shares)[0]
-        rows = sorted(rng.sample(range(len(pictures[size])), SIZES[size].tower_batch))
-        with torch.autocast("cpu", torch.bfloat16):
-            features = train.see(tower, pictures[size][rows])
-        first = seeds_of(size).start
-        loss = teacher.loss(projector(features.float()), [first + row for row in rows], size)
+        lesson = rng.choices(list(shares), list(shares.values()))[0]
+        if lesson == "scribbles":
+            rows = sorted(rng.sample(range(len(scribbles)), SCRIBBLED_BATCH))
+            loss = keep_loss(tower, known, scribbles[rows])
+        else:
+            rows = sorted(rng.sample(range(len(pictures[lesson])), SIZES[lesson].tower_batch))
+            with torch.autocast("cpu", torch.bfloat16):
+                features = train.see(tower, pictures[lesson][rows])
+            first = seeds_of(lesson).start
+            loss = teacher.loss(projector(features.float()), [first + row for row in rows], lesson)
         train.learn(loss, tower, [optimizer])
         train.average_in(average, tower, step + 1, TOWER_AVERAGE)
-        losses[size].append(loss.item())
+        losses[lesson].append(loss.item())
         if (step + 1) % 50 == 0:
             print(f"tower {step + 1} {recent(losses)} {time.time() - started:.0f} s", flush=True)
     train.save(path, **average.state_dict())
     return average
 
 
-def recent(losses: dict[int, list[float]]) -> dict[int, float]:
+def recent(losses: dict[int | str, list[float]]) -> dict[int | str, float]:
     return {size: round(float(np.mean(kept[-15:])), 4) for size, kept in losses.items() if kept}
 
 
@@ -276,12 +336,13 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     pictures = {size: train.render(seeds_of(size), args.work / f"{size}.u8", size) for size in SIZES}
+    scribbles = train.render(range(SCRIBBLES), args.work / "scribbles.u8", TEACHER, scribble)
     held_out = [scenes.HELD_OUT_SEEDS[number] for number in CHECK]
     check = {size: train.render(held_out, args.work / f"check-{size}.u8", size) for size in SIZES}
     tower, decoder = load_demo(args.checkpoint)
     decoder.requires_grad_(False)
     teacher = Teacher(tower, decoder.mm_projector, pictures[TEACHER], args.work / "taught.pt")
-    tower = train_tower(args.work, tower, decoder.mm_projector, pictures, teacher)
+    tower = train_tower(args.work, tower, decoder.mm_projector, pictures, scribbles, teacher)
     seen = {
         size: train.features_of(tower, array[: SIZES[size].scenes], args.work / f"features-{size}.pt")
         for size, array in pictures.items()

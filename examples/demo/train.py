@@ -25,7 +25,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from multiprocessing import Pool
@@ -139,14 +139,19 @@ def _view_of_seed(seed: int, pixels: int) -> np.ndarray:
     return np.asarray(picture)
 
 
-def render(seeds: Sequence[int], path: Path, pixels: int = PIXELS) -> np.ndarray:
+def render(
+    seeds: Sequence[int],
+    path: Path,
+    pixels: int = PIXELS,
+    draw: Callable[[int, int], np.ndarray] = _view_of_seed,
+) -> np.ndarray:
     """The pictures of all seeds, as one array of bytes in a file."""
     shape = (len(seeds), pixels, pixels, 3)
     if not path.exists():
         unfinished = path.with_suffix(".part")
         array = np.memmap(unfinished, np.uint8, "w+", shape=shape)
         with Pool() as pool:
-            for i, picture in enumerate(pool.imap(partial(_view_of_seed, pixels=pixels), seeds, chunksize=64)):
+            for i, picture in enumerate(pool.imap(partial(draw, pixels=pixels), seeds, chunksize=64)):
                 array[i] = picture
         array.flush()
         unfinished.rename(path)
@@ -179,8 +184,12 @@ def make_tower() -> FastVit:
 
 def see(tower: FastVit, pictures: np.ndarray) -> Tensor:
     """Features (pictures, image tokens, VISION_WIDTH) of pictures in bytes."""
-    pixels = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 255
-    return tower.forward_features(pixels).flatten(2).transpose(1, 2)
+    return tower.forward_features(pixels_of(pictures)).flatten(2).transpose(1, 2)
+
+
+def pixels_of(pictures: np.ndarray) -> Tensor:
+    """What a tower takes, (pictures, 3, height, width) in [0, 1], of pictures in bytes."""
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 255
 
 
 CELL_TARGETS = {  # what is guessed of a cell, and how many answers there are
