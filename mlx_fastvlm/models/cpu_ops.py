@@ -419,11 +419,14 @@ def _band_convolution(stride: int, rows: int, strips: int) -> Callable[..., mx.a
         strides = (1, image, line, stride * line, stride * STRIP * channels, channels)
         x = mx.contiguous(mx.as_strided(mx.contiguous(padded), shape, strides))
         matrices = matrices.reshape(channels, outputs // channels, size, 1, window, STRIP)
-        y = None
-        for i in range(size):
+
+        def lines(i: int) -> mx.array:
             row = i // stride
-            lines = x[:, None, :, i % stride, row : row + rows].reshape(channels, 1, batch, rows * strips, window)
-            y = lines @ matrices[:, :, i] if y is None else mx.addmm(y, lines, matrices[:, :, i])
+            return x[:, None, :, i % stride, row : row + rows].reshape(channels, 1, batch, rows * strips, window)
+
+        y = lines(0) @ matrices[:, :, 0]
+        for i in range(1, size):
+            y = mx.addmm(y, lines(i), matrices[:, :, i])
         y = y.reshape(outputs, -1) + bias[:, None]  # last: the first product would have it written out
         return _channels_last(y).reshape(batch, rows, strips * STRIP, outputs)
 
