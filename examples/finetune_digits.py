@@ -78,8 +78,8 @@ def choose_text(rng: random.Random, held_out: bool) -> str:
 def draw_texts(seed: int, held_out: bool = False) -> tuple[Image.Image, list[str]]:
     """An image of a seed, and what it says above and below."""
     rng = random.Random(f"texts {seed}")
-    scene = scenes.Scene(seed, (), 1.0, 1.0, rng.choice(list(scenes.BACKGROUNDS)), scenes._background_tints(rng))
-    image, texts = scenes._paint_background(scene, PIXELS, PIXELS), [choose_text(rng, held_out) for _ in PLACES]
+    image = scenes.draw(scenes.empty_scene(seed, rng), PIXELS)
+    texts = [choose_text(rng, held_out) for _ in PLACES]
     for text, row in zip(texts, rng.choice(((0, 2), (0, 3), (1, 3)))):
         write(rng, image, text, row)
     return image, texts

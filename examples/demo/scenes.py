@@ -108,6 +108,11 @@ def make_scene(seed: int, most_things: int = 4) -> Scene:
     return Scene(seed, tuple(things), width, height, background, _background_tints(rng))
 
 
+def empty_scene(seed: int, rng: random.Random) -> Scene:
+    """A square background with nothing on it."""
+    return Scene(seed, (), 1.0, 1.0, rng.choice(list(BACKGROUNDS)), _background_tints(rng))
+
+
 def _proportions(rng: random.Random) -> tuple[float, float]:
     """Most pictures are square, as what the model sees always is; the others get black bars."""
     if rng.random() < 0.7:

@@ -84,8 +84,7 @@ def tokens_of(size: int) -> int:
 def scribble(seed: int, pixels: int) -> np.ndarray:
     """Lines, bows and blots on a scene's background: what the demo's world lacks, and what else is made of."""
     rng = random.Random(f"scribble {seed}")
-    scene = scenes.Scene(seed, (), 1.0, 1.0, rng.choice(list(scenes.BACKGROUNDS)), scenes._background_tints(rng))
-    picture = scenes._paint_background(scene, pixels, pixels)
+    picture = scenes.draw(scenes.empty_scene(seed, rng), pixels)
     pen = ImageDraw.Draw(picture)
     for _ in range(rng.randint(4, 12)):
         colour = scenes._vary(rng, rng.choice(list(scenes.COLOURS.values())), 40)
@@ -140,6 +139,7 @@ class Teacher:
     """
 
     def __init__(self, tower: nn.Module, projector: nn.Module, pictures: np.ndarray, path: Path) -> None:
+        self.tower, self.projector = tower, projector
         self.things = [scenes.make_scene(seed).things for seed in seeds_of(TEACHER)]
         self.cells = [[thing.row * scenes.GRID + thing.column for thing in things] for things in self.things]
         self.known = torch.from_numpy(np.stack([train.cell_targets(seed) for seed in seeds_of(TEACHER)]))
@@ -163,11 +163,12 @@ class Teacher:
         said = self.heads(features / self.scale.sqrt()).split(ANSWERS, dim=-1)
         return sum(F.cross_entropy(part, known[:, i]) for i, part in enumerate(said))
 
-    def loss(self, seen: Tensor, rows: list[int], size: int) -> Tensor:
-        """Of projected features (pictures, tokens, width): each thing has one token, the other tokens are empty.
+    def loss(self, features: Tensor, rows: list[int], size: int) -> Tensor:
+        """Of a tower's features (pictures, tokens, width): each thing has one token, the other tokens are empty.
 
         A thing belongs to the token that already speaks for it best; distance counts too (PULL).
         """
+        seen = self.projector(features)
         side = size // train.PATCH
         centres = ((torch.arange(side) + 0.5) * scenes.GRID / side).int()
         empty = self.empty[(centres[:, None] * scenes.GRID + centres).flatten()]
@@ -187,29 +188,26 @@ class Teacher:
         errors = (seen - wanted).square().mean(-1) / self.scale
         return errors[full].mean() + errors[~full].mean() + HEADS * self.misread(torch.cat(spoken), torch.cat(known))
 
+    def keep_loss(self, tower: nn.Module, pictures: np.ndarray) -> Tensor:
+        """How far a tower's view of some pictures is from the teacher's, before the last stage and after it.
+
+        The lesson about sizes is one about six shapes. Without this one, the tower forgot what other things look like,
+        and the demo could hardly be taught to read any more (examples/finetune_digits.py).
+        """
+        with torch.no_grad():
+            wanted = views_of(self.tower, pictures)
+        with torch.autocast("cpu", torch.bfloat16):
+            seen = views_of(tower, pictures)
+        return sum(F.mse_loss(a.float(), b) / b.var() for a, b in zip(seen, wanted))
+
 
 ANSWERS = list(train.CELL_TARGETS.values())[1:]
 
 
-def keep_loss(tower: nn.Module, teacher: nn.Module, pictures: np.ndarray) -> Tensor:
-    """How far from the teacher's a tower's view of some pictures is, before its last stage and after it.
-
-    The lesson about sizes is one about six shapes. Without this one, the tower forgot what other things look like, and
-    the demo could hardly be taught to read any more (examples/finetune_digits.py).
-    """
-    with torch.no_grad():
-        wanted = views_of(teacher, pictures)
-    with torch.autocast("cpu", torch.bfloat16):
-        seen = views_of(tower, pictures)
-    return sum(F.mse_loss(a.float(), b) / b.var() for a, b in zip(seen, wanted))
-
-
 def views_of(tower: nn.Module, pictures: np.ndarray) -> tuple[Tensor, Tensor]:
     """A tower's features before its last stage and after it."""
-    x = tower.stem(train.pixels_of(pictures))
-    for stage in tower.stages[:-1]:
-        x = stage(x)
-    return x, tower.final_conv(tower.stages[-1](x))
+    after, (before,) = tower.forward_intermediates(train.pixels_of(pictures), indices=[len(train.LAYERS) - 2])
+    return before, after
 
 
 def distances(x: float, y: float, side: int) -> Tensor:
@@ -219,17 +217,10 @@ def distances(x: float, y: float, side: int) -> Tensor:
     return (down[:, None] ** 2 + across**2).flatten()
 
 
-def train_tower(
-    work: Path,
-    known: nn.Module,
-    projector: nn.Module,
-    pictures: dict[int, np.ndarray],
-    scribbles: np.ndarray,
-    teacher: Teacher,
-) -> nn.Module:
-    """Teach a copy of the fused tower; returns its averaged weights."""
+def train_tower(work: Path, teacher: Teacher, pictures: dict[int, np.ndarray], scribbles: np.ndarray) -> nn.Module:
+    """Teach a copy of the teacher's tower; returns its averaged weights."""
     path = work / "tower.pt"
-    tower = copy.deepcopy(known)
+    tower = copy.deepcopy(teacher.tower)
     if path.exists():
         tower.load_state_dict(torch.load(path))
         return tower.eval()
@@ -244,13 +235,13 @@ def train_tower(
         lesson = rng.choices(list(shares), list(shares.values()))[0]
         if lesson == "scribbles":
             rows = sorted(rng.sample(range(len(scribbles)), SCRIBBLED_BATCH))
-            loss = keep_loss(tower, known, scribbles[rows])
+            loss = teacher.keep_loss(tower, scribbles[rows])
         else:
             rows = sorted(rng.sample(range(len(pictures[lesson])), SIZES[lesson].tower_batch))
             with torch.autocast("cpu", torch.bfloat16):
                 features = train.see(tower, pictures[lesson][rows])
             first = seeds_of(lesson).start
-            loss = teacher.loss(projector(features.float()), [first + row for row in rows], lesson)
+            loss = teacher.loss(features.float(), [first + row for row in rows], lesson)
         train.learn(loss, tower, [optimizer])
         train.average_in(average, tower, step + 1, TOWER_AVERAGE)
         losses[lesson].append(loss.item())
@@ -261,7 +252,7 @@ def train_tower(
 
 
 def recent(losses: dict[int | str, list[float]]) -> dict[int | str, float]:
-    return {size: round(float(np.mean(kept[-15:])), 4) for size, kept in losses.items() if kept}
+    return {lesson: round(float(np.mean(kept[-15:])), 4) for lesson, kept in losses.items() if kept}
 
 
 # 4. The decoder
@@ -342,7 +333,7 @@ def main() -> None:
     tower, decoder = load_demo(args.checkpoint)
     decoder.requires_grad_(False)
     teacher = Teacher(tower, decoder.mm_projector, pictures[TEACHER], args.work / "taught.pt")
-    tower = train_tower(args.work, tower, decoder.mm_projector, pictures, scribbles, teacher)
+    tower = train_tower(args.work, teacher, pictures, scribbles)
     seen = {
         size: train.features_of(tower, array[: SIZES[size].scenes], args.work / f"features-{size}.pt")
         for size, array in pictures.items()

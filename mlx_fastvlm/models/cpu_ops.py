@@ -37,7 +37,7 @@ MANY = 64
 ENOUGH = 512
 # Values from which on compiling pays. The demo's images have fewer at a time, so nobody waits for a compiler there.
 LARGE = PIECE // 2
-# Values up to which a library call for each costs less than the fourteen operations that avoid it: a token's.
+# Values up to which a library call for each costs less than the many operations that avoid it: a token's.
 SINGLE = 2**13
 # Tokens from which on a packed matrix is unpacked first: MLX's own product unpacks it anew for each token.
 UNPACKED = 16
@@ -82,12 +82,34 @@ def _squared(x: mx.array, times: int) -> mx.array:
     return x
 
 
-_NORMAL_END = 5.75
-_NORMAL = (-1.30686302e-5, 2.49746962e-4, -8.97201482e-4, -9.41797858e-3, -2.44019538e-2)
+def _forms(
+    reference: Callable[[mx.array], mx.array],
+    end: float,
+    coefficients: tuple[float, ...],
+    finish: Callable[[mx.array, mx.array, mx.array], mx.array],
+) -> list[Callable[[mx.array], mx.array]]:
+    """An activation's plain form and its compiled one, both differentiated as ``reference``.
 
+    Args:
+        end, coefficients: of its tail's polynomial.
+        finish: of x, of abs(x) up to ``end``, and of the polynomial of that.
+    """
 
-def _gelu_argument(x: mx.array) -> mx.array:
-    return mx.minimum(mx.abs(x), _NORMAL_END)
+    def argument(x: mx.array) -> mx.array:
+        return mx.minimum(mx.abs(x), end)
+
+    def plain(x: mx.array) -> mx.array:
+        a = argument(x)
+        return finish(x, a, _polynomial(a, coefficients))
+
+    # MLX fuses at most eleven operations in a row, so there are two pieces that it fuses whole.
+    fused_polynomial = mx.compile(lambda x: _polynomial(argument(x), coefficients))
+    fused_finish = mx.compile(lambda x, polynomial: finish(x, argument(x), polynomial))
+
+    def compiled(x: mx.array) -> mx.array:
+        return fused_finish(x, fused_polynomial(x))
+
+    return [with_gradients_of(reference, form) for form in (plain, compiled)]
 
 
 def _gelu_from(x: mx.array, a: mx.array, polynomial: mx.array) -> mx.array:
@@ -95,18 +117,8 @@ def _gelu_from(x: mx.array, a: mx.array, polynomial: mx.array) -> mx.array:
     return mx.maximum(x, 0) - a * _squared(polynomial + 9.78572183e-1, 5)
 
 
-def _gelu(x: mx.array) -> mx.array:
-    a = _gelu_argument(x)
-    return _gelu_from(x, a, _polynomial(a, _NORMAL))
-
-
-# MLX fuses at most eleven operations in a row, so there are two pieces that it fuses whole.
-_fused_polynomial = mx.compile(lambda x: _polynomial(_gelu_argument(x), _NORMAL))
-_fused_gelu_from = mx.compile(lambda x, polynomial: _gelu_from(x, _gelu_argument(x), polynomial))
-
-
-def _fused_gelu(x: mx.array) -> mx.array:
-    return _fused_gelu_from(x, _fused_polynomial(x))
+_NORMAL = (-1.30686302e-5, 2.49746962e-4, -8.97201482e-4, -9.41797858e-3, -2.44019538e-2)
+_gelus = _forms(activations.gelu, 5.75, _NORMAL, _gelu_from)
 
 
 _EXP_END = 24.0
@@ -131,31 +143,13 @@ def _exp_of_negative(x: mx.array) -> mx.array:
     return _exp_from(_exp_polynomial(x))
 
 
-def _silu_polynomial(x: mx.array) -> mx.array:
-    return _exp_polynomial(mx.abs(x))
-
-
-def _silu_from(x: mx.array, polynomial: mx.array) -> mx.array:
-    """max(x, 0) - a exp(-a) / (1 + exp(-a)), with a = abs(x)."""
+def _silu_from(x: mx.array, a: mx.array, polynomial: mx.array) -> mx.array:
+    """max(x, 0) - a exp(-a) / (1 + exp(-a))."""
     t = _exp_from(polynomial)
-    return mx.maximum(x, 0) - mx.minimum(mx.abs(x), _EXP_END) * t / (1 + t)
+    return mx.maximum(x, 0) - a * t / (1 + t)
 
 
-def _silu(x: mx.array) -> mx.array:
-    return _silu_from(x, _silu_polynomial(x))
-
-
-_fused_silu_polynomial, _fused_silu_from = mx.compile(_silu_polynomial), mx.compile(_silu_from)
-
-
-def _fused_silu(x: mx.array) -> mx.array:
-    return _fused_silu_from(x, _fused_silu_polynomial(x))
-
-
-_gelus, _silus = (
-    [with_gradients_of(plain, fast) for fast in each]
-    for plain, each in ((activations.gelu, (_gelu, _fused_gelu)), (activations.silu, (_silu, _fused_silu)))
-)
+_silus = _forms(activations.silu, _EXP_END, _EXP, _silu_from)
 
 
 def gelu(x: mx.array) -> mx.array:
@@ -206,7 +200,7 @@ def linear(x: mx.array, layer: nn.Module, apply: Callable[[mx.array], mx.array])
     A few tokens times a large matrix are bound by memory: there each core reads a part of the matrix.
 
     Args:
-        apply: the same by MLX.
+        apply: the same in one product.
     """
     tokens, cores = x.size // x.shape[-1], free_cores()
     if "scales" in layer and tokens >= UNPACKED:
