@@ -56,14 +56,14 @@ class ReLU(nn.Module):
 
 
 class GELUTanhAccurate(nn.Module):
-    """The same with a rounded constant, 0.79788456 (transformers' ``FastGELUActivation``)."""
+    """GELU's approximation by tanh with a rounded constant (transformers' ``FastGELUActivation``)."""
 
     def __call__(self, x: mx.array) -> mx.array:
         return 0.5 * x * (1 + mx.tanh(0.7978845608 * x * (1 + 0.044715 * x * x)))
 
 
 class QuickGELU(nn.Module):
-    """x sigmoid(1.702 x), in the paper of GELU."""
+    """x sigmoid(1.702 x), GELU's approximation by a sigmoid, from the same paper."""
 
     def __call__(self, x: mx.array) -> mx.array:
         return x * mx.sigmoid(1.702 * x)

@@ -171,7 +171,7 @@ def _for_client(error: Exception) -> Exception:
     if isinstance(error, ClientLeft):
         return error
     if isinstance(error, WorkerEnded):
-        return unavailable("The server stopped before the answer was whole; try again soon.", retry_after=5)
+        return unavailable("The server stopped before the answer was complete; try again soon.", retry_after=5)
     return from_answering(error)
 
 

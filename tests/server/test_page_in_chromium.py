@@ -289,7 +289,7 @@ def test_the_keyboard_alone(visit):
     visit.page.reload()
     tab_to(visit, "Settings")
     visit.page.keyboard.press("Enter")
-    assert tab_to(visit, "API key")[:3] == ["Temperature", "Seed", "Longest answer, tokens"]
+    assert tab_to(visit, "API key")[:3] == ["Temperature", "Seed", "Maximum tokens"]
     visit.page.keyboard.press("Escape")
     visit.page.wait_for_selector("#open-settings:focus")
 

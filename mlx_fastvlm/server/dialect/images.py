@@ -128,7 +128,7 @@ class Images:
         larger = next((where for detail, where in self._details.items() if detail not in ("low", "auto")), None)
         if larger is not None:
             raise RequestError(
-                "All images in a request have one size here, so none can be of detail low beside another detail; send "
+                "All images in a request have the same size here, so detail low can't be mixed with another one; send "
                 "one detail for all, or give image_size.",
                 larger,
             )

@@ -75,7 +75,7 @@ function fromBody(body, details = {}) {
   const error = body && typeof body === "object" ? body.error : null;
   if (!error || typeof error.message !== "string") {
     const status = details.status ? ` with status ${details.status}` : "";
-    return new ServerError(`The server answered${status}, and gave no reason.`, details);
+    return new ServerError(`The server answered${status} without a reason.`, details);
   }
   return new ServerError(error.message, details);
 }
@@ -87,11 +87,11 @@ function parsed(data) {
   } catch {
     // told below
   }
-  throw new ServerError("The server sent something that is no JSON.");
+  throw new ServerError("The server's reply is not valid JSON.");
 }
 
 function lost() {
-  return new ServerError("The connection ended before the answer was whole.");
+  return new ServerError("The connection ended before the answer was complete.");
 }
 
 function seconds(header) {

@@ -87,7 +87,7 @@ export class Camera {
   #lost(stream) {
     if (this.#stream !== stream) return;
     this.close();
-    this.#page.notify("The camera has gone. Start it again once it is back.");
+    this.#page.notify("The camera was disconnected. Connect it and start it again.");
   }
 
   async #offerCameras(stream) {

@@ -1,13 +1,13 @@
 // Cameras, as browsers give them.
 
 const WANTED = { width: { ideal: 1280 } };
-const NOT_HERE = "Browsers give the camera only to pages of this machine (http://127.0.0.1) or over HTTPS.";
+const NOT_HERE = "Browsers allow the camera only on pages from this machine (http://127.0.0.1) or over HTTPS.";
 // By the names of getUserMedia's errors.
 const PROBLEMS = {
-  NotAllowedError: "The camera was refused. Allow it for this page in the browser, and start it again.",
-  NotFoundError: "No camera was found. Plug one in, and start it again.",
-  OverconstrainedError: "That camera is gone. Choose another one.",
-  NotReadableError: "The camera can't be read; perhaps another program uses it.",
+  NotAllowedError: "Camera access was denied. Allow it for this page in the browser, then start the camera again.",
+  NotFoundError: "No camera was found. Connect one and start it again.",
+  OverconstrainedError: "That camera is no longer there. Choose another one.",
+  NotReadableError: "The camera can't be read; another program may be using it.",
 };
 
 /**

@@ -44,7 +44,7 @@ export class Exchange {
     this.#show(answer);
     following(() => {
       if (problem !== null) this.#warn(problem);
-      if (answer.finish === "length") this.#warn("The answer was cut: it has as many tokens as it may have.");
+      if (answer.finish === "length") this.#warn("The answer was cut off at the token limit.");
       const table = structured ? toTable(answer.text) : null;
       if (table === null) return;
       this.#text.after(tableElement(table));

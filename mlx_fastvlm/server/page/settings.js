@@ -20,7 +20,7 @@ export class FieldError extends Error {
 export function readSettings(texts) {
   return {
     temperature: number(texts, "temperature", "The temperature", 0),
-    maxTokens: whole(texts, "maxTokens", "The limit of tokens", 1),
+    maxTokens: whole(texts, "maxTokens", "The token limit", 1),
     imageSize: imageSize(texts),
     seed: whole(texts, "seed", "The seed", 0),
     system: texts.system.trim() || undefined,
@@ -78,7 +78,7 @@ function schema(text) {
   try {
     value = JSON.parse(text);
   } catch (error) {
-    throw new FieldError("schema", `The schema is no JSON: ${error.message}`);
+    throw new FieldError("schema", `The schema is not valid JSON: ${error.message}`);
   }
   if (value === null || typeof value !== "object" || Array.isArray(value)) {
     throw new FieldError("schema", "The schema must be a JSON object.");
