@@ -196,7 +196,7 @@ class Teacher:
         """
         with torch.no_grad():
             wanted = views_of(self.tower, pictures)
-        with torch.autocast("cpu", torch.bfloat16):
+        with train.fast():
             seen = views_of(tower, pictures)
         return sum(F.mse_loss(a.float(), b) / b.var() for a, b in zip(seen, wanted))
 
@@ -238,7 +238,7 @@ def train_tower(work: Path, teacher: Teacher, pictures: dict[int, np.ndarray], s
             loss = teacher.keep_loss(tower, scribbles[rows])
         else:
             rows = sorted(rng.sample(range(len(pictures[lesson])), SIZES[lesson].tower_batch))
-            with torch.autocast("cpu", torch.bfloat16):
+            with train.fast():
                 features = train.see(tower, pictures[lesson][rows])
             first = seeds_of(lesson).start
             loss = teacher.loss(features.float(), [first + row for row in rows], lesson)
