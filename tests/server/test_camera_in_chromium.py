@@ -116,7 +116,8 @@ def test_a_camera_that_is_refused(browser, server):
     with visiting(browser, server.url) as visit:
         visit.page.click("#show-camera")
         visit.page.click("#camera-start")
-        assert visit.notice() == "Camera access was denied. Allow it for this page in the browser, then start the camera again."
+        denied = "Camera access was denied. Allow it for this page in the browser, then start the camera again."
+        assert visit.notice() == denied
         assert visit.page.text_content("#camera-start") == "Start camera"
 
 
