@@ -22,12 +22,24 @@ from mlx_fastvlm.models.released import random_model
 PREFILL = 276
 
 
-def plain_convolution(x, weight, bias=None, stride=1, then=lambda y: y):
-    y = mx.conv2d(x, weight, stride, weight.shape[1] // 2, groups=x.shape[-1])
-    return then(y if bias is None else y + bias)
+def of_whole_images(convolve):
+    """A depthwise convolution of (image, weight, stride) in the place of ``cpu_ops.depthwise_conv2d``."""
+
+    def replacing(x, weight, bias=None, stride=1, then=lambda y: y, before=None):
+        x = x if before is None else before.rows(x, 0, before.height)
+        y = convolve(x, weight, stride)
+        return then(y if bias is None else y + bias)
+
+    return replacing
 
 
-def shift_and_add(x, weight, bias=None, stride=1, then=lambda y: y):
+@of_whole_images
+def plain_convolution(x, weight, stride):
+    return mx.conv2d(x, weight, stride, weight.shape[1] // 2, groups=x.shape[-1])
+
+
+@of_whole_images
+def shift_and_add(x, weight, stride):
     """A product and a sum for each place of the kernel, over whole arrays."""
     size, (_, height, width, channels) = weight.shape[1], x.shape
     padded = mx.pad(x, [(0, 0), (size // 2, size // 2), (size // 2, size // 2), (0, 0)])
@@ -37,13 +49,14 @@ def shift_and_add(x, weight, bias=None, stride=1, then=lambda y: y):
         for j in range(size):
             part = padded[:, i : i + height : stride, j : j + width : stride] * weight[:, i, j, 0]
             y = part if y is None else y + part
-    return then(y if bias is None else y + bias)
+    return y
 
 
-def whole(x, weight, bias=None, stride=1, then=lambda y: y):
+@of_whole_images
+def whole(x, weight, stride):
     """The banded products, but of the whole image at once."""
     before, cpu_ops.PIECE = cpu_ops.PIECE, 2**40
-    y = DEPTHWISE(x, weight, bias, stride, then)
+    y = DEPTHWISE(x, weight, None, stride)
     cpu_ops.PIECE = before
     return y
 

@@ -440,10 +440,13 @@ def _channels_last(x: mx.array) -> mx.array:
 
 
 def banded(weight: mx.array, stride: int) -> mx.array:
-    """(outputs, k, k, 1) -> (outputs, k, window, STRIP): m[o, i, stride j + d, j] = weight[o, i, d], 0 elsewhere."""
+    """(outputs, k, k, 1) -> (outputs, k, window, STRIP): m[o, i, stride j + d, j] = weight[o, i, d], 0 elsewhere.
+
+    A view of the kernel's rows, each with zeros around it: a column begins ``stride`` values before the last one.
+    """
     outputs, size = weight.shape[:2]
-    window = stride * STRIP + size - stride
-    # The transposed matrix, row after row, is the kernel's row and zeros with a period of window + stride.
-    period = mx.pad(weight.reshape(outputs, size, 1, size), [(0, 0)] * 3 + [(0, window + stride - size)])
-    rows = mx.broadcast_to(period, (outputs, size, STRIP, window + stride)).reshape(outputs, size, -1)
-    return rows[..., : STRIP * window].reshape(outputs, size, STRIP, window).swapaxes(-1, -2)
+    window, before = stride * STRIP + size - stride, stride * (STRIP - 1)
+    rows = mx.pad(weight.reshape(outputs, size, size), [(0, 0), (0, 0), (before, window - size)])
+    length = before + window
+    strides = (size * length, length, 1, -stride)
+    return mx.as_strided(mx.contiguous(rows), (outputs, size, window, STRIP), strides, before)

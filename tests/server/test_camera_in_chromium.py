@@ -125,4 +125,4 @@ def test_no_camera(browser, server):
     with launched(browser.browser_type) as other, visiting(other, server.url, permissions=["camera"]) as visit:
         visit.page.click("#show-camera")
         visit.page.click("#camera-start")
-        assert visit.notice() == "No camera was found. Plug one in, and start it again."
+        assert visit.notice() == "No camera was found. Connect one and start it again."

@@ -70,7 +70,7 @@ def test_details():
         assert chat.read(says(parts), SERVED).options.get("image_size") == size
     for details in (["low", "high"], ["original", "auto", "low"]):
         parts = [image_part(URI, detail=detail) for detail in details]
-        assert "one size" in refusal(chat.read, says(parts)).message
+        assert "the same size" in refusal(chat.read, says(parts)).message
         assert chat.read(says(parts, image_size=256), SERVED).options["image_size"] == 256
     refusal(chat.read, says([image_part(URI, detail="tiny")]), param="messages[0].content[0].image_url.detail")
 
