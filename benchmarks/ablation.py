@@ -52,11 +52,10 @@ def shift_and_add(x, weight, stride):
     return y
 
 
-@of_whole_images
-def whole(x, weight, stride):
+def whole(*arguments, **named):
     """The banded products, but of the whole image at once."""
     before, cpu_ops.PIECE = cpu_ops.PIECE, 2**40
-    y = DEPTHWISE(x, weight, None, stride)
+    y = DEPTHWISE(*arguments, **named)
     cpu_ops.PIECE = before
     return y
 

@@ -243,7 +243,7 @@ def learn(loss: Tensor, model: nn.Module, optimizers: list[torch.optim.Optimizer
 
 
 def fast() -> torch.autocast:
-    """Products in bfloat16 where the processor has them; where it has not, they take five times longer."""
+    """Products in bfloat16 where the processor has them; elsewhere they take several times as long as in float32."""
     return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
 
 

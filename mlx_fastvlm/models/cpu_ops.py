@@ -442,7 +442,7 @@ def _channels_last(x: mx.array) -> mx.array:
 def banded(weight: mx.array, stride: int) -> mx.array:
     """(outputs, k, k, 1) -> (outputs, k, window, STRIP): m[o, i, stride j + d, j] = weight[o, i, d], 0 elsewhere.
 
-    A view of the kernel's rows, each with zeros around it: a column begins ``stride`` values before the last one.
+    A view of the kernel's rows, each with zeros around it: a column begins ``stride`` values before its left neighbour.
     """
     outputs, size = weight.shape[:2]
     window, before = stride * STRIP + size - stride, stride * (STRIP - 1)
