@@ -84,7 +84,8 @@ class LoRALinear(nn.Module):
     def update_of(self, x: mx.array) -> mx.array:
         """What the adapter adds, (..., outputs), float32."""
         rows = self.dropout(x).flatten(0, -2)  # as one matrix: over a batch of them it would be a product each
-        return self.scale * ((rows @ self.lora_a) @ self.lora_b).reshape(*x.shape[:-1], -1)
+        inner = self.scale * (rows @ self.lora_a)  # here it has fewest values to scale
+        return (inner @ self.lora_b).reshape(*x.shape[:-1], -1)
 
     def adapted_weight(self) -> mx.array:
         """(outputs, inputs), float32: the layer's matrix and the adapter's."""
@@ -137,12 +138,12 @@ class LoRAEmbedding(LoRALinear):
     def __call__(self, x: mx.array) -> mx.array:
         """Ids -> (..., width)."""
         y: mx.array = self.linear(x)
-        return y + (self.scale * (self.lora_a[x] @ self.lora_b)).astype(y.dtype)
+        return y + ((self.scale * self.lora_a[x]) @ self.lora_b).astype(y.dtype)
 
     def as_linear(self, x: mx.array) -> mx.array:
         """(..., width) -> (..., words)."""
         y: mx.array = self.linear.as_linear(x)
-        return y + (self.scale * ((self.dropout(x) @ self.lora_b.T) @ self.lora_a.T)).astype(y.dtype)
+        return y + ((self.scale * (self.dropout(x) @ self.lora_b.T)) @ self.lora_a.T).astype(y.dtype)
 
     def adapted_weight(self) -> mx.array:
         return plain_weight(self.linear).astype(mx.float32) + (self.scale * self.lora_a) @ self.lora_b

@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 
 from ..cache.fingerprint import model_fingerprint
 from ..files import atomic_file, read_safetensors
+from ..models.memory import bound_cache
 from ..processing.sources import open_source
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from .rows import ImageSource
     from .samples import Sample
 
-AT_A_TIME = 4  # images through the tower
+AT_A_TIME = 4 * 1024**2  # pixels that go through the tower together
+MOST = 16  # images at a time
 NAME = "features"
 Progress = Callable[[int, int], None]
 
@@ -85,13 +87,14 @@ class ImageFeatures:
         places = {image: sample.place for sample in samples for image in sample.images}
         if ranks is not None:  # of images, not of samples: neighbours often ask about the same one
             places = dict(ranks.share([*places.items()]))
+        at_a_time = max(1, min(MOST, AT_A_TIME // self._processor.check_image_size(self._image_size) ** 2))
         missing: list[tuple[ImageSource, str]] = []
         for done, (image, place) in enumerate(places.items(), 1):
             if self.of_pixels:
                 self._pixels([image], place)
             elif self._find(self._name(image, place)) is None:
                 missing.append((image, place))
-            if len(missing) == AT_A_TIME or (missing and done == len(places)):
+            if len(missing) == at_a_time or (missing and done == len(places)):
                 self._compute(missing)
                 missing = []
             progress(done, len(places))
@@ -139,7 +142,7 @@ class ImageFeatures:
         mx.eval(features)
         for (image, place), found in zip(images, features):
             self._keep(self._name(image, place), mx.contiguous(found))
-        mx.clear_cache()
+        bound_cache()
 
     def _name(self, image: ImageSource, place: str) -> str:
         """What an image is kept under."""

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_map
 
 from ..errors import UsageError
 from ..models.lora import add_adapters, tower_parts, vocabulary_layers, with_keys
+from ..models.memory import bound_cache
 from . import state
 from .batches import Batch, Order, in_order, make_batch
 from .features import ImageFeatures
 from .ranks import Ranks
 from .reports import Clock, Report
+from .updates import Updates
 
 if TYPE_CHECKING:
     from ..checkpoints.adapters import AdapterConfig
@@ -34,7 +35,6 @@ PLANNED = (
     *("learning_rate", "lr_schedule", "warmup", "max_grad_norm", "image_size"),
     *("train_projector", "train_vision", "vision_stages", "train_embeddings"),
 )
-MOST_CACHED = 2**30  # bytes that MLX may keep for arrays to come, between steps
 
 
 def prepare_model(model: FastVlmForConditionalGeneration, options: TrainingOptions) -> AdapterConfig:
@@ -112,7 +112,7 @@ def evaluate(
         batch = make_batch(some, processor.pad_token_id)
         total += _number(answer_loss(model, features, batch, features.of(some)))
         tokens += batch.targets.size
-        _bound_cache()
+        bound_cache()
     model.train(training)
     if ranks is not None:
         total, tokens = map(_number, ranks.sum([mx.array(total), mx.array(tokens)]))
@@ -186,6 +186,7 @@ class _Trainer:
                 f"got {options.batch_size}."
             )
         self.features: ImageFeatures
+        self.updates: Updates
         self._clock = Clock()
 
     def prepare_features(self, progress: Callable[[int, int], None]) -> None:
@@ -226,6 +227,7 @@ class _Trainer:
         model.train()
         mx.eval(model.parameters(), self.optimizer.state)
         gradients_of = nn.value_and_grad(model, answer_loss)
+        self.updates = Updates(model, self.optimizer, options.max_grad_norm)
         self.ranks.agree([self.done, self.plan, options.iters, options.steps_per_eval, len(self.valid_set)])
         if self.done == 0:
             self._evaluate()
@@ -264,15 +266,12 @@ class _Trainer:
         if gradients is None:
             gradients = tree_map(mx.zeros_like, self.model.trainable_parameters())
         total, gradients = self.ranks.sum((total, gradients))
-        gradients = tree_map(lambda x: x / tokens, gradients)
-        norm = mx.sqrt(sum(x.astype(mx.float32).square().sum() for _, x in tree_flatten(gradients)))
+        gradients, norm = self.updates.mean(gradients, tokens)
         if not (math.isfinite(_number(total)) and math.isfinite(_number(norm))):
             self._give_up(batches, _number(total), _number(norm))
-        if self.options.max_grad_norm is not None:
-            gradients, _ = optim.clip_grad_norm(gradients, self.options.max_grad_norm)
-        self.optimizer.update(self.model, gradients)
+        self.updates.apply(gradients)
         mx.eval(self.model.trainable_parameters(), self.optimizer.state)
-        _bound_cache()
+        bound_cache()
         self.done += count
         self.answer_tokens += tokens
         self._clock.count(batches, _number(total), tokens)
@@ -318,9 +317,3 @@ def _seed(seed: int, iteration: int) -> int:
 
 def _number(x: mx.array) -> float:
     return float(x.item())  # type: ignore[arg-type]  # a real one
-
-
-def _bound_cache() -> None:
-    """Batches of many lengths would each leave their arrays behind."""
-    if mx.get_cache_memory() > MOST_CACHED:
-        mx.clear_cache()

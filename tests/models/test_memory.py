@@ -4,6 +4,7 @@ import ctypes
 import sys
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from mlx_fastvlm.models import memory
@@ -41,3 +42,12 @@ def test_other_systems_have_nothing_to_call(monkeypatch):
         memory.give_back()
     finally:
         memory._trim.cache_clear()
+
+
+@pytest.mark.parametrize(("most", "kept"), [(2**30, True), (2**20, False)])
+def test_what_mlx_keeps_goes_back_where_it_is_much(monkeypatch, most, kept):
+    mx.clear_cache()
+    mx.eval(mx.zeros(10**6) + 1)  # 4 MB
+    monkeypatch.setattr(memory, "MOST_CACHED", most)
+    memory.bound_cache()
+    assert (mx.get_cache_memory() > 2**21) is kept

@@ -20,10 +20,15 @@ def prepared(checkpoint, **options):
 
 def count_images(model, monkeypatch):
     """How many images go through the tower from now on."""
-    seen = []
-    run = type(model.vision_tower).__call__
-    monkeypatch.setattr(type(model.vision_tower), "__call__", lambda *a, **k: seen.append(len(a[1])) or run(*a, **k))
+    seen = batches(model, monkeypatch)
     return lambda: sum(seen)
+
+
+def batches(model, monkeypatch):
+    """A list to which the size of each batch is added that goes through the tower from now on."""
+    seen, run = [], type(model.vision_tower).__call__
+    monkeypatch.setattr(type(model.vision_tower), "__call__", lambda *a, **k: seen.append(len(a[1])) or run(*a, **k))
+    return seen
 
 
 PARTS = {
@@ -63,6 +68,15 @@ def test_each_image_is_encoded_once(checkpoint, tmp_path, monkeypatch, on_disk):
     assert encoded() == 6
     ImageFeatures(model, processor, folder=folder).prepare(data)
     assert encoded() == (6 if on_disk else 12)
+
+
+@pytest.mark.parametrize(("pixels", "sizes"), [(4 * 64**2, [4, 2]), (1, [1] * 6), (2**40, [6])])
+def test_few_pixels_at_a_time_go_through_the_tower(checkpoint, monkeypatch, pixels, sizes):
+    model, processor = prepared(checkpoint("apple"))
+    monkeypatch.setattr("mlx_fastvlm.tuner.features.AT_A_TIME", pixels * (processor.check_image_size(None) // 64) ** 2)
+    seen = batches(model, monkeypatch)
+    ImageFeatures(model, processor).prepare(samples(processor, 6))
+    assert seen == sizes
 
 
 def test_processes_share_the_images_not_the_rows(checkpoint, tmp_path, monkeypatch):

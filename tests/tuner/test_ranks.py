@@ -1,6 +1,7 @@
 """Several processes under mlx.launch train as one does."""
 
 import json
+import os
 import shutil
 import socket
 import sys
@@ -12,6 +13,7 @@ from mlx_fastvlm.files import read_safetensors
 from mlx_fastvlm.lora import main
 from tests.support.paths import ROOT
 from tests.support.processes import run
+from tests.support.ranks import finish, start_ranks
 from tests.support.training import IMAGES, rows
 
 SECONDS = 120  # the ring backend may stall; then the test fails instead of waiting
@@ -79,3 +81,31 @@ def test_more_processes_than_rows_are_refused(words, tmp_path):
     done = launched(2, [*words, "--batch-size", 1, "--adapter-path", tmp_path / "both"])
     assert "batch_size is for all processes together" in done.stdout + done.stderr
     assert not (tmp_path / "both" / "adapters.safetensors").exists()
+
+
+CORES = """
+import json, os
+import mlx_fastvlm, mlx.core as mx
+from mlx_fastvlm.models import streams
+from mlx_fastvlm.tuner.ranks import Ranks
+mx.eval(streams.spread(mx.zeros(4), range(4), lambda x, i: x + i))  # there are threads already
+for _ in range(2):
+    Ranks()
+    cores = {tuple(sorted(os.sched_getaffinity(int(thread)))) for thread in os.listdir("/proc/self/task")}
+    print(json.dumps([*map(list, cores)]), streams.free_cores())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a program choose its cores")
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_on_one_machine_have_cores_of_their_own(count, tmp_path, monkeypatch):
+    """All of their threads, in equal shares; where there are too few cores, all keep all."""
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    cores = sorted(os.sched_getaffinity(0))
+    each = len(cores) // count
+    ends = finish(start_ranks([sys.executable, "-c", CORES], tmp_path, count))
+    for place, (code, out, err) in enumerate(ends):
+        assert code == 0, err
+        share = cores[place * each : (place + 1) * each] or cores
+        assert out.splitlines() == [f"[{share}] {min(8, len(share))}"] * 2
