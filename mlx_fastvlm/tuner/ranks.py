@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import socket
 import sys
+from pathlib import Path
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -18,6 +18,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 from ..models.streams import take_cores
 
 T = TypeVar("T")
+
+BOOT = Path("/proc/sys/kernel/random/boot_id")  # one for each machine; containers of several may have one name
 
 
 class Ranks:
@@ -64,7 +66,7 @@ class Ranks:
         again.
         """
         cores = sorted(os.sched_getaffinity(0))
-        same = self._gather((socket.gethostname(), cores))
+        same = self._gather((BOOT.read_text(), cores))
         sharing = [rank for rank in range(self.count) if mx.array_equal(same[rank], same[self.rank]).item()]
         each, place = len(cores) // len(sharing), sharing.index(self.rank)
         if each and len(sharing) > 1:
