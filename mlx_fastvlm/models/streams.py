@@ -41,9 +41,7 @@ def _further(count: int) -> list[mx.ThreadLocalStream]:
 
 
 def take_cores(cores: set[int]) -> None:
-    """Let all threads of this process run on these cores only, of those it has; on Linux, elsewhere nothing happens."""
-    if sys.platform != "linux":
-        return
+    """Let all threads of this process run on these cores only, of those it has; for Linux."""
     for thread in os.listdir("/proc/self/task"):
         with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
             os.sched_setaffinity(int(thread), cores)

@@ -28,8 +28,6 @@ class Ranks:
     def __init__(self) -> None:
         group = mx.distributed.init()
         self.rank, self.count = group.rank(), group.size()
-        if self.count > 1 and sys.platform == "linux":
-            self._divide_cores()
 
     @property
     def is_first(self) -> bool:
@@ -59,12 +57,14 @@ class Ranks:
         if self.count > 1:
             mx.eval(mx.distributed.all_sum(mx.zeros(1)))
 
-    def _divide_cores(self) -> None:
-        """Ranks that have the same cores take an equal part each.
+    def divide_cores(self) -> None:
+        """Ranks that have the same cores take an equal part each, on Linux; elsewhere nothing happens.
 
         On shared ones, Linux keeps moving the threads of a step, which wait for each other: it takes half as long
         again.
         """
+        if self.count == 1 or sys.platform != "linux":
+            return
         cores = sorted(os.sched_getaffinity(0))
         same = self._gather((BOOT.read_text(), cores))
         sharing = [rank for rank in range(self.count) if mx.array_equal(same[rank], same[self.rank]).item()]

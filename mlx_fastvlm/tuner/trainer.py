@@ -185,6 +185,7 @@ class _Trainer:
                 f"batch_size is for all processes together, and must be at least their number ({self.ranks.count}), "
                 f"got {options.batch_size}."
             )
+        self.ranks.divide_cores()
         self.features: ImageFeatures
         self.updates: Updates
         self._clock = Clock()

@@ -2,8 +2,6 @@
 
 import collections
 import dataclasses
-import io
-import re
 
 import mlx.core as mx
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 from mlx_fastvlm import GenerationOptions, generate, stream_generate
 from mlx_fastvlm.errors import UsageError
 from mlx_fastvlm.generation.sampling import Sampler, choose, tokens_of
+from tests.support.graphs import operations
 from tests.support.images import IMAGE, PROMPT
 from tests.support.models import wide_model
 
@@ -32,9 +31,7 @@ def kernels(monkeypatch, **options):
     mx.eval(rows)
     monkeypatch.setattr(mx, "async_eval", lambda *_: None)
     picks = choose(samplers(16, **options), rows)
-    file = io.StringIO()
-    mx.export_to_dot(file, *{id(pick.choice): pick.choice for pick in picks}.popitem()[1].arrays)
-    names = re.findall(r'label ?= ?"(\w+)", shape ?= ?rectangle', file.getvalue())
+    names = operations(*{id(pick.choice): pick.choice for pick in picks}.popitem()[1].arrays)
     views = {"Broadcast", "Reshape", "ExpandDims", "Squeeze", "Slice", "Transpose", "Unflatten", "Flatten"}
     return collections.Counter(name for name in names if name not in views)
 

@@ -3,8 +3,6 @@
 tests/support/metal.py has the rules. Weights are zeros that nobody computes.
 """
 
-import io
-import re
 import shutil
 
 import mlx.core as mx
@@ -20,6 +18,7 @@ from mlx_fastvlm.generation.decoding import prefill, step
 from mlx_fastvlm.models import activations, depthwise, gpu, kernels, memory, vision
 from mlx_fastvlm.models.forms import specialize
 from mlx_fastvlm.models.released import random_config
+from tests.support.graphs import operations
 from tests.support.metal import FUSED, FUSED_SHORT, Graph, graph_of, is_compiled
 from tests.support.models import wide_model
 
@@ -270,11 +269,9 @@ def test_what_is_fused_is_one_kernel(name):
     function = getattr(gpu, name)
     count = {"two_sums": 3, "swiglu": 2, "gelu_of_sum": 2, "gated": 2, "gelu_of_gated_sum": 3}.get(name, 1)
     arrays = [mx.zeros((8,), mx.bfloat16)] * count
-    graph = io.StringIO()
     outputs = function(*arrays)
-    mx.export_to_dot(graph, *([outputs] if isinstance(outputs, mx.array) else outputs))
-    operations = re.findall(r'label ="(\w+)", shape=rectangle', graph.getvalue())
-    kernels = [name for name in operations if name not in ("Broadcast", "Full")]
+    found = operations(*([outputs] if isinstance(outputs, mx.array) else outputs))
+    kernels = [name for name in found if name not in ("Broadcast", "Full")]
     assert len(kernels) == 1
     assert kernels[0].startswith("Compiled")
 

@@ -90,7 +90,7 @@ from mlx_fastvlm.models import streams
 from mlx_fastvlm.tuner.ranks import Ranks
 mx.eval(streams.spread(mx.zeros(4), range(4), lambda x, i: x + i))  # there are threads already
 for _ in range(2):
-    Ranks()
+    Ranks().divide_cores()
     cores = {tuple(sorted(os.sched_getaffinity(int(thread)))) for thread in os.listdir("/proc/self/task")}
     print(json.dumps([*map(list, cores)]), streams.free_cores())
 """
