@@ -1,17 +1,19 @@
 """Rows of many lengths as training batches: at random, sorted by length as the tuner has them, or packed.
 
     python benchmarks/packing.py --random 0.5b --layers 4
+    python benchmarks/packing.py --random 0.5b --layers 4 --system 200    # tokens that all rows begin with
 
-Packed, several rows stand one behind the other in one long row, and a mask keeps them apart; without padding, but the
-attention goes over all of them. Each way runs forward and backward over the same rows with LoRA of rank 8, in float32;
-so many layers of a released decoder stand for all. The head is left out: it runs for the answers' tokens alone, which
-are the same in each way.
+With a system prompt, the tuner runs it once for all rows of a batch. Packed, several rows stand one behind the other in
+one long row, and a mask keeps them apart; without padding, but the attention goes over all of them. Each way runs
+forward and backward over the same rows with LoRA of rank 8, in float32; so many layers of a released decoder stand for
+all. The head is left out: it runs for the answers' tokens alone, which are the same in each way.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import dataclass
 
 import mlx_fastvlm  # isort: skip  # noqa: F401  (before anything imports mlx, so that OpenBLAS is found)
 import mlx.core as mx
@@ -23,6 +25,7 @@ from mlx_fastvlm.checkpoints.adapters import AdapterConfig
 from mlx_fastvlm.models.lora import add_adapters
 from mlx_fastvlm.models.released import SHAPES, random_config
 from mlx_fastvlm.tuner.batches import epoch
+from mlx_fastvlm.tuner.opening import OpeningCache
 from mlx_fastvlm.tuner.samples import Sample
 
 IMAGE = 64  # tokens of an image of 512 pixels
@@ -40,27 +43,45 @@ def decoder(size: str, layers: int) -> FastVlmForConditionalGeneration:
     return model.train()
 
 
-def rows(count: int, spread: float) -> list[Sample]:
-    """Lengths as data sets have them: an image, and a text of some 60 tokens, more or less."""
+def rows(count: int, spread: float, system: int) -> list[Sample]:
+    """Lengths as data sets have them: a system prompt, an image, and a text of some 60 tokens, more or less."""
     texts = np.random.RandomState(0).lognormal(np.log(60), spread, count).astype(int).clip(8, 1000)
-    return [Sample((0,) * (IMAGE + n), ((IMAGE + int(n * (1 - ANSWER)), IMAGE + n),), (), "") for n in texts.tolist()]
+    before = system + IMAGE
+    return [
+        Sample((0,) * (before + n), ((before + int(n * (1 - ANSWER)), before + n),), (), "") for n in texts.tolist()
+    ]
 
 
-def padded(batch: list[Sample]) -> tuple[int, int, mx.array, mx.array | str]:
-    """(rows, length, places of what is learnt, mask), padded on the right."""
-    longest = max(len(sample.ids) for sample in batch)
-    learnt = [i * longest + place for i, s in enumerate(batch) for place in range(*s.learnt[0])]
-    return len(batch), longest, mx.array(learnt), "causal"
+@dataclass
+class Tokens:
+    """A batch: of ``rows`` rows, so long, behind the tokens that they all begin with, if those are run once."""
+
+    rows: int
+    length: int
+    learnt: mx.array
+    mask: mx.array | str = "causal"
+    opening: int = 0
+
+    @property
+    def computed(self) -> int:
+        return self.opening + self.rows * self.length
 
 
-def packed(batch: list[Sample]) -> tuple[int, int, mx.array, mx.array | str]:
-    """The same for one long row."""
+def padded(batch: list[Sample], opening: int = 0) -> Tokens:
+    """Rows that are padded on the right."""
+    longest = max(len(sample.ids) for sample in batch) - opening
+    learnt = [i * longest + place - opening for i, s in enumerate(batch) for place in range(*s.learnt[0])]
+    return Tokens(len(batch), longest, mx.array(learnt), opening=opening)
+
+
+def packed(batch: list[Sample]) -> Tokens:
+    """One long row."""
     lengths = [len(sample.ids) for sample in batch]
     starts = np.cumsum([0, *lengths[:-1]])
     learnt = [start + place for start, s in zip(starts, batch) for place in range(*s.learnt[0])]
     number = np.repeat(np.arange(len(batch)), lengths)
     apart = np.tril(number[:, None] == number[None])
-    return 1, len(number), mx.array(np.array(learnt, np.int32)), mx.array(apart)[None, None]
+    return Tokens(1, len(number), mx.array(np.array(learnt, np.int32)), mx.array(apart)[None, None])
 
 
 def bins(samples: list[Sample], length: int) -> list[list[Sample]]:
@@ -77,20 +98,24 @@ def bins(samples: list[Sample], length: int) -> list[list[Sample]]:
     return found
 
 
-def seconds(model, batches: list[tuple[int, int, mx.array, mx.array | str]]) -> float:
+def seconds(model, batches: list[Tokens]) -> float:
     """Of forward and backward passes over all batches."""
-    hidden = model.config.text_config.hidden_size
+    hidden, layers = model.config.text_config.hidden_size, model.language_model.layers
 
-    def loss(model, x, learnt, mask):
-        for layer in model.language_model.layers:
-            x = layer(x, mask)
-        return model.language_model.norm(x).flatten(0, 1)[learnt].square().sum()
+    def loss(model, opening, x, batch):
+        caches = [OpeningCache() if batch.opening else None for _ in layers]
+        for layer, cache in zip(layers, caches):
+            opening = layer(opening, "causal", cache) if batch.opening else opening
+        for layer, cache in zip(layers, caches):
+            x = layer(x, batch.mask, cache)
+        return model.language_model.norm(x).flatten(0, 1)[batch.learnt].square().sum()
 
     gradients_of = nn.value_and_grad(model, loss)
 
     def run(some):
-        for count, length, learnt, mask in some:
-            mx.eval(gradients_of(model, mx.random.normal((count, length, hidden)), learnt, mask))
+        for batch in some:
+            opening = mx.random.normal((1, batch.opening, hidden))
+            mx.eval(gradients_of(model, opening, mx.random.normal((batch.rows, batch.length, hidden)), batch))
 
     run(batches[:1])
     start = time.perf_counter()
@@ -104,24 +129,30 @@ def main():
     parser.add_argument("--layers", type=int, default=4, help="layers of its decoder (4)")
     parser.add_argument("--rows", type=int, default=64, help="rows to train on (64)")
     parser.add_argument("--batch-size", type=int, default=4, help="rows per batch (4)")
+    parser.add_argument("--system", type=int, default=0, metavar="N", help="tokens that all rows begin with (0)")
     parser.add_argument("--spread", type=float, default=0.8, help="spread of the lengths' logarithm (0.8)")
     arguments = parser.parse_args()
 
-    model, samples = decoder(arguments.random, arguments.layers), rows(arguments.rows, arguments.spread)
+    model, samples = (
+        decoder(arguments.random, arguments.layers),
+        rows(arguments.rows, arguments.spread, arguments.system),
+    )
     lengths = np.array([len(sample.ids) for sample in samples])
     print(f"{len(samples)} rows of {lengths.min()} to {lengths.max()} tokens, {lengths.mean():.0f} on average\n")
     order, size = np.random.RandomState(1).permutation(len(samples)), arguments.batch_size
+    by_length = epoch(samples, size, 0, 0)
     ways = {
         "at random": [padded([samples[i] for i in order[k : k + size]]) for k in range(0, len(order), size)],
-        "sorted by length": [padded(batch) for batch in epoch(samples, size, 0, 0)],
+        "sorted by length": [padded(batch) for batch in by_length],
+        **(
+            {"and the system prompt once": [padded(b, arguments.system) for b in by_length]} if arguments.system else {}
+        ),
         "packed": [packed(batch) for batch in bins(samples, int(lengths.mean() * size))],
     }
-    print("| batches | tokens computed | of which padding | seconds |\n|---|---|---|---|")
+    print("| batches | tokens computed | seconds |\n|---|---|---|")
     for name, batches in ways.items():
-        computed = sum(count * length for count, length, *_ in batches)
-        print(
-            f"| {name} | {computed} | {1 - lengths.sum() / computed:.0%} | {seconds(model, batches):.1f} |", flush=True
-        )
+        computed = sum(batch.computed for batch in batches)
+        print(f"| {name} | {computed} | {seconds(model, batches):.1f} |", flush=True)
 
 
 if __name__ == "__main__":

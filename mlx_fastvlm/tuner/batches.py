@@ -21,27 +21,35 @@ class Batch:
     """Some samples as arrays.
 
     Attributes:
-        input_ids: (samples, longest), int32, padded on the right: what is before it does not see it.
+        opening: (1, tokens), int32: what all begin with, if it is run once; else None.
+        input_ids: (samples, longest), int32, what follows, up to the last token that something is learnt from; padded
+            on the right: what is before it does not see it.
         predicting: (answer tokens,), int32: places in the flattened ids whose next token is learnt.
         targets: (answer tokens,), int32: those next tokens.
     """
 
+    opening: mx.array | None
     input_ids: mx.array
     predicting: mx.array
     targets: mx.array
 
 
-def make_batch(samples: list[Sample], pad_token_id: int) -> Batch:
-    """The arrays of samples."""
-    longest = max(len(sample.ids) for sample in samples)
+def make_batch(samples: list[Sample], pad_token_id: int, opening: int = 0) -> Batch:
+    """The arrays of samples, which all begin with so many tokens that are run once (``opening.py``)."""
+    longest = max(sample.learnt[-1][1] for sample in samples)  # nothing is learnt behind it
     ids = np.full((len(samples), longest), pad_token_id, np.int32)
     learnt = np.zeros((len(samples), longest), bool)
     for i, sample in enumerate(samples):
-        ids[i, : len(sample.ids)] = sample.ids
+        ids[i, : len(sample.ids)] = sample.ids[:longest]
         for start, stop in sample.learnt:
             learnt[i, start:stop] = True
-    predicting = np.flatnonzero(learnt) - 1  # no row begins with an answer
-    return Batch(mx.array(ids), mx.array(predicting.astype(np.int32)), mx.array(ids[learnt]))
+    predicting = np.flatnonzero(learnt[:, opening + 1 :])  # no row begins with an answer
+    return Batch(
+        mx.array(ids[:1, :opening]) if opening else None,
+        mx.array(ids[:, opening:-1]),
+        mx.array(predicting.astype(np.int32)),
+        mx.array(ids[learnt]),
+    )
 
 
 def epoch(samples: list[Sample], batch_size: int, seed: int, number: int) -> list[list[Sample]]:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import mlx.core as mx
-from mlx.utils import tree_flatten, tree_unflatten
 
 from ..models.streams import take_cores
+from .packing import pack, unpack
 
 T = TypeVar("T")
 
@@ -42,15 +42,9 @@ class Ranks:
         """A tree of arrays, each summed over the ranks; in float32 if there are several."""
         if self.count == 1:
             return tree
-        arrays = tree_flatten(tree)
-        flat = mx.concatenate([array.astype(mx.float32).flatten() for _, array in arrays])
-        flat = mx.distributed.all_sum(flat)
-        mx.eval(flat)
-        summed, start = [], 0
-        for name, array in arrays:
-            summed.append((name, flat[start : start + array.size].reshape(array.shape)))
-            start += array.size
-        return tree_unflatten(summed)
+        summed = mx.distributed.all_sum(pack(tree))
+        mx.eval(summed)
+        return unpack(summed, tree)
 
     def wait(self) -> None:
         """Return when all ranks have come so far."""

@@ -53,6 +53,9 @@ def save(
 def resume(folder: Path, model: nn.Module, optimizer: optim.Optimizer, plan: dict[str, Any]) -> int:
     """Take up what :func:`save` wrote, in place; the step that it was written at.
 
+    Args:
+        optimizer: one that has been given the weights, and made no update.
+
     Raises:
         FileNotFoundError: nothing was saved there.
         ValueError: it is broken, or was trained otherwise.
@@ -74,7 +77,7 @@ def resume(folder: Path, model: nn.Module, optimizer: optim.Optimizer, plan: dic
             "begin anew from its weights with --resume-adapter-file."
         )
     load_weights(weights_of(folder, step), model)
-    _take_up(optimizer, arrays, model, path)
+    _take_up(optimizer, arrays, path)
     mx.eval(model.parameters(), optimizer.state)
     return step
 
@@ -93,8 +96,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
     model.load_weights(list(tensors.items()), strict=False)
 
 
-def _take_up(optimizer: optim.Optimizer, arrays: dict[str, mx.array], model: nn.Module, path: Path) -> None:
-    optimizer.init(model.trainable_parameters())
+def _take_up(optimizer: optim.Optimizer, arrays: dict[str, mx.array], path: Path) -> None:
     expected = {f"optimizer.{name}": array for name, array in tree_flatten(optimizer.state)}
     _check_shapes(arrays, expected, path)
     optimizer.state = tree_unflatten([(name.removeprefix("optimizer."), x) for name, x in arrays.items()])

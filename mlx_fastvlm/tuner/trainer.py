@@ -18,6 +18,7 @@ from ..models.memory import bound_cache
 from . import state
 from .batches import Batch, Order, in_order, make_batch
 from .features import ImageFeatures
+from .opening import OpeningCache, common_opening
 from .ranks import Ranks
 from .reports import Clock, Report
 from .updates import Updates
@@ -83,8 +84,12 @@ def answer_loss(model: FastVlmForConditionalGeneration, features: ImageFeatures,
     Args:
         given: what ``features.of`` gave for the batch.
     """
-    images = None if given is None else features.embeddings(given)
-    hidden = model.language_model(model.embed(batch.input_ids, images)).last_hidden_state
+    images, decoder = None if given is None else features.embeddings(given), model.language_model
+    caches: list[Any] | None = None
+    if batch.opening is not None:
+        caches = [OpeningCache() for _ in decoder.layers]
+        decoder(model.embed(batch.opening), cache=caches)
+    hidden = decoder(model.embed(batch.input_ids, images), cache=caches).last_hidden_state
     logits = model.logits(hidden.flatten(0, 1)[batch.predicting]).astype(mx.float32)
     return nn.losses.cross_entropy(logits, batch.targets, reduction="sum")
 
@@ -109,7 +114,7 @@ def evaluate(
     total = tokens = 0.0
     chosen = in_order(samples, batch_size, batches)
     for some in chosen if ranks is None else ranks.share(chosen):
-        batch = make_batch(some, processor.pad_token_id)
+        batch = make_batch(some, processor.pad_token_id, common_opening(some, processor.image_token_id))
         total += _number(answer_loss(model, features, batch, features.of(some)))
         tokens += batch.targets.size
         bound_cache()
@@ -174,7 +179,9 @@ class _Trainer:
         self.train_set, self.valid_set = train_set, valid_set
         self.config = prepare_model(model, options)
         self.optimizer = options.make_optimizer()
-        self.optimizer.init(model.trainable_parameters())
+        self.updates = Updates(model, self.optimizer, options.max_grad_norm)
+        # Dropout leaves out other inputs in each row; a checkpoint keeps no keys and values.
+        self._opens = not (options.adapters.dropout or options.grad_checkpoint)
         self.order = Order(train_set, options.batch_size, options.seed)
         self.folder = None if options.adapter_path is None else Path(options.adapter_path).expanduser()
         self.report: Callable[[Report], None] = lambda report: None
@@ -187,7 +194,6 @@ class _Trainer:
             )
         self.ranks.divide_cores()
         self.features: ImageFeatures
-        self.updates: Updates
         self._clock = Clock()
 
     def prepare_features(self, progress: Callable[[int, int], None]) -> None:
@@ -228,7 +234,6 @@ class _Trainer:
         model.train()
         mx.eval(model.parameters(), self.optimizer.state)
         gradients_of = nn.value_and_grad(model, answer_loss)
-        self.updates = Updates(model, self.optimizer, options.max_grad_norm)
         self.ranks.agree([self.done, self.plan, options.iters, options.steps_per_eval, len(self.valid_set)])
         if self.done == 0:
             self._evaluate()
@@ -260,12 +265,14 @@ class _Trainer:
         for samples in map(self.ranks.share, batches):
             if not samples:  # of an epoch's last batch
                 continue
-            batch = make_batch(samples, self.processor.pad_token_id)
+            opening = common_opening(samples, self.processor.image_token_id) if self._opens else 0
+            batch = make_batch(samples, self.processor.pad_token_id, opening)
             loss, some = gradients_of(self.model, self.features, batch, self.features.of(samples))
+            some = self.updates.gather(some)
             total, gradients = total + loss, some if gradients is None else tree_map(mx.add, gradients, some)
             mx.eval(total, gradients)
         if gradients is None:
-            gradients = tree_map(mx.zeros_like, self.model.trainable_parameters())
+            gradients = self.updates.gather(tree_map(mx.zeros_like, self.model.trainable_parameters()))
         total, gradients = self.ranks.sum((total, gradients))
         gradients, norm = self.updates.mean(gradients, tokens)
         if not (math.isfinite(_number(total)) and math.isfinite(_number(norm))):

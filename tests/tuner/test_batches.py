@@ -59,13 +59,25 @@ def test_fewer_samples_than_a_batch():
 
 
 def test_what_a_batch_holds():
-    two = [Sample((5, 6, 7, 8, 9), ((1, 2), (4, 5)), (), "a"), Sample((1, 2, 3), ((2, 3),), (), "b")]
+    two = [Sample((5, 6, 7, 8, 9), ((1, 2), (3, 4)), (), "a"), Sample((1, 2, 3), ((2, 3),), (), "b")]
     batch = make_batch(two, 99)
-    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9], [1, 2, 3, 99, 99]]
-    assert batch.targets.tolist() == [6, 9, 3]
-    assert batch.predicting.tolist() == [0, 3, 6]
-    assert batch.input_ids.flatten()[batch.predicting].tolist() == [5, 8, 2]
+    assert batch.opening is None
+    assert batch.input_ids.tolist() == [[5, 6, 7], [1, 2, 3]]  # from 8 and 9 nothing is learnt
+    assert batch.targets.tolist() == [6, 8, 3]
+    assert batch.predicting.tolist() == [0, 2, 4]
+    assert batch.input_ids.flatten()[batch.predicting].tolist() == [5, 7, 2]
     assert batch.input_ids.dtype == mx.int32
+    shorter = [two[0], Sample((1, 2), ((1, 2),), (), "b")]
+    assert make_batch(shorter, 99).input_ids.tolist() == [[5, 6, 7], [1, 2, 99]]
+
+
+def test_what_a_batch_with_an_opening_holds():
+    two = [Sample((5, 6, 7, 8, 9), ((4, 5),), (), "a"), Sample((5, 6, 1, 2), ((3, 4),), (), "b")]
+    batch = make_batch(two, 99, 2)
+    assert batch.opening.tolist() == [[5, 6]]
+    assert batch.input_ids.tolist() == [[7, 8], [1, 2]]
+    assert batch.targets.tolist() == [9, 2]
+    assert batch.predicting.tolist() == [1, 2]
 
 
 def test_evaluation_takes_the_first(many):
