@@ -216,7 +216,7 @@ def test_finetune_digits(run, tmp_path, plotting):
     assert result["peak_memory"] > 0
     assert all(is_an_image(tmp_path / name) for name in ("losses.png", "results.png"))
     rows = [json.loads(line) for line in (tmp_path / "data" / "train.jsonl").read_text().splitlines()]
-    assert len(rows) == 2 * (12 + 3)
+    assert len(rows) == 2 * 12 + 3
     example = runpy.run_path(str(EXAMPLES / "finetune_digits.py"))
     answers, learnt = ({example["choose_text"](Random(i), held) for i in range(2000)} for held in (True, False))
     assert answers & learnt == set(example["WORDS"])
