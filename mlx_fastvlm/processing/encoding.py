@@ -17,6 +17,7 @@ from .provenance import Author, Piece
 # What looks like a role or the end of a turn: <|im_start|>, </s>, <start_of_turn>, [INST].
 _CONTROL = re.compile(r"<[^<>\s]{1,64}>|\[/?[A-Z_]{1,32}\]")
 _LEVELS = 64  # of cutting a text so that it spells no special token
+_SHORT, _KEPT = 500, 4096  # characters of a text whose tokens are remembered, and such texts
 
 
 @dataclass
@@ -67,6 +68,7 @@ class PromptEncoder:
         self._lone = frozenset(self._special.values())
         self._special[IMAGE_MARK] = None
         self._lengths = sorted(set(map(len, self._special)), reverse=True)
+        self._known: dict[tuple[str, tuple[tuple[int, int], ...]], list[int]] = {}
         self._beginnings = re.compile("[" + "".join(map(re.escape, {word[0] for word in self._special if word})) + "]")
 
     def encode(self, pieces: Iterable[Piece]) -> list[int | None]:
@@ -114,9 +116,21 @@ class PromptEncoder:
                     break
         yield text[start:], None
 
-    def _encode_plain(self, plain: _Plain, levels: int = _LEVELS) -> list[int]:
+    def _encode_plain(self, plain: _Plain) -> list[int]:
+        """Short texts are remembered: a turn is encoded again with each turn that follows it."""
         if not plain.text:
             return []
+        key = plain.text, tuple(plain.said)
+        ids = self._known.get(key)
+        if ids is None:
+            ids = self._encode_anew(plain, _LEVELS)
+            if len(plain.text) <= _SHORT:
+                if len(self._known) >= _KEPT:
+                    self._known.clear()
+                self._known[key] = ids
+        return ids
+
+    def _encode_anew(self, plain: _Plain, levels: int) -> list[int]:
         try:
             encoding = self._tokenizer.encode(plain.text, add_special_tokens=False)
         except (UnicodeEncodeError, TypeError):  # bytes of a command line or a file name that are no UTF-8
@@ -134,7 +148,7 @@ class PromptEncoder:
             raise ValueError("A text can't be written without a special token of this tokenizer; change it.")
         bounds = [0, *cuts, len(plain.text)]
         parts = [plain.part(start, stop) for start, stop in pairwise(bounds)]
-        return [id for part in parts for id in self._encode_plain(part, levels - 1)]
+        return [id for part in parts for id in self._encode_anew(part, levels - 1)]
 
     def _cuts(self, plain: _Plain, ids: list[int], offsets: list[tuple[int, int]]) -> list[int]:
         """Places inside of what was said that spells a special token."""

@@ -73,6 +73,9 @@ def author_of(text: str) -> Author:
 
 def concatenated(texts: Iterable[str]) -> str:
     """The texts as one; neighbours of one author become one piece."""
+    texts = list(texts)
+    if all(type(text) is str for text in texts):  # the template's own
+        return "".join(texts)
     groups: list[tuple[Author, list[str]]] = []
     for text in texts:
         for piece in pieces_of(text):

@@ -97,6 +97,24 @@ def test_what_users_say_makes_no_ids_of_turns(kind, words):
         assert said in processor.decode(ids, skip_special_tokens=False)
 
 
+@settings(max_examples=60)
+@given(chats=st.lists(st.lists(st.sampled_from([*WORDS, "a", "end|>", "<image>", "b" * 600]), max_size=3), max_size=8))
+def test_what_is_remembered_changes_nothing(chats):
+    """Short texts' tokens are, of who said what; here of so few that they are forgotten again."""
+    template = "{% for m in messages %}<|im_end|>{{ m.content }}a{% endfor %}"
+    mine = processor_of(spelt_by_merges(), chat_template=template)
+    with pytest.MonkeyPatch.context() as few:
+        few.setattr("mlx_fastvlm.processing.encoding._KEPT", 3)
+        for texts in chats:
+            messages = [{"role": "user", "content": text} for text in texts]
+            messages += [{"role": "assistant", "content": "".join(texts)}]
+            fresh = processor_of(spelt_by_merges(), chat_template=template)
+            assert mine.encode_chat(messages) == fresh.encode_chat(messages)
+            known = mine._encoder._known
+            assert len(known) <= 3
+            assert all(len(text) <= 500 for text, _ in known)
+
+
 @pytest.mark.parametrize("kind", [spelt_by_merges, whole_words_of_the_vocabulary])
 def test_the_template_still_ends_turns_with_the_vocabularys_words(kind):
     template = "{% for m in messages %}{{ m.content + ' ' }}<|im_end|>{{ ' ' }}{% endfor %}"

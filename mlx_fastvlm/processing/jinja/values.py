@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import GeneratorType
 from typing import Any
 
-from ..provenance import changed, characters_of, concatenated, cut, pieces_of
+from ..provenance import Text, changed, characters_of, concatenated, cut
 
 MOST = 2**63  # of a number
 _PIECE = 64  # characters that handling one piece of a text counts for
@@ -50,7 +50,8 @@ class Budget:
 
     def cut(self, text: str) -> None:
         """Before something is cut from a text, for which its pieces are gone through."""
-        self.spend(_PIECE * (len(pieces_of(text)) - 1))
+        if isinstance(text, Text):  # another one is a single piece
+            self.spend(_PIECE * (len(text.pieces) - 1))
 
     def spend(self, characters: int) -> None:
         """Before so many characters are read or made."""
