@@ -9,6 +9,7 @@ import math
 import sys
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ from .tuner.samples import encode_all
 from .tuner.trainer import evaluate, train
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .models.fastvlm import FastVlmForConditionalGeneration
     from .processing.processor import FastVlmProcessor
     from .tuner.conversations import Conversation
@@ -247,8 +250,12 @@ def _lora(arguments: argparse.Namespace) -> None:
     adapters = None if own["train"] else options.adapter_path
     loading = {name: own[name] for name in ("dtype", "revision", "force")}
     model, processor = load(own["model"], adapter_path=adapters, **loading)
-    samples = {split: _samples(split, rows, processor, options) for split, rows in data.items()}
     ranks = Ranks()
+    with ProgressBars(dict.fromkeys(data, " rows")) as bars:
+        samples = {}
+        for split, rows in data.items():
+            shown = partial(_Counter(bars), split) if ranks.is_first else _nothing
+            samples[split] = _samples(split, rows, processor, options, shown)
     if own["train"]:
         logs: list[Log | TensorBoard] = []
         if own["report_to"] and ranks.is_first:
@@ -259,10 +266,14 @@ def _lora(arguments: argparse.Namespace) -> None:
 
 
 def _samples(
-    split: str, rows: list[Conversation], processor: FastVlmProcessor, options: TrainingOptions
+    split: str,
+    rows: list[Conversation],
+    processor: FastVlmProcessor,
+    options: TrainingOptions,
+    progress: Callable[[int, int], None],
 ) -> list[Sample]:
     how: dict[str, Any] = {"max_seq_length": options.max_seq_length, "image_size": options.image_size}
-    samples, dropped = encode_all(rows, processor, mask_prompt=options.mask_prompt, **how)
+    samples, dropped = encode_all(rows, processor, mask_prompt=options.mask_prompt, progress=progress, **how)
     if rows:
         tokens, learnt = sum(len(s.ids) for s in samples), sum(s.answer_tokens for s in samples)
         left_out = f"; {len(dropped)} rows longer than {options.max_seq_length} tokens are left out" if dropped else ""
@@ -308,6 +319,10 @@ class _Counter:
     def __call__(self, step: str, done: int, total: int) -> None:
         self._bars(step, done - self._done, total)
         self._done = done
+
+
+def _nothing(done: int, total: int) -> None:
+    """Shown by one of several processes that is not the first."""
 
 
 def line(told: Report) -> str:

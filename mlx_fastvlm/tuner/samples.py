@@ -7,6 +7,7 @@ template that changes texts can move the mask.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -107,13 +108,20 @@ def encode_all(
     max_seq_length: int,
     image_size: int | None = None,
     mask_prompt: bool = True,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Sample], list[Sample]]:
     """Samples of at most ``max_seq_length`` tokens, images included, and those that are longer; none is cut.
+
+    Args:
+        progress: is told how many conversations are done, and of how many.
 
     Raises:
         ValueError: as for :func:`encode`, and where all of several are too long.
     """
-    samples = [encode(conversation, processor, image_size, mask_prompt) for conversation in conversations]
+    samples = []
+    for conversation in conversations:
+        samples.append(encode(conversation, processor, image_size, mask_prompt))
+        progress(len(samples), len(conversations))
     fitting = [sample for sample in samples if len(sample.ids) <= max_seq_length]
     if samples and not fitting:
         shortest = min(len(sample.ids) for sample in samples)

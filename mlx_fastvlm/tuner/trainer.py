@@ -151,7 +151,8 @@ def train(
     trainer.report = report
     if options.resume_adapter_file is not None:
         state.load_weights(Path(options.resume_adapter_file).expanduser(), model)
-    trainer.prepare_features(lambda done, total: progress("images", done, total))
+    trainer.progress = progress
+    trainer.prepare_features()
     if options.resume:
         trainer.resume()
     try:
@@ -185,6 +186,7 @@ class _Trainer:
         self.order = Order(train_set, options.batch_size, options.seed)
         self.folder = None if options.adapter_path is None else Path(options.adapter_path).expanduser()
         self.report: Callable[[Report], None] = lambda report: None
+        self.progress: Callable[[str, int, int], None] = lambda step, done, total: None
         self.done = self.saved = self.answer_tokens = 0
         self.ranks = Ranks()
         if options.batch_size < self.ranks.count:
@@ -196,7 +198,11 @@ class _Trainer:
         self.features: ImageFeatures
         self._clock = Clock()
 
-    def prepare_features(self, progress: Callable[[int, int], None]) -> None:
+    def prepare_features(self) -> None:
+        def progress(done: int, total: int) -> None:
+            if self.ranks.is_first:
+                self.progress("images", done, total)
+
         options = self.options
         folder = None if options.feature_folder is None else Path(options.feature_folder).expanduser()
         self.features = ImageFeatures(self.model, self.processor, options.image_size, folder)
