@@ -1,13 +1,13 @@
 """MLX's compiler on a CPU: only for large arrays, and only into a folder that is the user's alone."""
 
 import os
-import shutil
 import subprocess
 import sys
 
 import pytest
 
 from mlx_fastvlm.models import compiler
+from tests.support.compilers import needs_compiler
 
 LARGE = """
 import mlx_fastvlm
@@ -26,7 +26,7 @@ def run(code, *arguments, **environment):
     return done.stdout
 
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
+pytestmark = needs_compiler
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import shutil
 from collections import Counter
 
 import mlx.core as mx
@@ -15,6 +14,7 @@ from mlx_fastvlm import FastViTHD, VisionConfig
 from mlx_fastvlm.models import cpu_ops, streams
 from mlx_fastvlm.models.forms import specialize
 from mlx_fastvlm.models.vision import Stem
+from tests.support.compilers import needs_compiler
 from tests.support.graphs import operations
 
 
@@ -218,7 +218,7 @@ def random_like(tree):
     return mx.random.normal(tree.shape) * (0.2 if tree.ndim > 1 else 0.1)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="MLX fuses on the CPU only with a C++ compiler")
+@needs_compiler
 def test_kernels_of_an_image_on_a_gpu(monkeypatch):
     """The exported graph of the tower as a GPU gets it. What only looks at an array differently is no kernel; the
     operations that are one kernel on a GPU, but several on the CPU that builds the graph here, are replaced by one.

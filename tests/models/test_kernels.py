@@ -1,7 +1,6 @@
 """The own kernels' arithmetic, compiled as C++; and that nothing takes them before they were proven."""
 
 import json
-import shutil
 
 import mlx.core as mx
 import pytest
@@ -11,9 +10,9 @@ from mlx_fastvlm.evaluation import report
 from mlx_fastvlm.models import depthwise, gpu, kernels, vision
 from mlx_fastvlm.models.forms import specialize
 from tests.support import grid
+from tests.support.compilers import needs_compiler
 from tests.support.small import VISION
 
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 ENDINGS = list(kernels.ENDINGS)
 
 

@@ -3,8 +3,6 @@
 tests/support/metal.py has the rules. Weights are zeros that nobody computes.
 """
 
-import shutil
-
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -18,6 +16,7 @@ from mlx_fastvlm.generation.decoding import prefill, step
 from mlx_fastvlm.models import activations, depthwise, gpu, kernels, memory, vision
 from mlx_fastvlm.models.forms import specialize
 from mlx_fastvlm.models.released import random_config
+from tests.support.compilers import needs_compiler
 from tests.support.graphs import operations
 from tests.support.metal import FUSED, FUSED_SHORT, Graph, graph_of, is_compiled
 from tests.support.models import wide_model
@@ -260,7 +259,7 @@ def test_activations_round_once(name, not_compiled):
     assert (mx.abs(own - exact) > step).any()
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="MLX fuses on the CPU only with a C++ compiler")
+@needs_compiler
 @pytest.mark.parametrize("name", [n for n, value in vars(gpu).items() if is_compiled(value) and n != "gelu_tanh"])
 def test_what_is_fused_is_one_kernel(name):
     """MLX fuses so many operations in a row at most, and none behind an array that is used twice. (GELU by tanh, which

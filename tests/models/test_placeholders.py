@@ -1,7 +1,5 @@
 """Ids of every type, and image features in their placeholders' places inside mx.compile."""
 
-import shutil
-
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
@@ -11,9 +9,9 @@ from mlx.utils import tree_flatten
 
 from mlx_fastvlm import FastVlmConfig, FastVlmForConditionalGeneration, load, make_cache
 from tests.support import small
+from tests.support.compilers import needs_compiler
 
 IDS = [[1, *[-200] * 6, 2, 7, 9]]
-COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="MLX fuses on the CPU only with a C++ compiler")
 
 
 def pixels(count=1):
@@ -78,7 +76,7 @@ def tiny_model():
 
 
 @pytest.mark.parametrize("encoded", [False, True], ids=["pixels", "features"])
-@COMPILER
+@needs_compiler
 def test_a_compiled_training_step(encoded):
     """MLX's usual one, over a batch with images: the same losses and the same weights."""
     images = mx.array(np.random.RandomState(1).random_sample((2, 16, 8, 3)).astype(np.float32))

@@ -91,7 +91,9 @@ def test_a_template_that_leaves_out_images(processor):
 
 def test_rows_that_are_too_long_are_counted_and_never_cut(processor):
     conversations = [row("Who?", "A fox." * n) for n in (1, 40, 2)]
-    fitting, dropped = encode_all(conversations, processor, max_seq_length=200)
+    told = []
+    fitting, dropped = encode_all(conversations, processor, max_seq_length=200, progress=lambda *at: told.append(at))
+    assert told == [(1, 3), (2, 3), (3, 3)]
     assert [len(sample.ids) for sample in dropped] == [len(encode(conversations[1], processor).ids)]
     assert learnt(fitting[1], processor) == ["A fox.A fox.<|im_end|>"]
     with pytest.raises(ValueError, match=r"All 3 rows are longer than 20 tokens \(the shortest has \d+\); raise"):

@@ -1,7 +1,6 @@
 """Gradients -> new weights: all as one array or one by one, fused as on a GPU or not, the same."""
 
 import math
-import shutil
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,13 +9,13 @@ import pytest
 from mlx.utils import tree_flatten, tree_map
 
 from mlx_fastvlm.tuner.updates import Updates
+from tests.support.compilers import needs_compiler
 from tests.support.graphs import operations
 
 OPTIMIZERS = {
     "adamw": lambda: optim.AdamW(optim.cosine_decay(1e-2, 20), weight_decay=0.1, bias_correction=True),
     "sgd": lambda: optim.SGD(1e-2, momentum=0.9),
 }
-with_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="MLX fuses on the CPU only with a C++ compiler")
 
 
 WAYS = {"packed": 2**25, "one by one": 0}  # and the values that are packed at most
@@ -47,7 +46,7 @@ def as_on_gpu(monkeypatch):
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
 
 
-@with_compiler
+@needs_compiler
 @pytest.mark.parametrize("most", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_fused_is_the_same(name, most, monkeypatch):
@@ -75,7 +74,7 @@ def test_packed_is_the_same(name, max_norm, monkeypatch):
             assert mx.allclose(x, apart[key], rtol=1e-6, atol=1e-7), key
 
 
-@with_compiler
+@needs_compiler
 def test_it_takes_few_kernels(monkeypatch):
     """What one more matrix adds, in AdamW."""
 
