@@ -125,7 +125,7 @@ def test_answers_come_piece_by_piece_in_view(visit):
     }""")
     whole = visit.ask("Hello.")
     seen = visit.page.evaluate("seen")
-    assert len(set(seen)) > 10
+    assert len(set(seen) - {"", whole}) > 1  # how many depends on how busy the machine is
     assert all(whole.startswith(text) for text in seen)
     box = visit.page.locator(".about").bounding_box()
     assert 0 < box["y"] < visit.page.locator(".composer").bounding_box()["y"]
