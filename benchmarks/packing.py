@@ -133,10 +133,8 @@ def main():
     parser.add_argument("--spread", type=float, default=0.8, help="spread of the lengths' logarithm (0.8)")
     arguments = parser.parse_args()
 
-    model, samples = (
-        decoder(arguments.random, arguments.layers),
-        rows(arguments.rows, arguments.spread, arguments.system),
-    )
+    model = decoder(arguments.random, arguments.layers)
+    samples = rows(arguments.rows, arguments.spread, arguments.system)
     lengths = np.array([len(sample.ids) for sample in samples])
     print(f"{len(samples)} rows of {lengths.min()} to {lengths.max()} tokens, {lengths.mean():.0f} on average\n")
     order, size = np.random.RandomState(1).permutation(len(samples)), arguments.batch_size
@@ -144,11 +142,11 @@ def main():
     ways = {
         "at random": [padded([samples[i] for i in order[k : k + size]]) for k in range(0, len(order), size)],
         "sorted by length": [padded(batch) for batch in by_length],
-        **(
-            {"and the system prompt once": [padded(b, arguments.system) for b in by_length]} if arguments.system else {}
-        ),
+        "and the system prompt once": [padded(batch, arguments.system) for batch in by_length],
         "packed": [packed(batch) for batch in bins(samples, int(lengths.mean() * size))],
     }
+    if not arguments.system:
+        del ways["and the system prompt once"]
     print("| batches | tokens computed | seconds |\n|---|---|---|")
     for name, batches in ways.items():
         computed = sum(batch.computed for batch in batches)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import mlx.core as mx
 
 from ..cache.kv import KVCache
+from ..cache.tokens import in_common
 
 if TYPE_CHECKING:
     from .samples import Sample
@@ -21,9 +22,10 @@ WORTH = 128  # tokens that have to be spared, for a pass of their own through al
 def common_opening(samples: list[Sample], image_token_id: int) -> int:
     """How many tokens all samples begin with, before any image and any answer; 0 where they are too few to count."""
     first, last = (chosen(sample.ids for sample in samples) for chosen in (min, max))
+    same = in_common(first, last)
+    image = first.index(image_token_id) if image_token_id in first else same
     # Whose answer begins at a token learns it from the one before, which is run with the rows.
-    end = min(min(sample.learnt[0][0] for sample in samples) - 1, len(last))
-    same = next((i for i in range(end) if first[i] != last[i] or first[i] == image_token_id), end)
+    same = min(same, image, min(sample.learnt[0][0] for sample in samples) - 1)
     return same if same * (len(samples) - 1) >= WORTH else 0
 
 
