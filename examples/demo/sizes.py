@@ -21,6 +21,7 @@ import json
 import random
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,6 @@ SIZES = {  # 192 pixels are the hardest: 9 tokens for 16 cells
 }
 SCRIBBLES, SCRIBBLED_SHARE, SCRIBBLED_BATCH = 4_000, 0.14, 32
 TOWER_STEPS, TOWER_RATE, TOWER_AVERAGE = 2_600, 1e-3, 0.98
-DECODER_STEPS, DECODER_SHARE, DECODER_AVERAGE = 1_200, 0.6, 0.99
 PLAN = train.ROUNDS[-1]  # its questions and crowds
 PULL = 1.2  # what it costs a token to speak for a thing outside it, for each squared token of distance
 HEADS = 0.5  # the heads' share of the loss
@@ -131,11 +131,41 @@ def fused_name(name: str) -> str:
     return train.apple_name(name).replace(".pe.", ".")
 
 
+class Heads:
+    """Tell a thing's shape, colour, size and cell from its features; fitted once, they stay as they are.
+
+    Args:
+        features: projected, of some things at 256 pixels: (things, HIDDEN).
+        known: (things, 4) class numbers.
+        scale: the variance of all features.
+    """
+
+    def __init__(self, features: Tensor, known: Tensor, scale: Tensor, steps: int) -> None:
+        self.scale = scale
+        self.linear = nn.Linear(train.HIDDEN, sum(ANSWERS))
+        optimizer = torch.optim.Adam(self.linear.parameters(), lr=3e-3)
+        for _ in range(steps):
+            rows = torch.randint(len(features), (2_048,))
+            loss = self.misread(features[rows], known[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        self.linear.requires_grad_(False)
+
+    def say(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Logits of each of the four."""
+        return self.linear(features / self.scale.sqrt()).split(ANSWERS, dim=-1)
+
+    def misread(self, features: Tensor, known: Tensor) -> Tensor:
+        """Cross-entropy of what the heads say of some things' features."""
+        return sum(F.cross_entropy(part, known[:, i]) for i, part in enumerate(self.say(features)))
+
+
 class Teacher:
     """What the checkpoint as it came sees at 256 pixels: the lesson for every other size.
 
     `targets` are its projected features of each scene, cell by cell; `empty` are those of a cell without a thing,
-    averaged; `heads` tell a thing's shape, colour, size and cell from its features, and stay as they are afterwards.
+    averaged; `heads` tell things apart by them.
     """
 
     def __init__(self, tower: nn.Module, projector: nn.Module, pictures: np.ndarray, path: Path) -> None:
@@ -147,21 +177,7 @@ class Teacher:
         full = self.known[..., 0] == 1
         self.empty = torch.stack([self.targets[~full[:, cell], cell].mean(0) for cell in range(train.CELLS)])
         self.scale = self.targets.var()
-        self.heads = nn.Linear(train.HIDDEN, sum(ANSWERS))
-        optimizer = torch.optim.Adam(self.heads.parameters(), lr=3e-3)
-        seen, known = self.targets[full], self.known[full][:, 1:]
-        for _ in range(400):
-            rows = torch.randint(len(seen), (2_048,))
-            loss = self.misread(seen[rows], known[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        self.heads.requires_grad_(False)
-
-    def misread(self, features: Tensor, known: Tensor) -> Tensor:
-        """Cross-entropy of what the heads say of some things' features."""
-        said = self.heads(features / self.scale.sqrt()).split(ANSWERS, dim=-1)
-        return sum(F.cross_entropy(part, known[:, i]) for i, part in enumerate(said))
+        self.heads = Heads(self.targets[full], self.known[full][:, 1:], self.scale, steps=400)
 
     def loss(self, features: Tensor, rows: list[int], size: int) -> Tensor:
         """Of a tower's features (pictures, tokens, width): each thing has one token, the other tokens are empty.
@@ -170,8 +186,7 @@ class Teacher:
         """
         seen = self.projector(features)
         side = size // train.PATCH
-        centres = ((torch.arange(side) + 0.5) * scenes.GRID / side).int()
-        empty = self.empty[(centres[:, None] * scenes.GRID + centres).flatten()]
+        empty = self.empty[cells_under(side)]
         wanted, full = empty.repeat(len(rows), 1, 1), torch.zeros(seen.shape[:2], dtype=torch.bool)
         spoken, known = [], []
         for picture, row in enumerate(rows):
@@ -186,7 +201,8 @@ class Teacher:
             spoken.append(seen[picture, tokens])
             known.append(self.known[row, self.cells[row]][things, 1:])
         errors = (seen - wanted).square().mean(-1) / self.scale
-        return errors[full].mean() + errors[~full].mean() + HEADS * self.misread(torch.cat(spoken), torch.cat(known))
+        misread = self.heads.misread(torch.cat(spoken), torch.cat(known))
+        return errors[full].mean() + errors[~full].mean() + HEADS * misread
 
     def keep_loss(self, tower: nn.Module, pictures: np.ndarray) -> Tensor:
         """How far a tower's view of some pictures is from the teacher's, before the last stage and after it.
@@ -208,6 +224,12 @@ def views_of(tower: nn.Module, pictures: np.ndarray) -> tuple[Tensor, Tensor]:
     """A tower's features before its last stage and after it."""
     after, (before,) = tower.forward_intermediates(train.pixels_of(pictures), indices=[len(train.LAYERS) - 2])
     return before, after
+
+
+def cells_under(side: int) -> Tensor:
+    """The cell that each token's centre lies in, of side x side tokens."""
+    centres = ((torch.arange(side) + 0.5) * scenes.GRID / side).int()
+    return (centres[:, None] * scenes.GRID + centres).flatten()
 
 
 def distances(x: float, y: float, side: int) -> Tensor:
@@ -258,10 +280,30 @@ def recent(losses: dict[int | str, list[float]]) -> dict[int | str, float]:
 # 4. The decoder
 
 
+@dataclass(frozen=True)
+class Course:
+    """How the decoder is taught."""
+
+    name: str
+    steps: int
+    share: float  # of train.py's learning rates
+    average: float  # decay of the moving average of the weights
+    sizes: dict[int, float]  # each size's share of the steps
+
+
 def train_decoder(
-    work: Path, decoder: train.Decoder, encoder: train.Encoder, features: dict[int, Tensor], check: dict[int, Tensor]
+    work: Path,
+    decoder: train.Decoder,
+    encoder: train.Encoder,
+    course: Course,
+    seeds: dict[int, Sequence[int]],
+    features: dict[int, Tensor],
 ) -> train.Decoder:
-    """Teach projector and decoder conversations at every size; returns the averaged weights."""
+    """Teach projector and decoder conversations at every size; returns the averaged weights.
+
+    Args:
+        seeds, features: of the scenes of each size.
+    """
     path = work / "decoder.pt"
     if path.exists():
         decoder.load_state_dict(torch.load(path))
@@ -271,35 +313,33 @@ def train_decoder(
     optimizers = train.decoder_optimizers(decoder)
     for layer in decoder.layers:
         layer.compile(dynamic=True)  # a fifth faster
-    by_count = {size: rows_by_count(seeds_of(size)[: len(features[size])]) for size in SIZES}
-    started, losses = time.time(), {size: [] for size in SIZES}
-    shares = [size.decoder_share for size in SIZES.values()]
-    for step in range(DECODER_STEPS):
-        train.set_rates(optimizers, DECODER_SHARE * train.cosine_rate(step, DECODER_STEPS, warm_up=60))
-        rng = random.Random(f"sizes {train.SEED} {step}")
+    by_count = {size: rows_by_count(seeds[size]) for size in course.sizes}
+    started, losses = time.time(), {size: [] for size in course.sizes}
+    for step in range(course.steps):
+        train.set_rates(optimizers, course.share * train.cosine_rate(step, course.steps, warm_up=60))
+        rng = random.Random(f"{course.name} {train.SEED} {step}")
         torch.manual_seed(step)
-        size = rng.choices(list(SIZES), shares)[0]
+        size = rng.choices(list(course.sizes), list(course.sizes.values()))[0]
         rows = train.pick_seeds(train.EASY_STEPS, PLAN.crowds, by_count[size], rng)
-        seeds = [seeds_of(size)[row] for row in rows]
-        batch = train.batch_of(encoder, seeds, rng, PLAN.kinds, tokens_of(size))
+        batch = train.batch_of(encoder, [seeds[size][row] for row in rows], rng, PLAN.kinds, tokens_of(size))
         loss = train.answer_loss(decoder, features[size][rows].float(), batch, rng)
         train.learn(loss, decoder, optimizers)
-        train.average_in(average, decoder, step + 1, DECODER_AVERAGE)
+        train.average_in(average, decoder, step + 1, course.average)
         losses[size].append(loss.item())
         if (step + 1) % 50 == 0:
             print(f"decoder {step + 1} {recent(losses)} {time.time() - started:.0f} s", flush=True)
     train.save(path, **average.state_dict())
-    held_out = [scenes.HELD_OUT_SEEDS[number] for number in CHECK]
-    for size, seen in check.items():
-        print(f"decoder at {size} {train.report(average, encoder, seen, turns=2, seeds=held_out)}", flush=True)
     return average
 
 
-def rows_by_count(seeds: range) -> dict[int, list[int]]:
+def rows_by_count(seeds: Sequence[int]) -> dict[int, list[int]]:
     rows: dict[int, list[int]] = {count: [] for count in range(1, 5)}
     for row, seed in enumerate(seeds):
         rows[len(scenes.make_scene(seed).things)].append(row)
     return rows
+
+
+COURSE = Course("sizes", 1_200, 0.6, 0.99, {size: plan.decoder_share for size, plan in SIZES.items()})
 
 
 # 5. Export
@@ -340,7 +380,10 @@ def main() -> None:
     }
     checked = {size: train.features_of(tower, array, args.work / f"check-{size}.pt") for size, array in check.items()}
     encoder = train.Encoder(train.make_tokenizer(args.work / "tokenizer.json"))
-    decoder = train_decoder(args.work, decoder.requires_grad_(True), encoder, seen, checked)
+    seeds = {size: seeds_of(size)[: plan.scenes] for size, plan in SIZES.items()}
+    decoder = train_decoder(args.work, decoder.requires_grad_(True), encoder, COURSE, seeds, seen)
+    for size, features in checked.items():
+        print(f"decoder at {size} {train.report(decoder, encoder, features, turns=2, seeds=held_out)}", flush=True)
     export(args.checkpoint, args.export, tower, decoder)
 
 

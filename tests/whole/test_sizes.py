@@ -36,7 +36,7 @@ def test_they_are_several():
 
 @pytest.mark.parametrize("size", SIZES)
 def test_the_demo_answers_at_a_size_it_was_trained_on(demo, asked, size):
-    """Nine in ten at the smallest (docs/demo.md): fewer than three in four here would be another model."""
+    """96% of 500 at the smallest (docs/demo.md): fewer than three in four here would be another model."""
     assert count_right(demo, asked, size) > 0.75 * QUESTIONS
 
 
