@@ -268,7 +268,7 @@ def test_a_fault_ends_its_request_only(server, client, demo, monkeypatch):
     deliver = Row.deliver
 
     def broken(row, pick, model):
-        if row.options.seed == 13 and row.produced == 3:
+        if row.options.seed == 13 and row.produced == 1:
             raise ValueError("secret words")
         return deliver(row, pick, model)
 
