@@ -214,7 +214,7 @@ class Teacher:
             wanted = views_of(self.tower, pictures)
         with train.fast():
             seen = views_of(tower, pictures)
-        return sum(F.mse_loss(a.float(), b) / b.var() for a, b in zip(seen, wanted))
+        return unlike(seen, wanted)
 
 
 ANSWERS = list(train.CELL_TARGETS.values())[1:]
@@ -224,6 +224,11 @@ def views_of(tower: nn.Module, pictures: np.ndarray) -> tuple[Tensor, Tensor]:
     """A tower's features before its last stage and after it."""
     after, (before,) = tower.forward_intermediates(train.pixels_of(pictures), indices=[len(train.LAYERS) - 2])
     return before, after
+
+
+def unlike(seen: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
+    """How far features are from others, each squared distance as a share of their variance."""
+    return sum(F.mse_loss(a.float(), b) / b.var() for a, b in zip(seen, wanted))
 
 
 def cells_under(side: int) -> Tensor:
@@ -359,13 +364,19 @@ def export(checkpoint: Path, folder: Path, tower: nn.Module, decoder: train.Deco
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help="what fuse.py wrote")
+def read_arguments(about: str, before: str) -> argparse.Namespace:
+    """The command line of a script that goes on from the checkpoint of the one before it."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
+    parser.add_argument("checkpoint", type=Path, help=f"what {before} wrote")
     parser.add_argument("--work", type=Path, required=True, help="folder for each stage's results")
     parser.add_argument("--export", type=Path, required=True, help="folder for the new checkpoint")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+def main() -> None:
+    args = read_arguments(__doc__, "fuse.py")
     pictures = {size: train.render(seeds_of(size), args.work / f"{size}.u8", size) for size in SIZES}
     scribbles = train.render(range(SCRIBBLES), args.work / "scribbles.u8", TEACHER, scribble)
     held_out = [scenes.HELD_OUT_SEEDS[number] for number in CHECK]

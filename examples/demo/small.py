@@ -14,7 +14,6 @@ stopped goes on after the last stage that was done:
 
 from __future__ import annotations
 
-import argparse
 import copy
 import random
 import time
@@ -28,7 +27,6 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import scenes
 import sizes
@@ -37,7 +35,6 @@ import train
 STAGES = 3  # the tower's first stages, which take most of its time
 FIRST = 1_000_000  # no scene that train.py or sizes.py drew
 
-TEACHER = train.PIXELS
 SIZES = {
     192: sizes.Size(200_000, 0.74, 64, 0.40),
     256: sizes.Size(30_000, 0.05, 32, 0.20),
@@ -46,11 +43,11 @@ SIZES = {
     448: sizes.Size(3_000, 0.02, 12, 0.06),
     512: sizes.Size(3_000, 0.03, 12, 0.12),
 }
-SCRIBBLES, SCRIBBLED_SHARE, SCRIBBLED_BATCH = sizes.SCRIBBLES, 0.08, 32
+SCRIBBLED_SHARE, SCRIBBLED_BATCH = 0.08, 32
 TOWER_STEPS, TOWER_RATE, TOWER_AVERAGE = 8_000, 1e-3, 0.995
 COURSE = sizes.Course("small", 1_300, 0.7, 0.99, {size: plan.decoder_share for size, plan in SIZES.items()})
 DECODER_SCENES = 20_000  # at most, of a size
-CHECK = range(21_000, 22_000)  # of the held-out scenes; evaluate.py asks about the first
+CHECK = scenes.HELD_OUT_SEEDS[21_000:22_000]  # evaluate.py asks about the first
 
 
 def seeds_of(size: int) -> range:
@@ -137,12 +134,11 @@ class Things:
         shape = (len(seeds), 4)
         count, known, at = np.zeros(shape[0], int), np.zeros((*shape, 4), int), np.zeros((*shape, 2), np.float32)
         for row, seed in enumerate(seeds):
-            things = scenes.make_scene(seed).things
+            things, targets = scenes.make_scene(seed).things, train.cell_targets(seed)
             count[row] = len(things)
             for place, thing in enumerate(things):
-                kind = scenes.SHAPES.index(thing.shape), list(scenes.COLOURS).index(thing.colour)
-                size, cell = list(scenes.RADII).index(thing.size), thing.row * scenes.GRID + thing.column
-                known[row, place], at[row, place] = (*kind, size, cell), (thing.x, thing.y)
+                known[row, place] = targets[thing.row * scenes.GRID + thing.column, 1:]
+                at[row, place] = thing.x, thing.y
         return cls(count, known, at)
 
     def __getitem__(self, rows: Sequence[int] | slice) -> Things:
@@ -171,7 +167,7 @@ class Lesson:
         taken[scene, cells] = True
         self.empty = torch.stack([seen[~taken[:, cell], cell].mean(0) for cell in range(train.CELLS)])
         self.scale = seen.var()
-        self.wanted = torch.zeros(kind_of(known.new_tensor([[n - 1 for n in ANSWERS]])).item() + 1, train.HIDDEN)
+        self.wanted = torch.zeros(kind_of(known.new_tensor([[n - 1 for n in sizes.ANSWERS]])).item() + 1, train.HIDDEN)
         kinds = kind_of(known)
         counted = torch.zeros(len(self.wanted)).index_add(0, kinds, torch.ones(len(kinds)))
         self.wanted = self.wanted.index_add(0, kinds, features) / counted.clamp(min=1)[:, None]
@@ -222,13 +218,10 @@ class Lesson:
         return {name: round(float(value), 4) for name, value in found.items()}
 
 
-ANSWERS = sizes.ANSWERS
-
-
 def kind_of(known: Tensor) -> Tensor:
     """One number for a thing's shape, colour, size and cell."""
     shape, colour, size, cell = known.unbind(-1)
-    return ((shape * ANSWERS[1] + colour) * ANSWERS[2] + size) * ANSWERS[3] + cell
+    return ((shape * sizes.ANSWERS[1] + colour) * sizes.ANSWERS[2] + size) * sizes.ANSWERS[3] + cell
 
 
 def distances(at: np.ndarray, side: int) -> np.ndarray:
@@ -253,12 +246,9 @@ def train_tower(
     optimizer = torch.optim.AdamW(learnt.parameters(), lr=TOWER_RATE, weight_decay=0.02)
     shares = {size: plan.tower_share for size, plan in SIZES.items()} | {"scribbles": SCRIBBLED_SHARE}
     things = {size: Things.of(seeds_of(size)) for size in SIZES}
-    checked = Things.of([scenes.HELD_OUT_SEEDS[number] for number in CHECK])
+    checked = Things.of(CHECK)
     started, losses = time.time(), {lesson: [] for lesson in shares}
     for step in range(TOWER_STEPS):
-        if step % 1_000 == 0:
-            for size in SIZES:
-                print(f"check at {size} {lesson.check(average, check[size], checked, size)}", flush=True)
         train.set_rates([optimizer], train.cosine_rate(step, TOWER_STEPS, warm_up=30))
         rng = random.Random(f"small tower {train.SEED} {step}")
         kind = rng.choices(list(shares), list(shares.values()))[0]
@@ -268,7 +258,7 @@ def train_tower(
                 wanted = views_of(came, scribbles[rows])
             with train.fast():
                 seen = views_of(tower, scribbles[rows])
-            loss = sum(F.mse_loss(a.float(), b) / b.var() for a, b in zip(seen, wanted))
+            loss = sizes.unlike(seen, wanted)
         else:
             rows = sorted(rng.sample(range(len(maps[kind])), SIZES[kind].tower_batch))
             with train.fast():
@@ -279,30 +269,25 @@ def train_tower(
         losses[kind].append(loss.item())
         if (step + 1) % 100 == 0:
             print(f"tower {step + 1} {sizes.recent(losses)} {time.time() - started:.0f} s", flush=True)
-    for size in SIZES:
-        print(f"check at {size} {lesson.check(average, check[size], checked, size)}", flush=True)
+        if step % 1_000 == 0 or step + 1 == TOWER_STEPS:
+            for size in SIZES:
+                print(f"check at {size} {lesson.check(average, check[size], checked, size)}", flush=True)
     train.save(path, **average.state_dict())
     return average
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path, help="what sizes.py wrote")
-    parser.add_argument("--work", type=Path, required=True, help="folder for each stage's results")
-    parser.add_argument("--export", type=Path, required=True, help="folder for the new checkpoint")
-    args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
+    args = sizes.read_arguments(__doc__, "sizes.py")
     tower, decoder = sizes.load_demo(args.checkpoint)
     tower.requires_grad_(False)
     decoder.requires_grad_(False)
     started = time.time()
-    held_out = [scenes.HELD_OUT_SEEDS[number] for number in CHECK]
-    check = {size: Maps(tower, held_out, size, args.work / f"check-{size}.maps") for size in SIZES}
-    scribbles = Maps(tower, range(SCRIBBLES), TEACHER, args.work / "scribbles.maps", sizes.scribble)
+    check = {size: Maps(tower, CHECK, size, args.work / f"check-{size}.maps") for size in SIZES}
+    scribbles = Maps(tower, range(sizes.SCRIBBLES), sizes.TEACHER, args.work / "scribbles.maps", sizes.scribble)
     maps = {size: Maps(tower, seeds_of(size), size, args.work / f"{size}.maps") for size in sorted(SIZES)[::-1]}
     print(f"maps {time.time() - started:.0f} s", flush=True)
     torch.manual_seed(train.SEED)
-    lesson = Lesson(tower, decoder.mm_projector, maps[TEACHER], Things.of(seeds_of(TEACHER)))
+    lesson = Lesson(tower, decoder.mm_projector, maps[sizes.TEACHER], Things.of(seeds_of(sizes.TEACHER)))
     tower = train_tower(args.work, tower, lesson, maps, scribbles, check)
     seen = {size: features_of(tower, maps[size], DECODER_SCENES) for size in SIZES}
     checked = {size: features_of(tower, maps, 300) for size, maps in check.items()}
@@ -310,7 +295,7 @@ def main() -> None:
     seeds = {size: seeds_of(size)[:DECODER_SCENES] for size in SIZES}
     decoder = sizes.train_decoder(args.work, decoder.requires_grad_(True), encoder, COURSE, seeds, seen)
     for size, features in checked.items():
-        print(f"decoder at {size} {train.report(decoder, encoder, features, turns=2, seeds=held_out)}", flush=True)
+        print(f"decoder at {size} {train.report(decoder, encoder, features, turns=2, seeds=CHECK)}", flush=True)
     sizes.export(args.checkpoint, args.export, tower, decoder)
 
 

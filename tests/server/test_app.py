@@ -268,14 +268,14 @@ def test_a_fault_ends_its_request_only(server, client, demo, monkeypatch):
     deliver = Row.deliver
 
     def broken(row, pick, model):
-        if row.options.seed == 13 and row.produced == 1:
+        if row.options.seed == 13 and row.produced == 3:
             raise ValueError("secret words")
         return deliver(row, pick, model)
 
     monkeypatch.setattr(Row, "deliver", broken)
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        whole = pool.submit(client.post, CHAT, json=chat("Hello", seed=13, max_tokens=9))
-        stream = pool.submit(client.post, CHAT, json=chat("Hello", seed=13, max_tokens=9, stream=True))
+        whole = pool.submit(client.post, CHAT, json=chat("What can you do?", seed=13, max_tokens=9))
+        stream = pool.submit(client.post, CHAT, json=chat("What can you do?", seed=13, max_tokens=9, stream=True))
         good = pool.submit(client.post, CHAT, json=chat("Hello", max_tokens=30))
         assert good.result().json()["choices"][0]["message"]["content"] == generate(*demo, "Hello", max_tokens=30)
     assert whole.result().status_code == 500
