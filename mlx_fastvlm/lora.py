@@ -231,7 +231,14 @@ def _number(value: Any) -> Any:
         return value
 
 
-def _lora(arguments: argparse.Namespace) -> None:
+def _tell_once(arguments: argparse.Namespace) -> None:
+    """Of several processes, the first one prints."""
+    ranks = Ranks()
+    with nullcontext() if ranks.is_first else redirect_stdout(io.StringIO()):
+        _lora(arguments, ranks)
+
+
+def _lora(arguments: argparse.Namespace, ranks: Ranks) -> None:
     own, options = settings(arguments)
     if not (own["train"] or own["test"]):
         raise UsageError("Say what to do: --train, --test, or both.")
@@ -250,7 +257,6 @@ def _lora(arguments: argparse.Namespace) -> None:
     adapters = None if own["train"] else options.adapter_path
     loading = {name: own[name] for name in ("dtype", "revision", "force")}
     model, processor = load(own["model"], adapter_path=adapters, **loading)
-    ranks = Ranks()
     with ProgressBars(dict.fromkeys(data, " rows")) as bars:
         samples = {}
         for split, rows in data.items():
@@ -360,9 +366,7 @@ def _need_matplotlib() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point of ``python -m mlx_fastvlm.lora``."""
     arguments = parser().parse_args(argv)
-    silence = nullcontext() if Ranks().is_first else redirect_stdout(io.StringIO())  # one of several processes tells
-    with silence:
-        return run(lambda: _lora(arguments), debug=arguments.debug)
+    return run(lambda: _tell_once(arguments), debug=arguments.debug)
 
 
 if __name__ == "__main__":

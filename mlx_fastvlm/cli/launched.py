@@ -11,16 +11,18 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..models.group import join_group
+
 
 def group_of_launch() -> mx.distributed.Group | None:
     """The processes that were started together; None where this one is alone.
 
     Raises:
-        RuntimeError: they can't be reached.
+        RuntimeError: they can't reach each other.
     """
     if "MLX_RANK" not in os.environ:
         return None
-    group = mx.distributed.init()
+    group = join_group()
     return group if group.size() > 1 else None
 
 

@@ -16,6 +16,7 @@ from mlx.nn.layers.distributed import shard_inplace
 
 from ..errors import UsageError
 from . import memory
+from .group import join_group
 from .lora import LINEAR
 from .pretrained import load
 from .threads import end_streams_with_thread
@@ -63,7 +64,7 @@ def shard(
             are not fused, or a model that is sharded already.
     """
     end_streams_with_thread()
-    _cut(model, mx.distributed.init() if group is None else group)
+    _cut(model, join_group() if group is None else group)
     _read(model)
     return model
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
+from ..models.group import join_group
 from ..models.streams import take_cores
 from .packing import pack, unpack
 
@@ -23,10 +24,14 @@ BOOT = Path("/proc/sys/kernel/random/boot_id")  # one for each machine; containe
 
 
 class Ranks:
-    """This process among those that ``mlx.launch`` has started; alone if it has not, and then nothing is sent."""
+    """This process among those that ``mlx.launch`` has started; alone if it has not, and then nothing is sent.
+
+    Raises:
+        RuntimeError: they can't reach each other.
+    """
 
     def __init__(self) -> None:
-        group = mx.distributed.init()
+        group = join_group()
         self.rank, self.count = group.rank(), group.size()
 
     @property

@@ -1,29 +1,34 @@
 """Processes that MLX's ring connects, on loopback."""
 
+import contextlib
 import json
 import os
+import random
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.support.processes import run, start
 
+# Linux takes the ports of connections from 32768 on, macOS from 49152: a test beside this one could be given one there.
+PORTS = range(20000, 32000)
+
 
 def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """So many in a row, as mlx.launch takes them."""
+    while True:
+        first = random.choice(PORTS)
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            ports = range(first, first + count)
+            for port in ports:
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return ports
 
 
-def start_ranks(command, folder, count=2):
+def start_ranks(command, folder, count=2, ports=None):
     """Start a command once for each rank, with the variables that mlx.launch sets."""
     hosts = folder / "hosts.json"
-    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in free_ports(count)]))
+    hosts.write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports or free_ports(count)]))
     environment = os.environ | {"MLX_HOSTFILE": str(hosts)}
     return [start(command, env=environment | {"MLX_RANK": str(rank)}) for rank in range(count)]
 
@@ -44,10 +49,9 @@ def launch(arguments, count=2, timeout=120):
     """``mlx.launch`` with ``python -m`` and these arguments. Its standard input stays open, or it would spin."""
     ours, theirs = os.pipe()
     try:
-        port = str(free_ports(1)[0])
-        words = ["-n", str(count), "--backend", "ring", "--starting-port", port, "--", sys.executable, "-m", *arguments]
         launcher = [sys.executable, "-c", "from mlx._distributed_utils.launch import main; main()"]
-        return run([*launcher, *words], stdin=ours, timeout=timeout)
+        how = ["-n", count, "--backend", "ring", "--starting-port", free_ports(count).start]
+        return run([*launcher, *how, "--", sys.executable, "-m", *arguments], stdin=ours, timeout=timeout)
     finally:
         os.close(ours)
         os.close(theirs)

@@ -12,22 +12,10 @@ import pytest
 from mlx_fastvlm.files import read_safetensors
 from mlx_fastvlm.lora import main
 from tests.support.paths import ROOT
-from tests.support.processes import run
-from tests.support.ranks import finish, start_ranks
+from tests.support.ranks import finish, free_ports, launch, start_ranks
 from tests.support.training import IMAGES, rows
 
-SECONDS = 120  # the ring backend may stall; then the test fails instead of waiting
-
-
-def launched(processes, words):
-    """``python -m mlx_fastvlm.lora`` in so many processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = [ROOT / "tests" / "support" / "lora.py", *words]
-    launch = [sys.executable, "-c", "from mlx._distributed_utils.launch import main; main()"]
-    how = ["-n", processes, "--backend", "ring", "--starting-port", port, "--env", f"PYTHONPATH={ROOT}"]
-    return run([*launch, *how, "--", sys.executable, *script], timeout=SECONDS, cwd=ROOT)
+LORA = "mlx_fastvlm.lora"
 
 
 @pytest.fixture
@@ -56,8 +44,8 @@ def test_two_processes_are_as_one(words, tmp_path):
     """An epoch's last batch, of three rows, and accumulated batches among them."""
     alone, both = tmp_path / "alone", tmp_path / "both"
     assert main([*map(str, words), "--adapter-path", str(alone)]) == 0
-    done = launched(2, [*words, "--adapter-path", both])
-    assert done.stdout.count("Iter 4: loss") == 1
+    done = launch([LORA, *words, "--adapter-path", both])
+    assert done.stdout.count("Iter 4: loss") == 1, done.stderr
     expected, _ = read_safetensors(alone / "adapters.safetensors")
     found, _ = read_safetensors(both / "adapters.safetensors")
     assert expected.keys() == found.keys()
@@ -72,13 +60,14 @@ def test_two_processes_are_as_one(words, tmp_path):
 def test_it_goes_on(words, tmp_path):
     """Together as alone; and not with another number of processes, whose sums are rounded otherwise."""
     words = [*words, "--adapter-path", tmp_path / "both"]
-    launched(2, words)
-    assert "Iter 8: loss" in launched(2, [*words, "--iters", 8, "--resume"]).stdout
+    for more in ([], ["--iters", 8, "--resume"]):
+        done = launch([LORA, *words, *more])
+        assert f"Iter {8 if more else 4}: loss" in done.stdout, done.stderr
     assert [line["iteration"] for line in told(tmp_path / "both") if "loss" in line] == [2, 4, 6, 8]
 
 
 def test_more_processes_than_rows_are_refused(words, tmp_path):
-    done = launched(2, [*words, "--batch-size", 1, "--adapter-path", tmp_path / "both"])
+    done = launch([LORA, *words, "--batch-size", 1, "--adapter-path", tmp_path / "both"])
     assert "batch_size is for all processes together" in done.stdout + done.stderr
     assert not (tmp_path / "both" / "adapters.safetensors").exists()
 
@@ -109,3 +98,18 @@ def test_processes_on_one_machine_have_cores_of_their_own(count, tmp_path, monke
         assert code == 0, err
         share = cores[place * each : (place + 1) * each] or cores
         assert out.splitlines() == [f"[{share}] {min(8, len(share))}"] * 2
+
+
+def test_processes_that_do_not_meet_are_one_line(tmp_path):
+    """Something else has the second one's port."""
+    ports = free_ports(2)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", ports[1]))
+        taken.listen()
+        (first, second) = start_ranks([sys.executable, "-m", LORA, "--train"], tmp_path, ports=ports)
+        out, err = second.communicate(timeout=60)
+    first.kill()
+    first.communicate()
+    assert (second.returncode, out) == (1, "")
+    assert err.startswith("error: The processes can't reach each other")
+    assert err.count("\n") == 1
