@@ -238,6 +238,8 @@ def main():
     arguments = parser.parse_args()
     if arguments.work:
         return work(arguments.work, arguments.checkpoint, arguments.dtype)
+    from mlx_fastvlm.evaluation.speed import machine
+
     dtype = None if arguments.defaults else "float32"
     with tempfile.TemporaryDirectory() as renamed:
         own = "mlx_fastvlm", sys.executable, arguments.checkpoint, dtype, arguments.blas
@@ -265,6 +267,7 @@ def main():
             worker.wait()
     same = {package: figures["ids"] == turns[0]["mlx_fastvlm"]["ids"] for package, figures in turns[0].items()}
     print(f"greedy tokens equal to mlx_fastvlm's: {same}", file=sys.stderr)
+    print(f"this machine: {machine()}", file=sys.stderr)
     report(turns)
 
 

@@ -28,6 +28,17 @@ def prefer_openblas() -> None:
         pass  # not installed, or not found in time: MLX takes the BLAS in its wheel
 
 
+def openblas() -> str | None:
+    """The OpenBLAS that this process has loaded, and for which processor it has chosen its kernels; None without."""
+    library = ctypes.CDLL(None)
+    try:
+        config, core = library.openblas_get_config, library.openblas_get_corename
+    except AttributeError:
+        return None
+    config.restype = core.restype = ctypes.c_char_p
+    return f"{' '.join(config().decode().split()[:2])}, kernels for {core().decode()}"
+
+
 def _warn_if_too_late() -> None:
     """Where MLX has bound its own BLAS already: products then take up to 50 times as long."""
     mx = sys.modules["mlx.core"]

@@ -7,6 +7,7 @@ repeats, and in brackets the shortest and the longest.
 from __future__ import annotations
 
 import io
+import itertools
 import platform
 import statistics
 import subprocess
@@ -24,6 +25,7 @@ from PIL import Image
 from .. import __version__
 from ..cache.policy import make_cache
 from ..generation.decoding import prefill, step
+from ..startup import openblas
 
 if TYPE_CHECKING:
     from ..cache.kv import KVCache
@@ -135,16 +137,32 @@ def import_seconds(repeats: int) -> Figure:
 
 
 def machine() -> dict[str, str]:
-    """What the figures depend on: processor, system and versions."""
-    info = mx.device_info() if mx.default_device().type == mx.DeviceType.gpu else {}
+    """What the figures depend on: processor, system, versions, and on a Linux CPU the BLAS."""
+    on_gpu = mx.default_device().type == mx.DeviceType.gpu
+    info = mx.device_info() if on_gpu else {}
+    blas = {} if on_gpu or sys.platform != "linux" else {"blas": openblas() or "of MLX's wheel"}
     return {
-        "device": str(info.get("device_name") or platform.processor() or platform.machine()),
+        "device": str(info.get("device_name") or _processor()),
         "backend": mx.default_device().type.name,
+        **blas,
         "system": platform.platform(),
         "python": platform.python_version(),
         "mlx": mx.__version__,  # type: ignore[attr-defined]  # its stub lacks it
         "mlx_fastvlm": __version__,
     }
+
+
+def _processor() -> str:
+    """The CPU's name; on Linux with its family and model, which tell apart what a cloud gives one name."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            told = dict(map(str.strip, line.split(":", 1)) for line in itertools.takewhile(str.strip, file))
+    except (OSError, ValueError):
+        told = {}
+    if "model name" not in told:
+        return platform.processor() or platform.machine()
+    numbers = f" (family {told['cpu family']}, model {told['model']})" if {"cpu family", "model"} <= told.keys() else ""
+    return told["model name"] + numbers
 
 
 _SHOWN = (*STEPS, "first_token", "decode")

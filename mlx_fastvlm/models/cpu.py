@@ -152,6 +152,12 @@ class CpuVisionAttention(vision.Attention):
 
 
 class CpuAttention(language.Attention):
+    def turn(self, x: mx.array, offset: Any, position_ids: mx.array | None) -> mx.array:
+        """A token's by a product with a matrix that all layers share; else each would compute its sines and cosines."""
+        if x.shape[2] > 1 or position_ids is not None or not isinstance(offset, int) or not suits(x):
+            return super().turn(x, offset, position_ids)
+        return x @ self._rotary.matrix(offset)
+
     def attend(self, q: mx.array, k: Any, v: Any, mask: mx.array | str | None, cache: Any) -> mx.array:
         if q.shape[2] == 1 or hasattr(cache, "bits") or not suits(q):
             return super().attend(q, k, v, mask, cache)

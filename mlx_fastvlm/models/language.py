@@ -84,8 +84,12 @@ class Attention(nn.Module):
         k = self.k_proj(x).reshape(batch, length, -1, self._head_dim).transpose(0, 2, 1, 3)
         v = self.v_proj(x).reshape(batch, length, -1, self._head_dim).transpose(0, 2, 1, 3)
         offset = 0 if cache is None else cache.offset
-        q, k = self._rotary(q, offset, position_ids), self._rotary(k, offset, position_ids)
+        q, k = self.turn(q, offset, position_ids), self.turn(k, offset, position_ids)
         return (q, k, v) if cache is None else (q, *cache.update_and_fetch(k, v))
+
+    def turn(self, x: mx.array, offset: Any, position_ids: mx.array | None) -> mx.array:
+        """Queries or keys, turned to their positions; see :class:`Rotary`."""
+        return self._rotary(x, offset, position_ids)
 
     def attend(self, q: mx.array, k: Any, v: Any, mask: mx.array | str | None, cache: Any) -> mx.array:
         """Scaled dot-product attention over all keys; see :func:`cached_attention`."""

@@ -8,12 +8,15 @@ than the model has seen (NTK), "yarn" (arXiv 2309.00071) and "llama3" stretch sl
 from __future__ import annotations
 
 import math
+import threading
 from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
 if TYPE_CHECKING:
     from ..config import TextConfig
+
+_of_thread = threading.local()  # what a thread has not computed yet, no other one can
 
 
 def rotate(x: mx.array, position_ids: mx.array, inverse: mx.array) -> mx.array:
@@ -46,6 +49,7 @@ class Rotary:
         self._length = config.max_position_embeddings
         self._kind = self._rope["rope_type"]
         self._factor = _attention_factor(self._rope, self._length) if self._kind == "yarn" else 1.0
+        self._settings = self._head_dim, self._base, self._length, repr(sorted(self._rope.items()))
 
     def __call__(self, x: mx.array, offset: Any = 0, position_ids: mx.array | None = None) -> mx.array:
         """Turn ``x``, (batch, heads, length, head_dim).
@@ -67,6 +71,18 @@ class Rotary:
             first = offset[:, None] if isinstance(offset, mx.array) and offset.ndim else offset
             position_ids = mx.broadcast_to(mx.arange(x.shape[2]) + first, (x.shape[0], x.shape[2]))
         return rotate(x, position_ids, self.inverse(position_ids))
+
+    def matrix(self, position: int) -> mx.array:
+        """(head_dim, head_dim), float32: what a head is multiplied with to turn it to this position.
+
+        A decoder's layers are asked one after the other, so the last one is kept for all that turn alike.
+        """
+        wanted = self._settings, position
+        if getattr(_of_thread, "kept", None) != wanted:
+            units = mx.eye(self._head_dim)[None, :, None]
+            _of_thread.kept, _of_thread.matrix = wanted, self(units, position)[0, :, 0]
+        matrix: mx.array = _of_thread.matrix
+        return matrix
 
     def inverse(self, position_ids: mx.array | None = None) -> mx.array:
         """Turns a position of each pair, (head_dim / 2,); for "dynamic" (batch, 1, 1, head_dim / 2)."""

@@ -1,12 +1,14 @@
 """The benchmark measures what it says; how fast this machine is is nobody's test."""
 
 import json
+import sys
 
 import pytest
 
-from mlx_fastvlm import benchmark, load, load_image
+from mlx_fastvlm import benchmark, load, load_image, startup
 from mlx_fastvlm.evaluation import report, speed
 from mlx_fastvlm.models import released
+from tests.support.processes import run
 
 import mlx.core as mx  # isort: skip  (after mlx_fastvlm, so that OpenBLAS is found)
 
@@ -141,3 +143,16 @@ def test_random_configs_are_the_released_shapes():
 def test_the_photo_has_a_phones_size():
     assert load_image(speed.photo()).size == (4032, 3024)
     assert len(speed.photo()) > 1e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have one BLAS")
+@pytest.mark.parametrize(("kernels", "told"), [("Haswell", "kernels for Haswell"), (None, "of MLX's wheel")])
+def test_it_says_which_blas_computes(kernels, told, monkeypatch):
+    """Which of OpenBLAS's kernels, too: with the ones for an older processor everything takes twice as long."""
+    monkeypatch.setenv("OPENBLAS_CORETYPE", kernels or "")
+    monkeypatch.setenv("MLX_FASTVLM_OPENBLAS", "1" if kernels else "0")
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    if kernels and not startup.openblas():
+        pytest.skip("needs OpenBLAS")
+    done = run([sys.executable, "-c", "from mlx_fastvlm.evaluation.speed import machine; print(machine()['blas'])"])
+    assert told in done.stdout, done.stderr
