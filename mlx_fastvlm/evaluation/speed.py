@@ -156,9 +156,10 @@ def _processor() -> str:
     """The CPU's name; on Linux with its family and model, which tell apart what a cloud gives one name."""
     try:
         with open("/proc/cpuinfo") as file:
-            told = dict(map(str.strip, line.split(":", 1)) for line in itertools.takewhile(str.strip, file))
-    except (OSError, ValueError):
-        told = {}
+            first = list(itertools.takewhile(str.strip, file))
+    except OSError:
+        first = []
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first)}
     if "model name" not in told:
         return platform.processor() or platform.machine()
     numbers = f" (family {told['cpu family']}, model {told['model']})" if {"cpu family", "model"} <= told.keys() else ""
