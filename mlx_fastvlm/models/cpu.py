@@ -173,7 +173,7 @@ class CpuMLP(language.MLP):
         return cpu_ops.tokenwise(x, self._gated, width=self.gate_proj.weight.shape[0])
 
     def _gated(self, x: mx.array) -> mx.array:
-        return self.down_proj(cpu_ops.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(cpu_ops.swiglu(x, self.gate_proj, self.up_proj))
 
 
 FORMS: dict[type[nn.Module], type[nn.Module]] = {

@@ -208,9 +208,29 @@ def linear(x: mx.array, layer: nn.Module, apply: Callable[[mx.array], mx.array])
         # A part at a time: of the head, the whole would be the largest array.
         parts = 1 if values < PIECE // 4 else -(-values // (2 * PIECE * cores)) * cores
         return _by_outputs(x, layer, parts, _some_unpacked_outputs)
-    if tokens >= MANY or layer.weight.size < PIECE // 4:
+    if not _few(x, layer):
         return tokenwise(x, apply)
     return _by_outputs(x, layer, cores, _some_outputs)
+
+
+def swiglu(x: mx.array, gate: nn.Module, up: nn.Module) -> mx.array:
+    """SiLU of a linear layer times another, (..., inputs) -> (..., outputs); for few tokens, a core a share of both."""
+    if not _few(x, gate) or "bias" in gate or "bias" in up:
+        y: mx.array = silu(gate(x)) * up(x)
+        return y
+
+    def some_outputs(x: mx.array, share: slice) -> mx.array:
+        return silu(_some_outputs(x, gate, share)) * _some_outputs(x, up, share)
+
+    outputs = gate.weight.shape[0]
+    done = spread(x.reshape(-1, x.shape[-1]), _shares(outputs, free_cores()), some_outputs)
+    return mx.concatenate(done, axis=-1).reshape(*x.shape[:-1], outputs)
+
+
+def _few(x: mx.array, layer: nn.Module) -> bool:
+    """Whether a product is bound by memory: of few tokens with a large matrix."""
+    tokens = x.size // x.shape[-1]
+    return tokens < (UNPACKED if "scales" in layer else MANY) and layer.weight.size >= PIECE // 4
 
 
 def _by_outputs(x: mx.array, layer: nn.Module, parts: int, compute: Callable[..., mx.array]) -> mx.array:

@@ -159,6 +159,30 @@ def test_a_linear_layer_is_what_it_would_be_in_one_piece(kind, outputs, cores, m
     cpu_ops._blocks.cache_clear()
 
 
+@pytest.mark.parametrize("cores", [1, 2, 3])
+@pytest.mark.parametrize("kind", ["bias", "no bias", "4 bits", "mxfp4"])
+def test_a_gated_product_is_what_it_would_be_in_one_piece(kind, cores, monkeypatch):
+    """Few tokens' is shared out once, not once for each of the two matrices."""
+    monkeypatch.setattr(streams, "_count", lambda: cores)
+    monkeypatch.setattr(cpu_ops, "PIECE", 512)
+    monkeypatch.setattr(cpu_ops, "SMALL", 4096)
+    cpu_ops._blocks.cache_clear()
+    spread, times = streams.spread, []
+    monkeypatch.setattr(cpu_ops, "spread", lambda *all: times.append(1) or spread(*all))
+    gate, up = (layers(64, 635)[kind] for _ in range(2))
+    shared = specialize(copy.copy(gate)), specialize(copy.copy(up))
+    for shape, few in (((1, 1, 64), True), ((3, 64), True), ((2, 5, 64), True), ((100, 64), False)):
+        x = mx.random.normal(shape)
+        expected = nn.silu(gate(x)) * up(x)
+        times.clear()
+        assert mx.allclose(cpu_ops.swiglu(x, *shared), expected, atol=1e-4)
+        assert (len(times) == 1) == (few and "bias" not in gate), times
+        ours = mx.grad(lambda x: cpu_ops.swiglu(x, *shared).square().sum())(x)
+        theirs = mx.grad(lambda x: (nn.silu(gate(x)) * up(x)).square().sum())(x)
+        assert mx.abs(ours - theirs).max() <= 1e-4 * mx.abs(theirs).max()
+    cpu_ops._blocks.cache_clear()
+
+
 @pytest.mark.parametrize("tokens", [3, 150])
 def test_gradients_of_what_is_shared_out(tokens, monkeypatch):
     monkeypatch.setattr(streams, "_count", lambda: 2)
