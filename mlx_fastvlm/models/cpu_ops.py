@@ -219,12 +219,10 @@ def swiglu(x: mx.array, gate: nn.Module, up: nn.Module) -> mx.array:
         y: mx.array = silu(gate(x)) * up(x)
         return y
 
-    def some_outputs(x: mx.array, share: slice) -> mx.array:
+    def some_outputs(x: mx.array, gate: nn.Module, share: slice) -> mx.array:
         return silu(_some_outputs(x, gate, share)) * _some_outputs(x, up, share)
 
-    outputs = gate.weight.shape[0]
-    done = spread(x.reshape(-1, x.shape[-1]), _shares(outputs, free_cores()), some_outputs)
-    return mx.concatenate(done, axis=-1).reshape(*x.shape[:-1], outputs)
+    return _by_outputs(x, gate, free_cores(), some_outputs)
 
 
 def _few(x: mx.array, layer: nn.Module) -> bool:
